@@ -1,0 +1,30 @@
+# Everything needs Python and make only; uv is fetched into .tools where it is missing.
+UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
+RUN := $(UV) run --frozen
+
+.PHONY: demo test lint bench openapi crash
+
+demo: $(UV)  ## import a sample, serve it, and say what to try
+	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
+	$(RUN) chatkeep serve --database-url sqlite:///demo.db
+
+test: $(UV)  ## the tests, with their coverage
+	$(RUN) pytest --cov --cov-report=term-missing:skip-covered
+
+lint: $(UV)  ## format, lint and types
+	$(RUN) ruff format --check
+	$(RUN) ruff check
+	$(RUN) mypy
+
+bench: $(UV)  ## the speed table, into benchmarks/RESULTS.md
+	$(RUN) --group bench python -m benchmarks
+
+crash: $(UV)  ## 50 rounds of SIGKILL in the middle of appends
+	CHATKEEP_CRASH_ROUNDS=50 $(RUN) pytest tests/test_crash.py
+
+openapi: $(UV)  ## write docs/openapi.json anew
+	$(RUN) python -m chatkeep.api.openapi > docs/openapi.json
+
+.tools/bin/uv:
+	python3 -m venv .tools
+	.tools/bin/pip install --quiet uv

@@ -1,0 +1,63 @@
+"""A conversation store for AI applications.
+
+from chatkeep import NewConversation, NewMessage, open_store
+
+async with open_store("sqlite:///chat.db") as store:
+    conversation = await store.create_conversation("ada", NewConversation(title="Tea"))
+    await store.append("ada", conversation.id, [NewMessage(role="user", content="How hot?")])
+    page = await store.history("ada", conversation.id)
+"""
+
+from chatkeep.errors import (
+    ChatkeepError,
+    Conflict,
+    InvalidId,
+    InvalidInput,
+    NotFound,
+    NotYours,
+    SchemaMismatch,
+    StoreUnavailable,
+)
+from chatkeep.model import (
+    Conversation,
+    ConversationChange,
+    ErasureReceipt,
+    ImportedConversation,
+    ImportedMessage,
+    Message,
+    NewConversation,
+    NewMessage,
+    Page,
+    Role,
+    SearchHit,
+    Source,
+    Status,
+)
+from chatkeep.store import Store, StoreOptions, open_store
+
+__all__ = [
+    "ChatkeepError",
+    "Conflict",
+    "Conversation",
+    "ConversationChange",
+    "ErasureReceipt",
+    "ImportedConversation",
+    "ImportedMessage",
+    "InvalidId",
+    "InvalidInput",
+    "Message",
+    "NewConversation",
+    "NewMessage",
+    "NotFound",
+    "NotYours",
+    "Page",
+    "Role",
+    "SchemaMismatch",
+    "SearchHit",
+    "Source",
+    "Status",
+    "Store",
+    "StoreOptions",
+    "StoreUnavailable",
+    "open_store",
+]

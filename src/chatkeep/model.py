@@ -1,0 +1,422 @@
+"""What is stored: frozen records, and the rules that their values keep. No I/O.
+
+The records are the library's values and the HTTP API's schemas alike. Text is cleaned here and nowhere
+else: every valid Unicode string is kept as it is, and surrogates, which are not valid Unicode, are joined
+where they form a pair and become U+FFFD where they stand alone (`clean_text`).
+"""
+
+import hashlib
+import json
+import secrets
+import time
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from typing import Annotated, Any, Self
+from uuid import UUID
+
+from pydantic import (
+    AfterValidator,
+    AwareDatetime,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
+
+from chatkeep.errors import InvalidId, InvalidInput
+
+MAX_CONTENT_CHARS = 10_000
+"""Longest content of a user or system message, in characters, unless a store is opened with another limit."""
+
+MAX_LABEL_CHARS = 255
+"""Longest title, context_id and external_id, in characters."""
+
+MAX_OWNER_BYTES = 255
+"""Longest owner, in bytes of UTF-8."""
+
+MAX_TITLE_FROM_MESSAGE = 80
+"""Longest title that is made from a message, in characters."""
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+# --- text, JSON, times, ids -----------------------------------------------------------------------------
+
+
+def clean_text(text: str) -> str:
+    """Return `text` as valid Unicode: surrogate pairs joined, lone surrogates replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def dump_json(value: object) -> str:
+    """Serialise `value` as compact JSON that keeps key order, NUL and integers of any size.
+
+    Raises ValueError for what JSON cannot hold: NaN, infinities, other types, cycles.
+    """
+    try:
+        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    except TypeError as error:
+        raise ValueError("only JSON values can be stored: objects, lists, text, numbers, true, false, null") from error
+    except RecursionError as error:
+        raise ValueError("JSON is nested too deeply") from error
+    return clean_text(text)
+
+
+def parse_json(text: str) -> Any:
+    """Parse strict JSON (valid Unicode, no NaN) and clean the text that it escapes. Raises ValueError."""
+    try:
+        value = json.loads(text, parse_constant=_refuse_constant)
+        return json.loads(dump_json(value)) if "\\u" in text else value
+    except RecursionError as error:
+        raise ValueError("JSON is nested too deeply") from error
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _clean(value: object) -> object:
+    return clean_text(value) if isinstance(value, str) else value
+
+
+def _not_blank(text: str) -> str:
+    if not text or text.isspace():
+        raise ValueError("must not be blank")
+    return text
+
+
+def _snapshot(value: object) -> object:
+    """Copy a JSON object through its text, so that what the caller does to it later changes nothing."""
+    return json.loads(dump_json(value)) if value else value
+
+
+def _only_iso_or_datetime(value: object) -> object:
+    if not isinstance(value, str | datetime):
+        raise ValueError("must be a date and time with a time zone, such as 2026-01-31T12:00:00Z")  # noqa: TRY004
+    return value
+
+
+def _to_utc(time_: datetime) -> datetime:
+    try:
+        return time_.astimezone(UTC)
+    except OverflowError as error:
+        raise ValueError("is outside the years 1 to 9999") from error
+
+
+Text = Annotated[str, BeforeValidator(_clean)]
+Label = Annotated[
+    str,
+    BeforeValidator(_clean),
+    StringConstraints(min_length=1, max_length=MAX_LABEL_CHARS),
+    AfterValidator(_not_blank),
+]
+JsonObject = Annotated[dict[str, Any], BeforeValidator(_snapshot)]
+Time = Annotated[AwareDatetime, BeforeValidator(_only_iso_or_datetime), AfterValidator(_to_utc)]
+
+
+def to_micros(moment: datetime) -> int:
+    """Microseconds since 1970-01-01 UTC, exactly."""
+    return (moment - EPOCH) // timedelta(microseconds=1)
+
+
+def from_micros(micros: int) -> datetime:
+    """The inverse of `to_micros`."""
+    return EPOCH + timedelta(microseconds=micros)
+
+
+def now() -> datetime:
+    """The current time, UTC, in microseconds."""
+    return datetime.now(UTC)
+
+
+def new_id() -> UUID:
+    """Make a UUID version 7 (RFC 9562, 5.7): 48 bits of milliseconds, then random bits.
+
+    New ids are close to each other in an index; nothing in chatkeep reads a time or an order from them.
+    """
+    value = time.time_ns() // 1_000_000 << 80 | secrets.randbits(80)
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return UUID(int=value)
+
+
+# --- checks of the port's arguments ----------------------------------------------------------------------
+
+
+def valid_id(value: UUID | str) -> UUID:
+    """Return the UUID that `value` is or spells. Raises InvalidId."""
+    if isinstance(value, UUID):
+        return value
+    try:
+        return UUID(value)
+    except (ValueError, AttributeError, TypeError):
+        raise InvalidId("an id must be a UUID, such as 0190f0f0-7a3c-7cc2-b1c3-2f6c1d9e8a75", got=value) from None
+
+
+def valid_owner(owner: str) -> str:
+    """Return `owner` unchanged. Raises InvalidInput.
+
+    An owner is never cleaned: two owners must not become one.
+    """
+    try:
+        size = len(owner.encode())
+    except UnicodeEncodeError:
+        raise InvalidInput("an owner must be valid Unicode") from None
+    if not 1 <= size <= MAX_OWNER_BYTES:
+        raise InvalidInput(f"an owner must be 1 to {MAX_OWNER_BYTES} bytes of UTF-8 long", got=f"{size} bytes")
+    return owner
+
+
+def valid_range(name: str, value: int, low: int, high: int) -> int:
+    """Return `value` where it lies in low … high. Raises InvalidInput; nothing is coerced."""
+    if not low <= value <= high:
+        raise InvalidInput(f"{name} must be between {low} and {high}", got=value)
+    return value
+
+
+# --- records ---------------------------------------------------------------------------------------------
+
+
+class Record(BaseModel):
+    """A frozen value. Validation errors never repeat the input, which may be private."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+
+
+_RECORD_SLOTS = (("__pydantic_extra__", None), ("__pydantic_private__", None))
+
+
+def stored[R: Record](kind: type[R], **values: Any) -> R:
+    """Build a record from values that were checked when they were stored, without checking them again.
+
+    What pydantic's model_construct does for a record with all its fields given: measured at 2 µs against
+    11 µs, and 6 µs for validation, for a Message.
+    """
+    record = kind.__new__(kind)
+    put = object.__setattr__
+    put(record, "__dict__", values)
+    put(record, "__pydantic_fields_set__", set(values))
+    for name, value in _RECORD_SLOTS:
+        put(record, name, value)
+    return record
+
+
+class Role(StrEnum):
+    """Who said it."""
+
+    USER = "user"
+    ASSISTANT = "assistant"
+    SYSTEM = "system"
+    TOOL = "tool"
+
+
+class Status(StrEnum):
+    """How far a message came. Only `deleted` may follow a final status."""
+
+    COMPLETE = "complete"
+    INTERRUPTED = "interrupted"
+    FAILED = "failed"
+    DELETED = "deleted"
+
+
+class Source(Record):
+    """A place in a document that an answer rests on."""
+
+    document_id: UUID
+    file_path: Annotated[str, BeforeValidator(_clean), StringConstraints(max_length=4096), AfterValidator(_not_blank)]
+    header_anchor: Label | None = None
+    similarity_score: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+
+
+class NewConversation(Record):
+    """A conversation to be created. Creating it again with the same id and the same values changes nothing."""
+
+    id: UUID | None = Field(None, description="Made by the store (UUID version 7) when absent.")
+    title: Label | None = Field(None, description="Made from the first user message when absent.")
+    context_id: Label | None = Field(None, description="The application's own label to list conversations by.")
+    external_id: Label | None = Field(None, description="The id that another system knows the conversation by.")
+    metadata: JsonObject = Field(default_factory=dict)
+
+    def fingerprint(self) -> bytes:
+        """Sixteen bytes that are equal exactly when the caller sent the same values (id apart)."""
+        named = {"title": self.title, "context_id": self.context_id, "external_id": self.external_id}
+        return _digest(self, {name: value for name, value in named.items() if value is not None})
+
+
+class ImportedConversation(NewConversation):
+    """A conversation as another system kept it."""
+
+    updated_at: Time | None = Field(None, description="When it was last active; the time of import when absent.")
+
+
+class Conversation(Record):
+    """A conversation as it is stored."""
+
+    id: UUID
+    owner_id: str
+    title: str | None
+    context_id: str | None
+    external_id: str | None
+    metadata: dict[str, Any]
+    last_seq: int = Field(description="How many messages were ever appended, on all branches.")
+    head_id: UUID | None = Field(description="The message that history ends with and the next one follows.")
+    created_at: datetime
+    updated_at: datetime = Field(description="Moved by every message, by nothing else.")
+
+
+class ConversationChange(Record):
+    """What to change of a conversation; what is absent stays. JSON Merge Patch (RFC 7396)."""
+
+    title: Label | None = None
+    metadata: JsonObject | None = Field(None, description="Merged into the metadata: null removes a key.")
+    head_id: UUID | None = Field(None, description="The message to continue after; null starts anew.")
+
+
+class NewMessage(Record):
+    """A message to be appended. Its id is the idempotency key: appending it again changes nothing.
+
+    `parent_id` absent means "after the head"; null means "at the root", a new beginning.
+    """
+
+    id: UUID | None = Field(None, description="Made by the store (UUID version 7) when absent.")
+    role: Role
+    content: Text = Field(description="Never blank for user and system messages.")
+    parent_id: UUID | None = Field(None, description="The message it follows. Absent: the head. Null: none.")
+    status: Status = Status.COMPLETE
+    sources: tuple[Source, ...] = ()
+    metadata: JsonObject = Field(default_factory=dict)
+    external_id: Label | None = Field(None, description="The id that another system knows the message by.")
+    sent_at: Time | None = Field(None, description="When it was said, where that is known better than by the store.")
+
+    @model_validator(mode="after")
+    def _has_something_to_say(self) -> Self:
+        if self.status == Status.DELETED:
+            raise ValueError("a message cannot be new and deleted")
+        if self.role in (Role.USER, Role.SYSTEM) and (not self.content or self.content.isspace()):
+            raise ValueError(f"the content of a {self.role} message must not be blank")
+        return self
+
+    def check_length(self, max_content_chars: int) -> None:
+        """Raise InvalidInput where a user's or system's content is longer than the store allows (0: no limit)."""
+        if self.role in (Role.USER, Role.SYSTEM) and 0 < max_content_chars < len(self.content):
+            raise InvalidInput(
+                f"the content of a {self.role} message may have at most {max_content_chars:,} characters",
+                got=f"{len(self.content):,} characters",
+            )
+
+    @property
+    def names_parent(self) -> bool:
+        """Whether the writer said what it follows; null counts as said."""
+        return "parent_id" in self.model_fields_set
+
+    def fingerprint(self) -> bytes:
+        """Sixteen bytes that are equal exactly when the caller sent the same values (id apart)."""
+        sent: dict[str, Any] = {"role": self.role, "content": self.content}
+        if self.names_parent:
+            sent["parent_id"] = None if self.parent_id is None else self.parent_id.hex
+        if self.status != Status.COMPLETE:
+            sent["status"] = self.status
+        if self.external_id is not None:
+            sent["external_id"] = self.external_id
+        if self.sent_at is not None:
+            sent["sent_at"] = to_micros(self.sent_at)
+        if self.sources:
+            sent["sources"] = [source.model_dump(mode="json") for source in self.sources]
+        return _digest(self, sent)
+
+
+class ImportedMessage(NewMessage):
+    """A message as another system kept it: empty and long turns stay, and so do the marks of deleted ones.
+
+    It moves the conversation's `updated_at` to its own `sent_at` at most, never to the time of the import.
+    """
+
+    @model_validator(mode="after")
+    def _has_something_to_say(self) -> Self:
+        if self.status == Status.DELETED and (self.content or self.metadata or self.sources):
+            raise ValueError("a deleted message has no content, metadata or sources")
+        return self
+
+    def check_length(self, max_content_chars: int) -> None:  # noqa: ARG002 - what happened is kept
+        return
+
+
+class Message(Record):
+    """A message as it is stored. `seq` is dense and says the order; times are data, not order."""
+
+    id: UUID
+    conversation_id: UUID
+    seq: int = Field(description="1, 2, 3 … over everything ever appended to the conversation.")
+    parent_id: UUID | None
+    role: Role
+    content: str
+    status: Status
+    sources: tuple[Source, ...]
+    metadata: dict[str, Any]
+    external_id: str | None
+    sent_at: datetime | None
+    created_at: datetime = Field(description="The store's time.")
+
+
+class SearchHit(Record):
+    """A message that holds every word of the query."""
+
+    message: Message
+    title: str | None = Field(description="The title of its conversation.")
+    snippet: str = Field(description="The text around the first word found.")
+
+
+class Page[Item](Record):
+    """A part of a list. `next` is the cursor of the following part, null at the end."""
+
+    items: list[Item]
+    total: int | None = Field(None, description="Counted only when a page number or the total was asked for.")
+    next: str | None = None
+
+
+class ErasureReceipt(Record):
+    """What an erasure removed, counted as it went, and what a search for it afterwards found: nothing."""
+
+    owner_id: str
+    conversations: int
+    messages: int
+    search_entries: int
+    remaining: int = Field(description="Rows of this owner that a re-count found when all was removed.")
+    erased_at: datetime
+
+
+def _digest(record: NewConversation | NewMessage, sent: dict[str, Any]) -> bytes:
+    if record.metadata:
+        sent["metadata"] = record.metadata
+    text = json.dumps(sent, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).digest()[:16]
+
+
+def title_from(content: str) -> str | None:
+    """The first line of `content` that is not blank, at most 80 characters, cut at a word. None if there is none."""
+    line = next((line for line in map(str.strip, content.split("\n")) if line), "")
+    line = " ".join(line.split())
+    if len(line) <= MAX_TITLE_FROM_MESSAGE:
+        return line or None
+    start, space, _ = line[:MAX_TITLE_FROM_MESSAGE].rpartition(" ")
+    return (start if space and len(start) > MAX_TITLE_FROM_MESSAGE // 2 else line[: MAX_TITLE_FROM_MESSAGE - 1]) + "…"
+
+
+def merge_patch(target: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]:
+    """Apply a JSON Merge Patch (RFC 7396): null removes a key, an object is merged, anything else replaces."""
+    merged = dict(target)
+    for key, value in patch.items():
+        if value is None:
+            merged.pop(key, None)
+        elif isinstance(value, dict):
+            old = merged.get(key)
+            merged[key] = merge_patch(old if isinstance(old, dict) else {}, value)
+        else:
+            merged[key] = value
+    return merged

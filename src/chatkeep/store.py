@@ -1,0 +1,317 @@
+"""The port: what a conversation store can do, and `open_store`, which opens one by URL.
+
+Every method takes the owner first and sees that owner's conversations only. Ids are UUIDs, given as UUID
+or text. A method that takes a conversation_id raises
+
+- InvalidId      when an id is not a UUID,
+- NotFound       when the owner has no such conversation,
+- NotYours       instead of NotFound when somebody else has it, unless the store hides that (hide_foreign),
+- StoreUnavailable when the database cannot be used now. Repeating the call later is safe.
+
+A write that returned is on the disk. A caller that is cancelled while it waits does not know whether its
+write was stored: repeating it with the same ids tells.
+"""
+
+import importlib
+from abc import ABC, abstractmethod
+from collections.abc import Generator, Sequence
+from types import TracebackType
+from typing import ClassVar, Literal
+from urllib.parse import parse_qsl, unquote, urlsplit
+from uuid import UUID
+
+from pydantic import Field, ValidationError
+
+from chatkeep.errors import InvalidInput
+from chatkeep.model import (
+    MAX_CONTENT_CHARS,
+    Conversation,
+    ConversationChange,
+    ErasureReceipt,
+    Message,
+    NewConversation,
+    NewMessage,
+    Page,
+    Record,
+    SearchHit,
+)
+
+MAX_LIMIT = 1_000
+"""Most items of one page, most messages of one append's result page; the HTTP API allows 200."""
+
+MAX_OFFSET = 10_000
+"""Furthest a page may lie from the start of its list; beyond it, cursors are exact and cost nothing."""
+
+Order = Literal["desc", "asc"]
+ListOrder = Literal["updated", "id"]
+
+
+class StoreOptions(Record):
+    """What can be set when a store is opened: as keyword of `open_store`, or in the URL after `?`."""
+
+    max_content_chars: int = Field(MAX_CONTENT_CHARS, ge=0)
+    """Longest content of a user or system message, in characters; 0 means no limit."""
+    hide_foreign: bool = False
+    """Answer NotFound where somebody else's conversation is asked for, instead of NotYours."""
+    search: bool = True
+    """Keep the full-text index up to date with every write. `?search=off` makes appends cheaper."""
+    synchronous: Literal["full", "normal"] = "full"
+    """SQLite: `full` syncs the disk at every commit; `normal` may lose the last commits when power fails."""
+    write_timeout: float = Field(10.0, gt=0)
+    """Seconds that a write waits for the database before it raises StoreUnavailable."""
+    readers: int = Field(4, ge=1, le=64)
+    """SQLite: how many connections read at the same time."""
+
+
+class Store(ABC):
+    """Conversations and their messages, by owner."""
+
+    scheme: ClassVar[str]
+
+    @abstractmethod
+    async def create_conversation(self, owner: str, new: NewConversation) -> Conversation:
+        """Store an empty conversation and return it.
+
+        Idempotent by id: the same id with the same values returns the stored conversation as it is now.
+        Raises Conflict when the owner used the id for other values. An id that another owner uses is free.
+        """
+
+    @abstractmethod
+    async def get_or_create_conversation(self, owner: str, new: NewConversation) -> Conversation:
+        """Return the owner's most recently updated conversation in `new.context_id`, or create `new`.
+
+        The scope of context None is the conversations without a context. However many callers ask at the
+        same moment, on any number of processes, one conversation is created. The values of `new` are used
+        when it is created and ignored otherwise.
+        """
+
+    @abstractmethod
+    async def get_conversation(self, owner: str, conversation_id: UUID | str) -> Conversation:
+        """Return one conversation."""
+
+    @abstractmethod
+    async def list_conversations(
+        self,
+        owner: str,
+        *,
+        context_id: str | None = None,
+        order: ListOrder = "updated",
+        limit: int = 10,
+        cursor: str | None = None,
+        offset: int = 0,
+        total: bool = False,
+    ) -> Page[Conversation]:
+        """Return a page of the owner's conversations, of one context where it is named.
+
+        order="updated": most recently updated first. While pages are read with the cursor nothing is
+        returned twice; a conversation that is touched meanwhile moves to the front and may be missed.
+        order="id": by id, stable. `cursor` is the `next` of the page before, with the other arguments
+        unchanged. limit is 1 to 1,000, offset 0 to 10,000 and not together with a cursor. `total` counts
+        the whole list, which costs more than the page. Raises InvalidInput.
+        """
+
+    @abstractmethod
+    async def update_conversation(
+        self, owner: str, conversation_id: UUID | str, change: ConversationChange
+    ) -> Conversation:
+        """Change title, metadata or head, and return the conversation. What `change` does not set stays.
+
+        Metadata is merged (RFC 7396) in the same transaction, so that two changes of different keys both
+        stay. Moving the head makes history follow another path, and the next message continue there.
+        Does not move updated_at. Raises NotFound when head_id names no message of the conversation.
+        """
+
+    @abstractmethod
+    async def delete_conversation(self, owner: str, conversation_id: UUID | str) -> bool:
+        """Remove a conversation with everything in it; say whether there was one.
+
+        It is gone for every reader at once, also where a large one takes time to remove. Raises NotYours
+        as described above, never NotFound.
+        """
+
+    @abstractmethod
+    async def append(
+        self,
+        owner: str,
+        conversation_id: UUID | str,
+        messages: Sequence[NewMessage],
+        *,
+        expected_seq: int | None = None,
+    ) -> list[Message]:
+        """Append messages in order and return them as they are stored, one for each that was given.
+
+        Atomic: all or none. Their seqs follow each other without a gap, in the order of commits, whoever
+        else appends. Each follows the head unless it names a parent, and becomes the head.
+
+        Idempotent by message id within the conversation: what is known already, with the same values, is
+        returned as it is now; the rest is stored. Raises Conflict, and stores nothing, when an id is known
+        with other values, or when new messages are given and expected_seq is not the conversation's last
+        seq. Raises NotFound when a parent is not in the conversation, InvalidInput for an empty list or a
+        content above the store's max_content_chars. Makes a title from the first user message where the
+        conversation has none.
+        """
+
+    @abstractmethod
+    async def history(
+        self,
+        owner: str,
+        conversation_id: UUID | str,
+        *,
+        limit: int = 50,
+        before: int | None = None,
+        after: int | None = None,
+        order: Order = "desc",
+        leaf: UUID | str | None = None,
+        cursor: str | None = None,
+        offset: int = 0,
+        total: bool = False,
+    ) -> Page[Message]:
+        """Return a page of the path that ends with `leaf`, or with the head: always oldest first.
+
+        order="desc" begins with the newest `limit` messages and pages back; order="asc" begins with the
+        oldest and pages forward. `before` and `after` are seqs, exclusive. The cursor keeps to the path
+        that the first page saw, even when the head moves on meanwhile: nothing is missed or returned
+        twice. Deleted messages are left out and not counted. `total` is the length of the whole path.
+        limit is 1 to 1,000, offset 0 to 10,000 and not together with a cursor. Raises InvalidInput,
+        NotFound for an unknown leaf.
+        """
+
+    @abstractmethod
+    async def log(
+        self, owner: str, conversation_id: UUID | str, *, after: int = 0, limit: int = 1_000
+    ) -> list[Message]:
+        """Return everything appended after seq `after`, on all branches, by seq: after + 1, after + 2, …
+
+        Deleted messages are there with status `deleted` and no content, so that the seqs stay dense.
+        limit is 1 to 1,000. Whoever has seen seq n has seen every seq below it.
+        """
+
+    @abstractmethod
+    async def get_message(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> Message:
+        """Return one message. Raises NotFound also for a deleted one."""
+
+    @abstractmethod
+    async def siblings(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> list[Message]:
+        """Return the messages that follow the same parent as this one, itself included, by seq.
+
+        Deleted ones are left out. Raises NotFound when the message is not there.
+        """
+
+    @abstractmethod
+    async def delete_message(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> bool:
+        """Erase a message's content, sources and metadata; say whether it was there.
+
+        Its place stays: seqs remain dense, messages that follow it keep their parent, and a late retry of
+        its append is not a new message. Does not move updated_at.
+        """
+
+    @abstractmethod
+    async def search_messages(
+        self, owner: str, query: str, *, limit: int = 20, cursor: str | None = None
+    ) -> Page[SearchHit]:
+        """Return the owner's messages that hold every word of `query`, stored last first.
+
+        Words are compared without regard to case, accents and Unicode form; in scripts written without
+        spaces (Chinese, Japanese, Thai …) any part of a sentence is found. The first 200,000 characters
+        of a message are searched. limit is 1 to 1,000. Raises InvalidInput for a query without a word, or
+        when the store was opened with search=off.
+        """
+
+    @abstractmethod
+    async def erase_owner(self, owner: str) -> ErasureReceipt:
+        """Remove everything of an owner from the database file and say what went. Idempotent."""
+
+    @abstractmethod
+    async def migrate(self, revision: str = "head") -> None:
+        """Bring the schema to `revision` ("head": the newest, "base": none at all), and the search index up to date.
+
+        Safe to call from many processes at once. Raises SchemaMismatch when the database is newer than
+        this version of chatkeep.
+        """
+
+    @abstractmethod
+    async def schema_revision(self) -> str | None:
+        """Return the revision of the database's schema, None where there is none yet."""
+
+    @abstractmethod
+    async def ping(self) -> None:
+        """Return when the database answers and its schema is the one expected; raise otherwise."""
+
+    @abstractmethod
+    async def aclose(self) -> None:
+        """Finish the writes that were taken, refuse new ones, and close. Idempotent."""
+
+
+class OpeningStore:
+    """What `open_store` returns: await it for the store, or use it in `async with` to have it closed, too."""
+
+    def __init__(self, store: Store, *, migrate: bool) -> None:
+        self._store = store
+        self._migrate = migrate
+
+    def __await__(self) -> Generator[object, None, Store]:
+        return self._open().__await__()
+
+    async def __aenter__(self) -> Store:
+        return await self._open()
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        await self._store.aclose()
+
+    async def _open(self) -> Store:
+        try:
+            if self._migrate:
+                await self._store.migrate()
+        except BaseException:
+            await self._store.aclose()
+            raise
+        return self._store
+
+
+ADAPTERS = {"memory": "chatkeep.stores.memory:MemoryStore", "sqlite": "chatkeep.stores.sqlite:SqliteStore"}
+"""The store of each URL scheme, imported when it is opened."""
+
+
+def open_store(url: str, *, migrate: bool = True, **options: str | float) -> OpeningStore:
+    """Open the store that `url` names: `sqlite:///relative.db`, `sqlite:////absolute.db` or `memory://`.
+
+        async with open_store("sqlite:///chat.db") as store:
+            ...
+
+    Options are the fields of `StoreOptions`, given as keywords or in the URL (`?search=off`); a keyword
+    goes first. A SQLite file is created where it is missing, and brought to the newest schema unless
+    migrate=False. Raises InvalidInput for a URL or an option that is not known, SchemaMismatch for a
+    database newer than this version, StoreUnavailable for one that cannot be opened.
+    """
+    parts = urlsplit(url)
+    adapter = ADAPTERS.get(parts.scheme)
+    if adapter is None:
+        raise InvalidInput(
+            f"a store's URL must begin with one of {', '.join(f'{s}://' for s in ADAPTERS)}",
+            got=parts.scheme or url,
+        )
+    module, name = adapter.split(":")
+    settings = _options({**dict(parse_qsl(parts.query, keep_blank_values=True)), **options})
+    store: Store = getattr(importlib.import_module(module), name)(_path(parts.netloc, parts.path), settings)
+    return OpeningStore(store, migrate=migrate)
+
+
+def _path(netloc: str, path: str) -> str:
+    if netloc:
+        raise InvalidInput(
+            "a store's URL needs three slashes before a relative path, four before an absolute one",
+            got=f"//{netloc}{path}",
+        )
+    return unquote(path.removeprefix("/"))
+
+
+def _options(given: dict[str, str | float]) -> StoreOptions:
+    try:
+        return StoreOptions.model_validate(given)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False)[0]
+        name = str(first["loc"][0])
+        known = ", ".join(StoreOptions.model_fields)
+        raise InvalidInput(f"the store option {name} cannot be set so: {first['msg']}; options are {known}") from None

@@ -1,0 +1,157 @@
+"""What an append does to a conversation: decided here, in plain values, for every store.
+
+A store looks up what is needed in its transaction (`State`, `Known`), asks `plan`, and writes what comes
+back. Every reason to refuse is found here, before anything is written.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
+from uuid import UUID
+
+from chatkeep.errors import Conflict, InvalidInput, NotFound
+from chatkeep.model import (
+    ImportedMessage,
+    Message,
+    NewMessage,
+    Role,
+    new_id,
+    stored,
+    title_from,
+)
+from chatkeep.tree import Position, Tree
+
+
+class Known(NamedTuple):
+    """A message that is in the conversation already."""
+
+    position: Position
+    fingerprint: bytes
+
+
+class Placed(NamedTuple):
+    """A new message with the place it got."""
+
+    message: Message
+    position: Position
+    fingerprint: bytes
+
+
+@dataclass
+class State:
+    """What an append reads of a conversation and leaves changed."""
+
+    tree: Tree
+    head: Position | None
+    head_id: UUID | None
+    title: str | None
+    updated_at: datetime
+
+
+def check(messages: Sequence[NewMessage], max_content_chars: int) -> None:
+    """Raise what can be known about an append without the conversation."""
+    if not messages:
+        raise InvalidInput("append needs at least one message")
+    for message in messages:
+        message.check_length(max_content_chars)
+    ids = [message.id for message in messages if message.id is not None]
+    if len(set(ids)) != len(ids):
+        _check_repeated(messages)
+
+
+def _check_repeated(messages: Sequence[NewMessage]) -> None:
+    first: dict[UUID, bytes] = {}
+    for message in messages:
+        if message.id is not None and first.setdefault(message.id, message.fingerprint()) != message.fingerprint():
+            raise Conflict("one append gives the same message id to different messages", got=message.id)
+
+
+def ids_to_look_up(messages: Sequence[NewMessage]) -> set[UUID]:
+    """The ids of messages and parents that may be in the conversation already."""
+    ids = {message.id for message in messages} | {message.parent_id for message in messages}
+    return {id_ for id_ in ids if id_ is not None}
+
+
+def plan(
+    conversation_id: UUID,
+    state: State,
+    messages: Sequence[NewMessage],
+    known: Mapping[UUID, Known],
+    moment: datetime,
+    expected_seq: int | None = None,
+) -> list[Placed | UUID]:
+    """Place the new messages, change `state` accordingly, and name the known ones by id, in order.
+
+    `known` holds those of `ids_to_look_up` that the conversation has. Raises Conflict and NotFound as
+    Store.append says; `state` is worthless then.
+    """
+    expected_at_start = state.tree.last_seq
+    results: list[Placed | UUID] = []
+    placed: dict[UUID, Placed] = {}
+    for message in messages:
+        fingerprint = message.fingerprint()
+        if message.id is not None and (message.id in known or message.id in placed):
+            if message.id in known and known[message.id].fingerprint != fingerprint:
+                raise Conflict("this message id is already used for other content", got=message.id)
+            results.append(placed.get(message.id, message.id))
+            continue
+        if expected_seq is not None and expected_seq != expected_at_start:
+            raise Conflict(
+                f"the conversation is at seq {expected_at_start}, not where it was expected", got=expected_seq
+            )
+        new = _place(conversation_id, state, message, known, placed, moment, fingerprint)
+        placed[new.message.id] = new
+        results.append(new)
+    return results
+
+
+def _place(
+    conversation_id: UUID,
+    state: State,
+    message: NewMessage,
+    known: Mapping[UUID, Known],
+    placed: Mapping[UUID, Placed],
+    moment: datetime,
+    fingerprint: bytes,
+) -> Placed:
+    parent, parent_id = state.head, state.head_id
+    if message.names_parent:
+        parent, parent_id = _position(message.parent_id, known, placed), message.parent_id
+    position = state.tree.add(parent)
+    new = stored(
+        Message,
+        id=message.id or new_id(),
+        conversation_id=conversation_id,
+        seq=position.seq,
+        parent_id=parent_id,
+        role=message.role,
+        content=message.content,
+        status=message.status,
+        sources=message.sources,
+        metadata=message.metadata,
+        external_id=message.external_id,
+        sent_at=message.sent_at,
+        created_at=moment,
+    )
+    state.head, state.head_id = position, new.id
+    _touch(state, message, moment)
+    return Placed(new, position, fingerprint)
+
+
+def _position(parent_id: UUID | None, known: Mapping[UUID, Known], placed: Mapping[UUID, Placed]) -> Position | None:
+    if parent_id is None:
+        return None
+    parent = placed.get(parent_id) or known.get(parent_id)
+    if parent is None:
+        raise NotFound("parent_id names no message of this conversation", got=parent_id)
+    return parent.position
+
+
+def _touch(state: State, message: NewMessage, moment: datetime) -> None:
+    """Move updated_at, never back, and make a title where there is none."""
+    active = message.sent_at if isinstance(message, ImportedMessage) else moment
+    if active is not None and active > state.updated_at:
+        state.updated_at = active
+    if state.title is None and message.role == Role.USER:
+        state.title = title_from(message.content)

@@ -1,0 +1,114 @@
+"""Group commit: writes that arrive while a commit is under way go into the next one together.
+
+Waiting for the disk is what a durable write costs. The writers that wait at the same time share that wait:
+the first one is committed alone, everybody who comes meanwhile is committed next, in one transaction, and
+each gets a result of its own.
+"""
+
+import asyncio
+import copy
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+
+from chatkeep.errors import StoreUnavailable
+
+MAX_BATCH_ITEMS = 256
+MAX_BATCH_BYTES = 1 << 20
+MAX_QUEUE_ITEMS = 10_000
+MAX_QUEUE_BYTES = 64 << 20
+
+
+@dataclass(slots=True)
+class _Entry[Item]:
+    item: Item
+    size: int
+    future: asyncio.Future[object]
+
+
+class GroupCommit[Item]:
+    """Hands what is submitted to `flush`, in order and in batches, from tasks of its own.
+
+    `flush` returns an outcome for each item: its result, or the exception that it ended with. The tasks
+    are never a caller's: a caller that is cancelled takes its item back if it was not taken yet, and
+    disturbs nobody.
+    """
+
+    def __init__(self, flush: Callable[[Sequence[Item]], Awaitable[Sequence[object]]], *, flushers: int = 1) -> None:
+        self._flush = flush
+        self._flushers = flushers
+        self._queue: deque[_Entry[Item]] = deque()
+        self._queued_bytes = 0
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._closed = False
+
+    async def submit(self, item: Item, *, size: int = 0) -> object:
+        """Return the item's outcome when its batch was committed, or raise it.
+
+        Raises StoreUnavailable, and has not taken the item, when 10,000 items or 64 MiB wait already.
+        """
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        if len(self._queue) >= MAX_QUEUE_ITEMS or (self._queued_bytes + size > MAX_QUEUE_BYTES and self._queue):
+            raise StoreUnavailable(f"{len(self._queue):,} writes are waiting already; try again later")
+        entry = _Entry(item, size, asyncio.get_running_loop().create_future())
+        self._queue.append(entry)
+        self._queued_bytes += size
+        if len(self._tasks) < self._flushers:
+            task = asyncio.create_task(self._drain(), name="chatkeep-group-commit")
+            self._tasks.add(task)
+        return await entry.future
+
+    async def aclose(self) -> None:
+        """Commit what was submitted, then refuse what comes."""
+        self._closed = True
+        await asyncio.gather(*self._tasks)
+
+    async def _drain(self) -> None:
+        # Between the empty queue and the task's removal there is no await: an item that came in between
+        # would find a task that no longer looks.
+        try:
+            while batch := self._take():
+                await self._commit(batch)
+        finally:
+            task = asyncio.current_task()
+            assert task is not None  # noqa: S101 - a coroutine that runs has a task
+            self._tasks.discard(task)
+
+    def _take(self) -> list[_Entry[Item]]:
+        batch: list[_Entry[Item]] = []
+        size = 0
+        while self._queue and len(batch) < MAX_BATCH_ITEMS:
+            if batch and size + self._queue[0].size > MAX_BATCH_BYTES:
+                break
+            entry = self._queue.popleft()
+            self._queued_bytes -= entry.size
+            if not entry.future.done():  # its caller was cancelled
+                batch.append(entry)
+                size += entry.size
+        return batch
+
+    async def _commit(self, batch: list[_Entry[Item]]) -> None:
+        outcomes: Sequence[object]
+        try:
+            outcomes = await self._flush([entry.item for entry in batch])
+        except BaseException as error:
+            # One exception object cannot be raised in many tasks: each would write its traceback into it.
+            outcomes = [
+                copy.copy(error) if isinstance(error, Exception) else StoreUnavailable("the store was stopped")
+                for _ in batch
+            ]
+            if not isinstance(error, Exception):
+                raise
+        finally:
+            for entry, outcome in zip(batch, outcomes, strict=True):
+                _settle(entry.future, outcome)
+
+
+def _settle(future: asyncio.Future[object], outcome: object) -> None:
+    if future.done():  # its caller was cancelled while the commit was under way
+        return
+    if isinstance(outcome, BaseException):
+        future.set_exception(outcome)
+    else:
+        future.set_result(outcome)

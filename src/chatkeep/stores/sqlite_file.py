@@ -1,0 +1,304 @@
+"""A SQLite file: one thread that writes with group commit, a few that read, and the schema's revision.
+
+APSW only. A process must not open the file with a second SQLite library, Python's sqlite3 included:
+closing it there would drop this one's locks (docs/decisions/0001-one-sqlite-library.md).
+"""
+
+import asyncio
+import logging
+import random
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import datetime
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, cast
+
+import apsw
+
+from chatkeep.errors import ChatkeepError, SchemaMismatch, StoreUnavailable
+from chatkeep.migrations import HEAD, REVISIONS, render
+from chatkeep.model import now
+from chatkeep.stores.group_commit import GroupCommit
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_BYTES = 64 << 20
+"""Size of the write-ahead log at which it is written back although writers wait."""
+
+IDLE_SECONDS = 0.5
+"""How long nobody writes until the log is written back in passing."""
+
+PAUSE_SECONDS = (0.0002, 0.010)
+"""Shortest and longest pause between two tries for a lock that another process holds. Short and random:
+SQLite's own busy handler sleeps in steps, and writers queue up behind each other (p99 18.6 ms against 7.5
+ms with four processes, docs/decisions/0002-sqlite-writes.md)."""
+
+PRAGMAS = (
+    "PRAGMA busy_timeout = 0",
+    "PRAGMA foreign_keys = ON",
+    "PRAGMA fullfsync = ON",  # macOS: fsync alone does not reach the disk there
+    "PRAGMA secure_delete = ON",  # what is deleted is overwritten
+    "PRAGMA wal_autocheckpoint = 0",  # this file does it when nobody waits
+    "PRAGMA cache_size = -65536",
+    "PRAGMA temp_store = MEMORY",
+)
+
+
+@dataclass
+class Transaction:
+    """One write transaction: the connection, the moment that its rows get, and the last message rid given."""
+
+    connection: apsw.Connection
+    moment: datetime
+    last_rid: int | None = None
+
+    def next_rid(self) -> int:
+        """The rowid of the next message: above every other, so that rowids say what was stored last."""
+        if self.last_rid is None:
+            self.last_rid = self.connection.execute("SELECT coalesce(max(rid), 0) FROM messages").get
+        self.last_rid += 1
+        return self.last_rid
+
+
+type Job = Callable[[Transaction], object]
+"""A write. It raises before it changes anything, or leaves its changes in the transaction."""
+
+
+class SqliteFile:
+    """One database file, used by one event loop."""
+
+    def __init__(
+        self, path: Path, *, synchronous: Literal["full", "normal"], write_timeout: float, readers: int
+    ) -> None:
+        self.path = path
+        self._synchronous = synchronous
+        self._write_timeout = write_timeout
+        self._may_create = False
+        self._connections: list[apsw.Connection] = []
+        self._of_thread = threading.local()
+        self._writer = ThreadPoolExecutor(1, "chatkeep-sqlite-writer")
+        self._readers = ThreadPoolExecutor(readers, "chatkeep-sqlite-reader")
+        self._commits: GroupCommit[Job] = GroupCommit(self._flush)
+        self._wal_bytes = 0
+        self._commit_count = 0
+        self._idle_timer: asyncio.TimerHandle | None = None
+        self._closed = False
+
+    async def read[T](self, query: Callable[[apsw.Connection], T]) -> T:
+        """Run `query` on one snapshot of the database. It must fetch all that it reads."""
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, query)
+
+    async def write[T](self, job: Callable[[Transaction], T], *, size: int = 0) -> T:
+        """Run `job` in a transaction that it may share with others; return when that is on the disk."""
+        return cast("T", await self._commits.submit(job, size=size))
+
+    async def migrate(self, revision: str) -> None:
+        """Bring the schema to `revision`; a missing file is created."""
+        self._may_create = True
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._guard, partial(self._migrate, revision))
+
+    async def revision(self) -> str | None:
+        """The revision of the schema, None without one."""
+        return await self.read(read_revision)
+
+    async def truncate_log(self) -> None:
+        """Write the whole write-ahead log back and empty it, so that nothing deleted is left in it."""
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._checkpoint, "TRUNCATE")
+
+    async def aclose(self) -> None:
+        """Finish the writes that were taken, then close every connection. Idempotent."""
+        self._closed = True
+        await self._commits.aclose()
+        if self._idle_timer:
+            self._idle_timer.cancel()
+        for executor in (self._writer, self._readers):
+            await asyncio.to_thread(executor.shutdown)
+        while self._connections:
+            self._connections.pop().close()
+
+    # --- in the threads -----------------------------------------------------------------------------------
+
+    def _connection(self) -> apsw.Connection:
+        """This thread's own connection."""
+        connection: apsw.Connection | None = getattr(self._of_thread, "connection", None)
+        if connection is None:
+            connection = self._of_thread.connection = self._with_retries(self._connect)
+            self._connections.append(connection)
+        return connection
+
+    def _connect(self) -> apsw.Connection:
+        flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if self._may_create else 0)
+        connection = apsw.Connection(str(self.path), flags=flags)
+        try:
+            for pragma in PRAGMAS:
+                connection.execute(pragma)
+            connection.execute(f"PRAGMA synchronous = {self._synchronous}")
+            if connection.execute("PRAGMA journal_mode = WAL").get != "wal":
+                raise StoreUnavailable("SQLite's write-ahead log does not work on this file system", got=self.path)
+            connection.set_wal_hook(self._note_wal_size)
+        except BaseException:
+            connection.close()
+            raise
+        return connection
+
+    def _note_wal_size(self, _connection: apsw.Connection, _database: str, pages: int) -> int:
+        self._wal_bytes = pages * 4096
+        return apsw.SQLITE_OK
+
+    def _guard[T](self, work: Callable[[], T]) -> T:
+        """Run `work`, and say what SQLite's errors mean."""
+        try:
+            return work()
+        except apsw.Error as error:
+            raise self._translated(error) from error
+
+    def _with_retries[T](self, work: Callable[[], T]) -> T:
+        """Run `work` again while another process holds the lock, with short random pauses."""
+        deadline = time.monotonic() + self._write_timeout
+        while True:
+            try:
+                return work()
+            except apsw.BusyError:
+                if time.monotonic() >= deadline:
+                    raise
+                time.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - not a secret
+
+    def _read[T](self, query: Callable[[apsw.Connection], T]) -> T:
+        return self._guard(partial(self._with_retries, partial(self._read_once, query)))
+
+    def _read_once[T](self, query: Callable[[apsw.Connection], T]) -> T:
+        connection = self._connection()
+        connection.execute("BEGIN")
+        try:
+            return query(connection)
+        finally:
+            if connection.in_transaction:
+                connection.execute("COMMIT")
+
+    async def _flush(self, jobs: Sequence[Job]) -> Sequence[object]:
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._writer, self._guard, partial(self._commit, jobs))
+        finally:
+            self._commit_count += 1
+            if self._idle_timer is None:
+                self._watch_idle(loop)
+
+    def _commit(self, jobs: Sequence[Job]) -> Sequence[object]:
+        connection = self._connection()
+        self._with_retries(partial(connection.execute, "BEGIN IMMEDIATE"))
+        try:
+            transaction = Transaction(connection, now())
+            outcomes = [self._attempt(transaction, job) for job in jobs]
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        if self._wal_bytes > CHECKPOINT_BYTES:
+            self._checkpoint("RESTART")
+        return outcomes
+
+    def _attempt(self, transaction: Transaction, job: Job) -> object:
+        """Run one job so that its failure leaves the others' changes alone. Returns its exception, if any."""
+        connection = transaction.connection
+        connection.execute("SAVEPOINT job")
+        try:
+            outcome = job(transaction)
+        except Exception as error:
+            if not connection.in_transaction:  # SQLite gave all of it up: disk full, I/O error
+                raise
+            connection.execute("ROLLBACK TO job")
+            transaction.last_rid = None
+            outcome = self._translated(error) if isinstance(error, apsw.Error) else error
+        connection.execute("RELEASE job")
+        return outcome
+
+    def _watch_idle(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Write the log back in passing once nobody has written for a while."""
+        seen = self._commit_count
+
+        def look() -> None:
+            self._idle_timer = None
+            if self._closed:
+                return
+            if seen != self._commit_count:
+                self._watch_idle(loop)
+            else:
+                self._writer.submit(self._checkpoint, "PASSIVE")
+
+        self._idle_timer = loop.call_later(IDLE_SECONDS, look)
+
+    def _checkpoint(self, mode: Literal["PASSIVE", "RESTART", "TRUNCATE"]) -> None:
+        try:
+            self._connection().execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        except apsw.Error as error:
+            # The log is kept and read as before; the next checkpoint takes it along.
+            logger.warning("the write-ahead log of %s was not written back: %s", self.path, error)
+        else:
+            self._wal_bytes = 0
+
+    def _migrate(self, revision: str) -> None:
+        connection = self._connection()
+        target = HEAD if revision == "head" else revision
+        if target not in (*REVISIONS, "base"):
+            raise SchemaMismatch(f"the revisions of the schema are base, {', '.join(REVISIONS)}", got=target)
+        while not self._step(connection, read_revision(connection), target):
+            continue
+
+    def _step(self, connection: apsw.Connection, current: str | None, target: str) -> bool:
+        """Migrate from `current` to `target`; False where another process has just moved it."""
+        if current not in (*REVISIONS, None):
+            raise SchemaMismatch(
+                f"{self.path} has a newer schema than this version of chatkeep knows ({HEAD}); upgrade chatkeep",
+                got=current,
+            )
+        if (current or "base") == target:
+            return True
+        script = render("sqlite", current, target)
+        self._with_retries(partial(connection.execute, "BEGIN IMMEDIATE"))
+        try:
+            if read_revision(connection) != current:
+                return False
+            connection.execute(script).fetchall()
+            if target == "base":
+                connection.execute("DROP TABLE chatkeep_schema")
+            connection.execute("COMMIT")
+        finally:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        return True
+
+    def _translated(self, error: apsw.Error) -> ChatkeepError:
+        if isinstance(error, apsw.SQLError) and "no such table" in str(error):
+            return SchemaMismatch("the database has no schema of chatkeep; run `chatkeep db upgrade`", got=self.path)
+        logger.error("SQLite failed on %s: %s: %s", self.path, type(error).__name__, error)
+        meaning = next((text for kind, text in MEANINGS if isinstance(error, kind)), f"SQLite reports {error}")
+        return StoreUnavailable(meaning, got=self.path)
+
+
+MEANINGS: tuple[tuple[type[apsw.Error], str], ...] = (
+    (apsw.BusyError, "another process held the database's lock for too long; try again"),
+    (apsw.LockedError, "the database is locked; try again"),
+    (apsw.NotADBError, "the file is not a SQLite database"),
+    (apsw.CantOpenError, "the database cannot be opened: is the folder there, and may it be written?"),
+    (apsw.FullError, "the disk is full"),
+    (apsw.ReadOnlyError, "the database is read-only"),
+    (apsw.CorruptError, "the database is damaged; restore a backup"),
+    (apsw.IOError, "the disk does not answer"),
+)
+"""What SQLite's errors mean to a person."""
+
+
+def read_revision(connection: apsw.Connection) -> str | None:
+    """The revision of the schema that `connection` sees."""
+    if not connection.table_exists("main", "chatkeep_schema"):
+        return None
+    revision: Any = connection.execute("SELECT version_num FROM chatkeep_schema").get
+    return cast("str | None", revision)

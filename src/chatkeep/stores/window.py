@@ -1,0 +1,83 @@
+"""Which part of a list or of a path a page shows, and what its cursor says: the same for every store."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from uuid import UUID
+
+from chatkeep.cursor import decode_cursor, encode_cursor
+from chatkeep.errors import InvalidInput
+from chatkeep.model import Message, Page, valid_range
+from chatkeep.store import MAX_LIMIT, MAX_OFFSET, ListOrder, Order
+from chatkeep.tree import Position, Segment
+
+
+def valid_page(limit: int, offset: int, cursor: str | None) -> None:
+    """Raise InvalidInput for a limit or offset outside the port's bounds."""
+    valid_range("limit", limit, 1, MAX_LIMIT)
+    valid_range("offset", offset, 0, MAX_OFFSET)
+    if cursor is not None and offset:
+        raise InvalidInput("a page begins at a cursor or at an offset, not at both")
+
+
+def list_scope(owner: str, context_id: str | None, order: ListOrder) -> tuple[object, ...]:
+    """What a cursor of the conversation list belongs to. Raises InvalidInput for an unknown order."""
+    if order not in ("updated", "id"):
+        raise InvalidInput("conversations are ordered by `updated` or `id`", got=order)
+    return owner, context_id, order
+
+
+@dataclass(frozen=True)
+class Window:
+    """A page of a path: the bounds, the end at which it begins, and the leaf that its cursor keeps to."""
+
+    scope: tuple[object, ...]
+    limit: int
+    order: Order
+    offset: int
+    low: int
+    """Seqs above this one."""
+    high: int
+    """Seqs below this one."""
+    leaf_seq: int | None
+    """The leaf that the first page saw; None on the first page."""
+
+    @classmethod
+    def of(
+        cls,
+        owner: str,
+        conversation_id: UUID,
+        leaf: UUID | None,
+        limit: int,
+        before: int | None,
+        after: int | None,
+        order: Order,
+        cursor: str | None,
+        offset: int,
+    ) -> "Window":
+        """Check the arguments of Store.history. Raises InvalidInput."""
+        valid_page(limit, offset, cursor)
+        if order not in ("desc", "asc"):
+            raise InvalidInput("messages are ordered `desc` (newest page first) or `asc`", got=order)
+        scope = (owner, conversation_id, leaf, before, after, order)
+        low, high, leaf_seq = after or 0, 2**63 - 1 if before is None else before, None
+        if cursor is not None:
+            leaf_seq, seen = decode_cursor(cursor, "history", scope, int, int)
+            low, high = (low, min(high, seen)) if order == "desc" else (max(low, seen), high)
+        return cls(scope, limit, order, offset, low, high, leaf_seq)
+
+    def cut(self, path: list[Segment]) -> list[Segment]:
+        """The parts of `path` inside the bounds, in the order in which they are read."""
+        inside = [
+            segment._replace(low=max(segment.low, self.low + 1), high=min(segment.high, self.high - 1))
+            for segment in path
+            if segment.high > self.low and segment.low < self.high
+        ]
+        return inside[::-1] if self.order == "desc" else inside
+
+    def page(self, found: Sequence[Message], leaf: Position | None, total: int | None) -> Page[Message]:
+        """The page of what was found in reading order, one more than the limit where there is more."""
+        items = list(found[: self.limit])
+        following = None
+        if len(found) > self.limit and leaf is not None:
+            following = encode_cursor("history", self.scope, leaf.seq, items[-1].seq)
+        return Page(items=items[::-1] if self.order == "desc" else items, total=total, next=following)

@@ -1,0 +1,87 @@
+"""What a word is, in every script: one answer for all stores' full-text search.
+
+Text is compared in one form: compatibility forms folded, case folded, accents of Latin, Greek and Cyrillic
+letters dropped. Scripts that are written without spaces between words, and Korean, whose words carry
+endings, are taken character by character, and a query's run of such characters must stand together: so
+any part of a Chinese, Japanese, Thai or Korean sentence is found.
+"""
+
+import unicodedata
+from collections.abc import Iterator
+
+import regex
+
+from chatkeep.errors import InvalidInput
+
+MAX_INDEXED_CHARS = 200_000
+"""How much of a message is searched, in characters from its start."""
+
+MAX_QUERY_WORDS = 32
+"""Most words of one query."""
+
+SNIPPET_CHARS = 160
+"""Longest snippet, in characters."""
+
+_SINGLE = (
+    r"\p{Han}\p{Hiragana}\p{Katakana}\u30fc\p{Hangul}\p{Bopomofo}\p{Yi}"
+    r"\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}\p{Tibetan}\p{Javanese}\p{Balinese}"
+)
+_ALONE = rf"[[{_SINGLE}]&&[\p{{L}}\p{{N}}\p{{M}}]]"
+_TOGETHER = rf"[[\p{{L}}\p{{N}}\p{{M}}]--[{_SINGLE}]]"
+_WORD = regex.compile(rf"(?V1){_ALONE}|{_TOGETHER}+")
+_RUN = regex.compile(rf"(?V1){_ALONE}+|{_TOGETHER}+")
+_ACCENTS = regex.compile(r"[\u0300-\u036f]+")
+
+
+def fold(text: str) -> str:
+    """Return `text` in the form in which words are compared."""
+    if text.isascii():
+        return text.lower()
+    plain = _ACCENTS.sub("", unicodedata.normalize("NFKD", text.casefold()))
+    return unicodedata.normalize("NFC", plain).casefold()
+
+
+def index_text(content: str) -> str:
+    """Return the words of `content`, in order, divided by what is not a letter or digit of ASCII.
+
+    ASCII text is returned as it is: a reader that splits at everything but letters and digits, and folds
+    ASCII case, finds the same words in it.
+    """
+    content = content[:MAX_INDEXED_CHARS]
+    return content if content.isascii() else " ".join(_WORD.findall(fold(content)))
+
+
+def query_phrases(query: str) -> list[list[str]]:
+    """Return what a message must hold: each phrase is words that stand together. Raises InvalidInput."""
+    phrases = [_WORD.findall(run) for run in _RUN.findall(fold(query[:MAX_INDEXED_CHARS]))]
+    if not phrases:
+        raise InvalidInput("a search needs at least one word")
+    if len(phrases) > MAX_QUERY_WORDS:
+        raise InvalidInput(f"a search can have at most {MAX_QUERY_WORDS} words", got=f"{len(phrases)} words")
+    return phrases
+
+
+def holds(content: str, phrases: list[list[str]]) -> bool:
+    """Whether `content` holds every phrase: the meaning of a search, for stores without an index."""
+    text = f" {' '.join(_WORD.findall(fold(content[:MAX_INDEXED_CHARS])))} "
+    return all(f" {' '.join(phrase)} " in text for phrase in phrases)
+
+
+def snippet(content: str, phrases: list[list[str]]) -> str:
+    """Return the part of `content` around the first phrase found, on one line."""
+    start = max(0, next(_places(content[:MAX_INDEXED_CHARS], phrases), 0) - SNIPPET_CHARS // 3)
+    end = start + SNIPPET_CHARS
+    if start:
+        start = content.find(" ", start, start + SNIPPET_CHARS // 4) + 1 or start
+    text = " ".join(content[start:end].split())
+    return f"{'… ' if start else ''}{text}{' …' if end < len(content) else ''}"
+
+
+def _places(content: str, phrases: list[list[str]]) -> Iterator[int]:
+    """Where a phrase begins in `content` as it was written."""
+    firsts = {phrase[0]: phrase for phrase in phrases}
+    matches = list(_WORD.finditer(content))
+    for number, match in enumerate(matches):
+        phrase = firsts.get(fold(match.group()))
+        if phrase and [fold(m.group()) for m in matches[number : number + len(phrase)]] == phrase:
+            yield match.start()
