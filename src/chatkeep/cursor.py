@@ -28,6 +28,8 @@ def decode_cursor(cursor: str, kind: str, scope: tuple[object, ...], *types: typ
         version, its_kind, its_hash, *position = json.loads(base64.b64decode(padded, altchars=b"-_", validate=True))
     except (ValueError, TypeError, RecursionError) as error:
         raise InvalidInput("the cursor is not one that chatkeep gave") from error
+    if any(isinstance(value, int) and abs(value) >= 2**63 for value in position):
+        raise InvalidInput("the cursor is not one that chatkeep gave")
     if version != VERSION or its_kind != kind or [type(value) for value in position] != list(types):
         raise InvalidInput("the cursor is not one that chatkeep gave for this list")
     if its_hash != _hash(scope):

@@ -7,12 +7,13 @@ where they form a pair and become U+FFFD where they stand alone (`clean_text`).
 
 import hashlib
 import json
+import math
 import secrets
 import time
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
 from typing import Annotated, Any, Self
-from uuid import UUID
+from uuid import UUID, SafeUUID
 
 from pydantic import (
     AfterValidator,
@@ -24,6 +25,7 @@ from pydantic import (
     StringConstraints,
     model_validator,
 )
+from pydantic_core import to_json
 
 from chatkeep.errors import InvalidId, InvalidInput
 
@@ -38,6 +40,9 @@ MAX_OWNER_BYTES = 255
 
 MAX_TITLE_FROM_MESSAGE = 80
 """Longest title that is made from a message, in characters."""
+
+MAX_JSON_DEPTH = 100
+"""Deepest nesting of metadata, in levels: pydantic writes JSON of at most 254, and an answer adds some of its own."""
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -54,31 +59,71 @@ def clean_text(text: str) -> str:
     return text
 
 
+_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
+_ENCODE_SORTED = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
+
+
 def dump_json(value: object) -> str:
     """Serialise `value` as compact JSON that keeps key order, NUL and integers of any size.
 
-    Raises ValueError for what JSON cannot hold: NaN, infinities, other types, cycles.
+    Raises ValueError for what JSON cannot hold: NaN, infinities, other types, cycles, more than 100 levels.
     """
     try:
-        text = json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = _ENCODE(value)
     except TypeError as error:
         raise ValueError("only JSON values can be stored: objects, lists, text, numbers, true, false, null") from error
     except RecursionError as error:
-        raise ValueError("JSON is nested too deeply") from error
+        raise ValueError(TOO_DEEP) from error
+    _check_depth(text, value)
     return clean_text(text)
 
 
+def json_text(value: object) -> str:
+    """Serialise what `dump_json` accepted before, faster (measured at 1 µs against 4 µs)."""
+    return to_json(value).decode()
+
+
 def parse_json(text: str) -> Any:
-    """Parse strict JSON (valid Unicode, no NaN) and clean the text that it escapes. Raises ValueError."""
+    """Parse strict JSON (valid Unicode, no NaN, at most 100 levels) and clean the text that it escapes.
+
+    Raises ValueError.
+    """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant)
-        return json.loads(dump_json(value)) if "\\u" in text else value
+        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
     except RecursionError as error:
-        raise ValueError("JSON is nested too deeply") from error
+        raise ValueError(TOO_DEEP) from error
+    _check_depth(text, value)
+    return json.loads(dump_json(value)) if "\\u" in text else value
+
+
+TOO_DEEP = f"JSON is nested too deeply; at most {MAX_JSON_DEPTH} levels are possible"
+
+
+def _check_depth(text: str, value: object) -> None:
+    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _is_deeper(value, MAX_JSON_DEPTH):
+        raise ValueError(TOO_DEEP)
+
+
+def _is_deeper(value: object, limit: int) -> bool:
+    """Whether a JSON value has more than `limit` levels of objects and lists; without recursion."""
+    level = [value]
+    for _ in range(limit + 1):
+        containers = [each for each in level if isinstance(each, dict | list | tuple)]
+        if not containers:
+            return False
+        level = [inner for each in containers for inner in (each.values() if isinstance(each, dict) else each)]
+    return True
 
 
 def _refuse_constant(name: str) -> None:
     raise ValueError(f"{name} is not JSON")
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if value in (math.inf, -math.inf):
+        raise ValueError("a number is too large")
+    return value
 
 
 def _clean(value: object) -> object:
@@ -143,7 +188,21 @@ def new_id() -> UUID:
     value = time.time_ns() // 1_000_000 << 80 | secrets.randbits(80)
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
-    return UUID(int=value)
+    return uuid_of(value)
+
+
+def uuid_of(value: int) -> UUID:
+    """Return the UUID with this value of 128 bits, as UUID(int=value) does, in a third of the time.
+
+    A message that is read has up to three ids, and UUID's own constructor checks every way to give one.
+    """
+    id_ = UUID.__new__(UUID)
+    _set(id_, "int", value)
+    _set(id_, "is_safe", SafeUUID.unknown)
+    return id_
+
+
+_set = object.__setattr__
 
 
 # --- checks of the port's arguments ----------------------------------------------------------------------
@@ -186,24 +245,26 @@ def valid_range(name: str, value: int, low: int, high: int) -> int:
 class Record(BaseModel):
     """A frozen value. Validation errors never repeat the input, which may be private."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", hide_input_in_errors=True)
+    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
 
-_RECORD_SLOTS = (("__pydantic_extra__", None), ("__pydantic_private__", None))
+class Given(Record):
+    """What a caller gives: a field that is not known is an error, not a value that is lost."""
+
+    model_config = ConfigDict(extra="forbid")
 
 
-def stored[R: Record](kind: type[R], **values: Any) -> R:
-    """Build a record from values that were checked when they were stored, without checking them again.
+def stored[R: Record](kind: type[R], fields_set: set[str], /, **values: Any) -> R:
+    """Build a record from values that were checked already, for all its fields, without checking them again.
 
     What pydantic's model_construct does for a record with all its fields given: measured at 2 µs against
-    11 µs, and 6 µs for validation, for a Message.
+    11 µs, and 6 µs for validation, for a Message. `fields_set` may be shared: records are frozen.
     """
     record = kind.__new__(kind)
-    put = object.__setattr__
-    put(record, "__dict__", values)
-    put(record, "__pydantic_fields_set__", set(values))
-    for name, value in _RECORD_SLOTS:
-        put(record, name, value)
+    _set(record, "__dict__", values)
+    _set(record, "__pydantic_fields_set__", fields_set)
+    _set(record, "__pydantic_extra__", None)
+    _set(record, "__pydantic_private__", None)
     return record
 
 
@@ -225,16 +286,16 @@ class Status(StrEnum):
     DELETED = "deleted"
 
 
-class Source(Record):
+class Source(Given):
     """A place in a document that an answer rests on."""
 
     document_id: UUID
     file_path: Annotated[str, BeforeValidator(_clean), StringConstraints(max_length=4096), AfterValidator(_not_blank)]
     header_anchor: Label | None = None
-    similarity_score: Annotated[float, Field(ge=-1, le=1, allow_inf_nan=False)]
+    similarity_score: Annotated[float, Field(strict=True, ge=-1, le=1, allow_inf_nan=False)]
 
 
-class NewConversation(Record):
+class NewConversation(Given):
     """A conversation to be created. Creating it again with the same id and the same values changes nothing."""
 
     id: UUID | None = Field(None, description="Made by the store (UUID version 7) when absent.")
@@ -245,8 +306,9 @@ class NewConversation(Record):
 
     def fingerprint(self) -> bytes:
         """Sixteen bytes that are equal exactly when the caller sent the same values (id apart)."""
-        named = {"title": self.title, "context_id": self.context_id, "external_id": self.external_id}
-        return _digest(self, {name: value for name, value in named.items() if value is not None})
+        texts = {"title": self.title, "context_id": self.context_id, "external_id": self.external_id}
+        lines = [f"{name}={_one_line(text)}" for name, text in texts.items() if text is not None]
+        return _digest(lines, self.metadata, "")
 
 
 class ImportedConversation(NewConversation):
@@ -270,7 +332,7 @@ class Conversation(Record):
     updated_at: datetime = Field(description="Moved by every message, by nothing else.")
 
 
-class ConversationChange(Record):
+class ConversationChange(Given):
     """What to change of a conversation; what is absent stays. JSON Merge Patch (RFC 7396)."""
 
     title: Label | None = None
@@ -278,7 +340,7 @@ class ConversationChange(Record):
     head_id: UUID | None = Field(None, description="The message to continue after; null starts anew.")
 
 
-class NewMessage(Record):
+class NewMessage(Given):
     """A message to be appended. Its id is the idempotency key: appending it again changes nothing.
 
     `parent_id` absent means "after the head"; null means "at the root", a new beginning.
@@ -313,22 +375,22 @@ class NewMessage(Record):
     @property
     def names_parent(self) -> bool:
         """Whether the writer said what it follows; null counts as said."""
-        return "parent_id" in self.model_fields_set
+        return "parent_id" in self.__pydantic_fields_set__
 
     def fingerprint(self) -> bytes:
         """Sixteen bytes that are equal exactly when the caller sent the same values (id apart)."""
-        sent: dict[str, Any] = {"role": self.role, "content": self.content}
+        lines = ["role=" + self.role]
         if self.names_parent:
-            sent["parent_id"] = None if self.parent_id is None else self.parent_id.hex
-        if self.status != Status.COMPLETE:
-            sent["status"] = self.status
+            lines.append(f"parent_id={self.parent_id.int:x}" if self.parent_id else "parent_id=")
+        if self.status is not Status.COMPLETE:
+            lines.append("status=" + self.status)
         if self.external_id is not None:
-            sent["external_id"] = self.external_id
+            lines.append("external_id=" + _one_line(self.external_id))
         if self.sent_at is not None:
-            sent["sent_at"] = to_micros(self.sent_at)
+            lines.append(f"sent_at={to_micros(self.sent_at)}")
         if self.sources:
-            sent["sources"] = [source.model_dump(mode="json") for source in self.sources]
-        return _digest(self, sent)
+            lines.append(f"sources={_ENCODE_SORTED([source.model_dump(mode='json') for source in self.sources])}")
+        return _digest(lines, self.metadata, self.content)
 
 
 class ImportedMessage(NewMessage):
@@ -364,6 +426,10 @@ class Message(Record):
     created_at: datetime = Field(description="The store's time.")
 
 
+CONVERSATION_FIELDS = set(Conversation.model_fields)
+MESSAGE_FIELDS = set(Message.model_fields)
+
+
 class SearchHit(Record):
     """A message that holds every word of the query."""
 
@@ -391,11 +457,18 @@ class ErasureReceipt(Record):
     erased_at: datetime
 
 
-def _digest(record: NewConversation | NewMessage, sent: dict[str, Any]) -> bytes:
-    if record.metadata:
-        sent["metadata"] = record.metadata
-    text = json.dumps(sent, ensure_ascii=False, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).digest()[:16]
+def _digest(lines: list[str], metadata: dict[str, Any], content: str) -> bytes:
+    """Hash what the caller sent: a line for each value that is there, an empty line, and the content.
+
+    What is absent leaves no line, so that a field that is added one day does not change older hashes.
+    """
+    if metadata:
+        lines.append("metadata=" + _ENCODE_SORTED(metadata))
+    lines += "", content
+    return hashlib.sha256("\n".join(lines).encode()).digest()[:16]
+
+
+_one_line = json.encoder.encode_basestring
 
 
 def title_from(content: str) -> str | None:

@@ -6,6 +6,9 @@ from platformdirs import user_data_path
 from pydantic import Field
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+LOCAL_OWNER = "local"
+"""The owner of everything while there is no authentication."""
+
 
 class Settings(BaseSettings):
     """Each setting is an environment variable with the prefix CHATKEEP_, such as CHATKEEP_DATABASE_URL."""

@@ -28,11 +28,11 @@ from chatkeep.model import (
     Conversation,
     ConversationChange,
     ErasureReceipt,
+    Given,
     Message,
     NewConversation,
     NewMessage,
     Page,
-    Record,
     SearchHit,
 )
 
@@ -46,7 +46,7 @@ Order = Literal["desc", "asc"]
 ListOrder = Literal["updated", "id"]
 
 
-class StoreOptions(Record):
+class StoreOptions(Given):
     """What can be set when a store is opened: as keyword of `open_store`, or in the URL after `?`."""
 
     max_content_chars: int = Field(MAX_CONTENT_CHARS, ge=0)
@@ -213,8 +213,9 @@ class Store(ABC):
 
         Words are compared without regard to case, accents and Unicode form; in scripts written without
         spaces (Chinese, Japanese, Thai …) any part of a sentence is found. The first 200,000 characters
-        of a message are searched. limit is 1 to 1,000. Raises InvalidInput for a query without a word, or
-        when the store was opened with search=off.
+        of a message are searched. Imported messages are found a moment after they are stored, all others at
+        once. limit is 1 to 1,000. Raises InvalidInput for a query without a word, or when the store was
+        opened with search=off.
         """
 
     @abstractmethod

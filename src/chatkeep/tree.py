@@ -77,7 +77,8 @@ class Tree:
         """Give the next message its place after `parent` (None: at the root). Raises Conflict at 10,000 runs."""
         self.last_seq = seq = self.last_seq + 1
         if parent is not None and self.runs[parent.run].tip_seq == parent.seq:
-            self.runs[parent.run] = self.runs[parent.run]._replace(tip_seq=seq, tip_depth=parent.depth + 1)
+            parent_run, fork_seq, first_seq, *_ = self.runs[parent.run]
+            self.runs[parent.run] = Run(parent_run, fork_seq, first_seq, seq, parent.depth + 1)
             return Position(seq, parent.run, parent.depth + 1)
         if len(self.runs) >= MAX_RUNS:
             raise Conflict(f"a conversation can have at most {MAX_RUNS:,} branches; start a new one")

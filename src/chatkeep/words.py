@@ -7,7 +7,7 @@ any part of a Chinese, Japanese, Thai or Korean sentence is found.
 """
 
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import regex
 
@@ -31,6 +31,8 @@ _TOGETHER = rf"[[\p{{L}}\p{{N}}\p{{M}}]--[{_SINGLE}]]"
 _WORD = regex.compile(rf"(?V1){_ALONE}|{_TOGETHER}+")
 _RUN = regex.compile(rf"(?V1){_ALONE}+|{_TOGETHER}+")
 _ACCENTS = regex.compile(r"[\u0300-\u036f]+")
+_CHUNK = regex.compile(r"\S+")
+_CLUSTER = regex.compile(r"\X")
 
 
 def fold(text: str) -> str:
@@ -80,8 +82,25 @@ def snippet(content: str, phrases: list[list[str]]) -> str:
 def _places(content: str, phrases: list[list[str]]) -> Iterator[int]:
     """Where a phrase begins in `content` as it was written."""
     firsts = {phrase[0]: phrase for phrase in phrases}
-    matches = list(_WORD.finditer(content))
-    for number, match in enumerate(matches):
-        phrase = firsts.get(fold(match.group()))
-        if phrase and [fold(m.group()) for m in matches[number : number + len(phrase)]] == phrase:
-            yield match.start()
+    words = list(_written(content))
+    for number, (word, place) in enumerate(words):
+        phrase = firsts.get(word)
+        if phrase and [w for w, _ in words[number : number + len(phrase)]] == phrase:
+            yield place
+
+
+def _written(content: str) -> Iterator[tuple[str, int]]:
+    """The words of `content`, each with the place at which it begins there."""
+    for chunk in _CHUNK.finditer(content):
+        folded, places = _fold_in_place(chunk.group())
+        for match in _WORD.finditer(folded):
+            yield match.group(), chunk.start() + places[match.start()]
+
+
+def _fold_in_place(text: str) -> tuple[str, Sequence[int]]:
+    """The folded text, and for each of its characters where it stands in `text`: folding changes lengths."""
+    folded = fold(text)
+    if len(folded) == len(text):
+        return folded, range(len(text))
+    clusters = [(match.start(), fold(match.group())) for match in _CLUSTER.finditer(text)]
+    return "".join(part for _, part in clusters), [place for place, part in clusters for _ in part]

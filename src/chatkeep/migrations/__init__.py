@@ -6,6 +6,7 @@ first, and acknowledged rows were lost in a trial (docs/decisions/0001-one-sqlit
 """
 
 import io
+from functools import cache
 from pathlib import Path
 
 HEAD = "0001"
@@ -15,6 +16,7 @@ REVISIONS = ("0001",)
 """Every revision, oldest first."""
 
 
+@cache
 def render(dialect: str, current: str | None, target: str) -> str:
     """Return the SQL script that takes a database of `dialect` from revision `current` to `target`.
 

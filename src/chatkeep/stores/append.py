@@ -12,6 +12,7 @@ from uuid import UUID
 
 from chatkeep.errors import Conflict, InvalidInput, NotFound
 from chatkeep.model import (
+    MESSAGE_FIELDS,
     ImportedMessage,
     Message,
     NewMessage,
@@ -121,6 +122,7 @@ def _place(
     position = state.tree.add(parent)
     new = stored(
         Message,
+        MESSAGE_FIELDS,
         id=message.id or new_id(),
         conversation_id=conversation_id,
         seq=position.seq,

@@ -16,6 +16,7 @@ from chatkeep.model import (
     Conversation,
     ConversationChange,
     ErasureReceipt,
+    ImportedMessage,
     Message,
     NewConversation,
     NewMessage,
@@ -54,7 +55,8 @@ class SqliteStore(Store):
             write_timeout=options.write_timeout,
             readers=options.readers,
         )
-        self._background: set[asyncio.Task[object]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
+        self._indexing: asyncio.Task[None] | None = None
 
     # --- conversations ------------------------------------------------------------------------------------
 
@@ -111,9 +113,12 @@ class SqliteStore(Store):
         key = valid_owner(owner), valid_id(conversation_id)
         check(messages, self._options.max_content_chars)
         size = sum(len(message.content) for message in messages)
-        return await self._file.write(
+        stored = await self._file.write(
             lambda transaction: self._append(transaction, *key, messages, expected_seq), size=size
         )
+        if self._options.search and _are_imported(messages):
+            self._start_indexing()
+        return stored
 
     async def history(
         self,
@@ -182,9 +187,8 @@ class SqliteStore(Store):
         if revision in ("head", HEAD):
             for owner in await self._file.read(rows.owners_with_remains):
                 await self._purge(owner)
-            if self._options.search and await self._file.read(rows.search_is_behind):
-                while await self._file.write(rows.index_slice):
-                    pass
+            if self._options.search:
+                await self._index()
 
     async def schema_revision(self) -> str | None:
         return await self._file.revision()
@@ -197,6 +201,18 @@ class SqliteStore(Store):
     async def aclose(self) -> None:
         await asyncio.gather(*self._background, return_exceptions=True)
         await self._file.aclose()
+
+    async def _index(self) -> None:
+        """Index what is stored and not indexed, in slices between the writes of others."""
+        while await self._file.write(rows.index_slice):
+            pass
+
+    def _start_indexing(self) -> None:
+        """Let imported messages be indexed while the next ones are on their way."""
+        if self._indexing is None or self._indexing.done():
+            self._indexing = asyncio.create_task(self._index(), name="chatkeep-index")
+            self._background.add(self._indexing)
+            self._indexing.add_done_callback(self._background.discard)
 
     async def _in_background(self, work: Coroutine[object, object, object]) -> object:
         task = asyncio.ensure_future(work)
@@ -294,7 +310,7 @@ class SqliteStore(Store):
         results = plan(id_, state, messages, known, transaction.moment, expected_seq)
         new = {result.message.id: result for result in results if isinstance(result, Placed)}
         if new:
-            self._insert(transaction, owner, list(new.values()))
+            self._insert(transaction, owner, list(new.values()), imported=_are_imported(messages))
             rows.save_state(connection, owner, id_, state)
         stored = rows.messages_by_id(connection, owner, id_, [id_ for id_ in results if isinstance(id_, UUID)])
         return [r.message if isinstance(r, Placed) else stored[r] for r in results]
@@ -309,14 +325,14 @@ class SqliteStore(Store):
         head_id = None if row.head_id is None else rows.uuid(row.head_id)
         return State(tree, head, head_id, row.title, from_micros(row.updated_at)), known
 
-    def _insert(self, transaction: Transaction, owner: str, new: list[Placed]) -> None:
+    def _insert(self, transaction: Transaction, owner: str, new: list[Placed], *, imported: bool) -> None:
         rids = [transaction.next_rid() for _ in new]
         rows.insert_messages(transaction.connection, owner, rids, new)
-        if self._options.search:
+        if self._options.search and not imported:
             contents = (placed.message.content for placed in new)
             rows.index(transaction.connection, owner, zip(rids, contents, strict=True))
         else:
-            rows.mark_search_behind(transaction.connection)
+            rows.mark_unindexed(transaction.connection, rids[0])
 
     def _history(
         self,
@@ -325,6 +341,7 @@ class SqliteStore(Store):
         id_: UUID,
         leaf: UUID | None,
         window: Window,
+        *,
         total: bool,
     ) -> Page[Message]:
         row = self._conversation(connection, owner, id_)
@@ -349,9 +366,7 @@ class SqliteStore(Store):
     ) -> Position | None:
         """Where the path ends: at the cursor's leaf, at the one that is named, or at the head."""
         if window.leaf_seq is not None:
-            if not 1 <= window.leaf_seq <= tree.last_seq:
-                raise InvalidInput("the cursor is not one that chatkeep gave for this list")
-            return rows.position(connection, owner, id_, tree, window.leaf_seq)
+            return rows.position(connection, owner, id_, tree, window.checked_leaf(tree.last_seq))
         if leaf is not None:
             return rows.position(connection, owner, id_, tree, self._message(connection, owner, id_, leaf).seq)
         return None if head_seq is None else rows.position(connection, owner, id_, tree, head_seq)
@@ -383,3 +398,8 @@ class SqliteStore(Store):
             return False
         rows.erase_message(connection, owner, id_, message_id)
         return True
+
+
+def _are_imported(messages: Sequence[NewMessage]) -> bool:
+    """Imported messages are indexed after they are stored: an import waits for one, then for the other."""
+    return isinstance(messages[0], ImportedMessage)

@@ -11,7 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from functools import partial
 from pathlib import Path
@@ -23,6 +23,7 @@ from chatkeep.errors import ChatkeepError, SchemaMismatch, StoreUnavailable
 from chatkeep.migrations import HEAD, REVISIONS, render
 from chatkeep.model import now
 from chatkeep.stores.group_commit import GroupCommit
+from chatkeep.words import index_text
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,9 @@ CHECKPOINT_BYTES = 64 << 20
 
 IDLE_SECONDS = 0.5
 """How long nobody writes until the log is written back in passing."""
+
+PATIENCE_SECONDS = 0.1
+"""How long either of them waits at most for readers of the log, and a write that comes meanwhile for it."""
 
 PAUSE_SECONDS = (0.0002, 0.010)
 """Shortest and longest pause between two tries for a lock that another process holds. Short and random:
@@ -50,11 +54,18 @@ PRAGMAS = (
 
 @dataclass
 class Transaction:
-    """One write transaction: the connection, the moment that its rows get, and the last message rid given."""
+    """One write transaction: the connection, the moment that its rows get, and what its jobs need not ask twice."""
 
     connection: apsw.Connection
     moment: datetime
     last_rid: int | None = None
+    owners: set[str] = field(default_factory=set)
+    """Owners that are known to be in the database."""
+
+    def forget(self) -> None:
+        """Ask everything again: a job was rolled back."""
+        self.last_rid = None
+        self.owners.clear()
 
     def next_rid(self) -> int:
         """The rowid of the next message: above every other, so that rowids say what was stored last."""
@@ -84,6 +95,7 @@ class SqliteFile:
         self._readers = ThreadPoolExecutor(readers, "chatkeep-sqlite-reader")
         self._commits: GroupCommit[Job] = GroupCommit(self._flush)
         self._wal_bytes = 0
+        self._checkpoint_at = CHECKPOINT_BYTES
         self._commit_count = 0
         self._idle_timer: asyncio.TimerHandle | None = None
         self._closed = False
@@ -100,6 +112,8 @@ class SqliteFile:
 
     async def migrate(self, revision: str) -> None:
         """Bring the schema to `revision`; a missing file is created."""
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
         self._may_create = True
         await asyncio.get_running_loop().run_in_executor(self._writer, self._guard, partial(self._migrate, revision))
 
@@ -109,7 +123,13 @@ class SqliteFile:
 
     async def truncate_log(self) -> None:
         """Write the whole write-ahead log back and empty it, so that nothing deleted is left in it."""
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._checkpoint, "TRUNCATE")
+        deadline = time.monotonic() + self._write_timeout
+        work = partial(self._checkpoint, "TRUNCATE", patience=PATIENCE_SECONDS)
+        while not await asyncio.get_running_loop().run_in_executor(self._writer, work):
+            if time.monotonic() >= deadline:
+                logger.warning("what was deleted from %s stays in its log until nobody reads from it", self.path)
+                return
+            await asyncio.sleep(PATIENCE_SECONDS)  # others may write
 
     async def aclose(self) -> None:
         """Finish the writes that were taken, then close every connection. Idempotent."""
@@ -142,6 +162,7 @@ class SqliteFile:
             if connection.execute("PRAGMA journal_mode = WAL").get != "wal":
                 raise StoreUnavailable("SQLite's write-ahead log does not work on this file system", got=self.path)
             connection.set_wal_hook(self._note_wal_size)
+            connection.create_scalar_function("index_text", _index_text, 1, deterministic=True)
         except BaseException:
             connection.close()
             raise
@@ -201,8 +222,9 @@ class SqliteFile:
             if connection.in_transaction:
                 connection.execute("ROLLBACK")
             raise
-        if self._wal_bytes > CHECKPOINT_BYTES:
-            self._checkpoint("RESTART")
+        if self._wal_bytes > self._checkpoint_at:
+            emptied = self._checkpoint("RESTART", patience=PATIENCE_SECONDS)
+            self._checkpoint_at = CHECKPOINT_BYTES + (0 if emptied else self._wal_bytes)
         return outcomes
 
     def _attempt(self, transaction: Transaction, job: Job) -> object:
@@ -215,7 +237,7 @@ class SqliteFile:
             if not connection.in_transaction:  # SQLite gave all of it up: disk full, I/O error
                 raise
             connection.execute("ROLLBACK TO job")
-            transaction.last_rid = None
+            transaction.forget()
             outcome = self._translated(error) if isinstance(error, apsw.Error) else error
         connection.execute("RELEASE job")
         return outcome
@@ -231,18 +253,28 @@ class SqliteFile:
             if seen != self._commit_count:
                 self._watch_idle(loop)
             else:
-                self._writer.submit(self._checkpoint, "PASSIVE")
+                self._writer.submit(self._checkpoint, "TRUNCATE", patience=PATIENCE_SECONDS)
 
         self._idle_timer = loop.call_later(IDLE_SECONDS, look)
 
-    def _checkpoint(self, mode: Literal["PASSIVE", "RESTART", "TRUNCATE"]) -> None:
+    def _checkpoint(self, mode: Literal["RESTART", "TRUNCATE"], *, patience: float) -> bool:
+        """Write the log back and empty it; False where somebody reads from it for longer than `patience`."""
+        deadline = time.monotonic() + patience
         try:
-            self._connection().execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+            while not self._checkpoint_once(mode):
+                if time.monotonic() >= deadline:
+                    return False
+                time.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - not a secret
         except apsw.Error as error:
             # The log is kept and read as before; the next checkpoint takes it along.
             logger.warning("the write-ahead log of %s was not written back: %s", self.path, error)
-        else:
-            self._wal_bytes = 0
+            return False
+        self._wal_bytes = 0
+        return True
+
+    def _checkpoint_once(self, mode: Literal["RESTART", "TRUNCATE"]) -> bool:
+        ((busy, _, _),) = self._connection().execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        return not busy
 
     def _migrate(self, revision: str) -> None:
         connection = self._connection()
@@ -256,8 +288,8 @@ class SqliteFile:
         """Migrate from `current` to `target`; False where another process has just moved it."""
         if current not in (*REVISIONS, None):
             raise SchemaMismatch(
-                f"{self.path} has a newer schema than this version of chatkeep knows ({HEAD}); upgrade chatkeep",
-                got=current,
+                f"the database has a newer schema than this version of chatkeep knows ({HEAD}); upgrade chatkeep",
+                got=f"{self.path}: {current}",
             )
         if (current or "base") == target:
             return True
@@ -279,8 +311,13 @@ class SqliteFile:
         if isinstance(error, apsw.SQLError) and "no such table" in str(error):
             return SchemaMismatch("the database has no schema of chatkeep; run `chatkeep db upgrade`", got=self.path)
         logger.error("SQLite failed on %s: %s: %s", self.path, type(error).__name__, error)
-        meaning = next((text for kind, text in MEANINGS if isinstance(error, kind)), f"SQLite reports {error}")
-        return StoreUnavailable(meaning, got=self.path)
+        meaning = next((text for kind, text in MEANINGS if isinstance(error, kind)), "SQLite refused the operation")
+        return StoreUnavailable(meaning, got=f"{self.path}: {error}")
+
+
+def _index_text(*values: object) -> str:
+    """chatkeep.words.index_text for SQL."""
+    return index_text(cast("str", values[0]))
 
 
 MEANINGS: tuple[tuple[type[apsw.Error], str], ...] = (
@@ -298,7 +335,8 @@ MEANINGS: tuple[tuple[type[apsw.Error], str], ...] = (
 
 def read_revision(connection: apsw.Connection) -> str | None:
     """The revision of the schema that `connection` sees."""
-    if not connection.table_exists("main", "chatkeep_schema"):
+    # A statement: APSW's table_exists answers from what this connection knew before another one made the table.
+    if connection.execute("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'chatkeep_schema'").get is None:
         return None
     revision: Any = connection.execute("SELECT version_num FROM chatkeep_schema").get
     return cast("str | None", revision)

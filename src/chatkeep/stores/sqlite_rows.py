@@ -1,8 +1,7 @@
 """The SQL of the SQLite store, and how its rows become records. Every statement names the owner first."""
 
-import hashlib
 import json
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 from uuid import UUID
@@ -12,6 +11,8 @@ import apsw
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import Conflict
 from chatkeep.model import (
+    CONVERSATION_FIELDS,
+    MESSAGE_FIELDS,
     Conversation,
     ImportedConversation,
     Message,
@@ -21,11 +22,12 @@ from chatkeep.model import (
     SearchHit,
     Source,
     Status,
-    dump_json,
     from_micros,
+    json_text,
     new_id,
     stored,
     to_micros,
+    uuid_of,
     valid_id,
 )
 from chatkeep.store import ListOrder
@@ -33,10 +35,13 @@ from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.sqlite_file import Transaction
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Segment, Tree
-from chatkeep.words import index_text, snippet
+from chatkeep.words import MAX_INDEXED_CHARS, index_text, snippet
 
 SLICE = 1_000
-"""Messages that one transaction removes or indexes, about, so that other writers need not wait long."""
+"""Messages that one transaction removes, about, so that other writers need not wait long."""
+
+INDEX_SLICE = 2_000
+"""Messages that one transaction indexes at most."""
 
 MERGE_PAGES = 500
 """Pages that one step of merging the full-text index writes, about."""
@@ -81,7 +86,7 @@ class Thread(NamedTuple):
 
 def uuid(value: bytes) -> UUID:
     """The id that was stored as `value`."""
-    return UUID(bytes=value)
+    return uuid_of(int.from_bytes(value))
 
 
 # --- conversations ---------------------------------------------------------------------------------------
@@ -134,7 +139,9 @@ def _insert_conversation(
     created = updated = to_micros(transaction.moment)
     if isinstance(new, ImportedConversation) and new.updated_at is not None:
         updated = to_micros(new.updated_at)
-    transaction.connection.execute("INSERT INTO users VALUES (?) ON CONFLICT DO NOTHING", (owner,))
+    if owner not in transaction.owners:
+        transaction.connection.execute("INSERT INTO users VALUES (?) ON CONFLICT DO NOTHING", (owner,))
+        transaction.owners.add(owner)
     transaction.connection.execute(
         "INSERT INTO conversations (owner_id, id, title, context_id, external_id, metadata, fingerprint,"
         " created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
@@ -144,7 +151,7 @@ def _insert_conversation(
             new.title,
             new.context_id,
             new.external_id,
-            dump_json(new.metadata),
+            json_text(new.metadata),
             fingerprint,
             created,
             updated,
@@ -232,6 +239,7 @@ def _to_conversation(row: Row) -> Conversation:
     id_, owner, title, context, external, metadata, last_seq, head, created, updated = row
     return stored(
         Conversation,
+        CONVERSATION_FIELDS,
         id=uuid(id_),
         owner_id=owner,
         title=title,
@@ -248,12 +256,13 @@ def _to_conversation(row: Row) -> Conversation:
 # --- messages --------------------------------------------------------------------------------------------
 
 
-def insert_messages(connection: apsw.Connection, owner: str, rids: Iterable[int], new: Iterable[Placed]) -> None:
-    """Write new messages, each under its rid."""
-    connection.executemany(INSERT_MESSAGE, map(partial(_message_values, owner), rids, new))
+def insert_messages(connection: apsw.Connection, owner: str, rids: Iterable[int], new: Sequence[Placed]) -> None:
+    """Write new messages of one moment, each under its rid."""
+    created_at = to_micros(new[0].message.created_at)
+    connection.executemany(INSERT_MESSAGE, map(partial(_message_values, owner, created_at), rids, new))
 
 
-def _message_values(owner: str, rid: int, placed: Placed) -> Row:
+def _message_values(owner: str, created_at: int, rid: int, placed: Placed) -> Row:
     message, position, fingerprint = placed
     return (
         rid,
@@ -264,14 +273,14 @@ def _message_values(owner: str, rid: int, placed: Placed) -> Row:
         position.run,
         position.depth,
         message.parent_id.bytes if message.parent_id else None,
-        message.role.value,
+        message.role,
         message.content,
-        message.status.value,
-        dump_json([source.model_dump(mode="json") for source in message.sources]) if message.sources else None,
-        dump_json(message.metadata) if message.metadata else None,
+        message.status,
+        json_text(message.sources) if message.sources else None,
+        json_text(message.metadata) if message.metadata else None,
         message.external_id,
         to_micros(message.sent_at) if message.sent_at else None,
-        to_micros(message.created_at),
+        created_at,
         fingerprint,
     )
 
@@ -280,6 +289,7 @@ def _to_message(row: Row) -> Message:
     id_, conversation_id, seq, parent, role, content, status, sources, metadata, external, sent, created = row
     return stored(
         Message,
+        MESSAGE_FIELDS,
         id=uuid(id_),
         conversation_id=uuid(conversation_id),
         seq=seq,
@@ -413,8 +423,8 @@ def erase_message(connection: apsw.Connection, owner: str, id_: UUID, message_id
 
 
 def _owner_word(owner: str) -> str:
-    """The owner as one word of the index, whatever characters it has."""
-    return hashlib.sha256(owner.encode()).hexdigest()[:32]
+    """The owner as one word of the index, whatever characters it has: hex(owner_id) in SQL."""
+    return owner.encode().hex()
 
 
 def index(connection: apsw.Connection, owner: str, contents: Iterable[tuple[int, str]]) -> None:
@@ -426,30 +436,35 @@ def index(connection: apsw.Connection, owner: str, contents: Iterable[tuple[int,
     )
 
 
-def mark_search_behind(connection: apsw.Connection) -> None:
-    """Note that messages are stored without being indexed."""
-    connection.execute("UPDATE store_state SET value = 'behind' WHERE name = 'search' AND value <> 'behind'")
-
-
-def search_is_behind(connection: apsw.Connection) -> bool:
-    """Whether messages wait to be indexed."""
-    return bool(connection.execute("SELECT value = 'behind' FROM store_state WHERE name = 'search'").get)
-
-
-def index_slice(transaction: Transaction) -> int:
-    """Index some messages that are not; 0 says that all are."""
-    connection = transaction.connection
-    missing = fetch(
-        connection,
-        "SELECT owner_id, rid, content FROM messages WHERE content <> ''"
-        " AND rid NOT IN (SELECT id FROM message_words_docsize) ORDER BY rid LIMIT ?",
-        (SLICE,),
+def mark_unindexed(connection: apsw.Connection, rid: int) -> None:
+    """Note that messages from `rid` on are stored without being indexed."""
+    connection.execute(
+        "UPDATE store_state SET value = ? WHERE name = 'unindexed_from' AND (value IS NULL OR value > ?)", (rid, rid)
     )
-    for owner, rid, content in missing:
-        index(connection, owner, [(rid, content)])
-    if not missing:
-        connection.execute("UPDATE store_state SET value = 'complete' WHERE name = 'search'")
-    return len(missing)
+
+
+def index_slice(transaction: Transaction) -> bool:
+    """Index some messages that are not; False when all are.
+
+    One statement, which SQLite runs without Python but for text that is not ASCII.
+    """
+    connection = transaction.connection
+    first = cast("int | None", connection.execute("SELECT value FROM store_state WHERE name = 'unindexed_from'").get)
+    if first is None:
+        return False
+    last = first + INDEX_SLICE
+    connection.execute(
+        "INSERT INTO message_words (rowid, owner, words) SELECT rid, hex(owner_id), CASE"
+        "   WHEN octet_length(content) = length(content) THEN substr(content, 1, ?) ELSE index_text(content) END"
+        " FROM messages WHERE rid BETWEEN ? AND ? AND content <> ''"
+        " AND rid NOT IN (SELECT id FROM message_words_docsize WHERE id BETWEEN ? AND ?)",
+        (MAX_INDEXED_CHARS, first, last, first, last),
+    )
+    connection.execute(
+        "UPDATE store_state SET value = (SELECT min(rid) FROM messages WHERE rid > ?) WHERE name = 'unindexed_from'",
+        (last,),
+    )
+    return True
 
 
 def search(
@@ -527,6 +542,7 @@ def remove_owner(owner: str, transaction: Transaction) -> int | None:
     if connection.execute("SELECT 1 FROM conversations WHERE owner_id = ? LIMIT 1", (owner,)).get:
         return None
     connection.execute("DELETE FROM users WHERE id = ?", (owner,))
+    transaction.forget()
     left = connection.execute(
         "SELECT (SELECT count(*) FROM messages WHERE owner_id = ?) + (SELECT count(*) FROM users WHERE id = ?)",
         (owner, owner),

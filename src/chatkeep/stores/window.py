@@ -65,6 +65,12 @@ class Window:
             low, high = (low, min(high, seen)) if order == "desc" else (max(low, seen), high)
         return cls(scope, limit, order, offset, low, high, leaf_seq)
 
+    def checked_leaf(self, last_seq: int) -> int:
+        """The cursor's leaf, which a forged cursor may have out of bounds. Raises InvalidInput."""
+        if self.leaf_seq is None or not 1 <= self.leaf_seq <= last_seq:
+            raise InvalidInput("the cursor is not one that chatkeep gave for this list")
+        return self.leaf_seq
+
     def cut(self, path: list[Segment]) -> list[Segment]:
         """The parts of `path` inside the bounds, in the order in which they are read."""
         inside = [

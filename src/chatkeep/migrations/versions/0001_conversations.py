@@ -84,12 +84,12 @@ SQLITE_UP = (
         owner, words, content = '', contentless_delete = 1, tokenize = 'ascii'
     )
     """,
-    # search: 'complete', or 'behind' where messages were stored without being indexed.
+    # unindexed_from: the first rid that may be missing in the full-text index; null where none is.
     """
-    CREATE TABLE store_state (name TEXT NOT NULL PRIMARY KEY, value TEXT NOT NULL) STRICT, WITHOUT ROWID
+    CREATE TABLE store_state (name TEXT NOT NULL PRIMARY KEY, value INTEGER) STRICT, WITHOUT ROWID
     """,
     """
-    INSERT INTO store_state VALUES ('search', 'complete')
+    INSERT INTO store_state VALUES ('unindexed_from', NULL)
     """,
 )
 

@@ -1,0 +1,69 @@
+"""JSON bodies: how they are read before a record is made of them, and how records are written."""
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.routing import APIRoute
+from pydantic import BaseModel
+from pydantic_core import to_json
+
+from chatkeep.api.errors import KINDS, Refused
+from chatkeep.model import MAX_JSON_DEPTH, parse_json
+
+JSON = "application/json"
+MERGE_PATCH = "application/merge-patch+json"
+
+NOT_JSON = (
+    f"the body is not valid JSON, which is UTF-8 without NaN and Infinity; it may be nested at most {MAX_JSON_DEPTH}"
+    " levels deep, its numbers have to be within the range of a double, and integers have at most 4,300 digits"
+)
+
+
+class JsonRequest(Request):
+    """A request whose body is strict JSON: UTF-8, without NaN, its escaped text made valid Unicode."""
+
+    async def json(self) -> Any:
+        """Return the parsed body. Raises Refused (422)."""
+        try:
+            return parse_json((await self.body()).decode())
+        except ValueError:
+            # The parser's own sentence may repeat a part of the body.
+            raise Refused(422, NOT_JSON) from None
+
+
+class JsonRoute(APIRoute):
+    """A route that reads its body, where it has one, as `JsonRequest` does."""
+
+    def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
+        """Return the framework's handler behind the checks of size and media type, in this order."""
+        handle = super().get_route_handler()
+        if self.body_field is None:
+            return handle
+        accepted = {JSON, MERGE_PATCH} if "PATCH" in (self.methods or ()) else {JSON}
+
+        async def handle_json(request: Request) -> Response:
+            request = JsonRequest(request.scope, request.receive)
+            await request.body()
+            check_media_type(request, accepted)
+            return await handle(request)
+
+        return handle_json
+
+
+def check_media_type(request: Request, accepted: set[str]) -> None:
+    """Raise Refused (415) for a body that is compressed, or not declared to be of an accepted type.
+
+    Web pages of other sites cannot send such a declaration without asking first (CORS).
+    """
+    media_type = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+    encoding = request.headers.get("content-encoding", "identity").lower()
+    if media_type not in accepted or encoding != "identity":
+        names = " or ".join(sorted(accepted))
+        raise Refused(415, KINDS[415].detail.replace(JSON, names))
+
+
+def reply(record: BaseModel, status: int = 200, *, location: str | None = None) -> Response:
+    """Return `record` as a JSON response: written once, where the framework would validate and copy it first."""
+    headers = None if location is None else {"Location": location}
+    return Response(to_json(record), status, headers=headers, media_type=JSON)

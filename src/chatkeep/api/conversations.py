@@ -1,0 +1,167 @@
+"""Conversations over HTTP."""
+
+from typing import Annotated, Self
+from uuid import UUID
+
+from fastapi import APIRouter, Body, Path, Query, Response
+from pydantic import Field, StrictBool, model_validator
+
+from chatkeep.api.body import MERGE_PATCH, JsonRoute, reply
+from chatkeep.api.errors import problems
+from chatkeep.api.examples import CONVERSATION_ID
+from chatkeep.api.owner import OpenedStore, Owner
+from chatkeep.api.paging import MAX_PAGE_LIMIT, Limit, ListQuery, WholeNumber
+from chatkeep.errors import NotFound
+from chatkeep.model import Conversation, ConversationChange, Label, Message, NewConversation, Page
+from chatkeep.store import MAX_OFFSET, ListOrder
+
+router = APIRouter(prefix="/api/conversations", tags=["conversations"], route_class=JsonRoute)
+
+ConversationId = Annotated[UUID, Path(description="The conversation's id.", examples=[CONVERSATION_ID])]
+
+
+class ConversationRequest(NewConversation):
+    """A conversation to be created, or to be found where there is one."""
+
+    reuse_latest: StrictBool = Field(
+        default=False,
+        description="Return the most recently updated conversation of the context_id, and create one if there is none.",
+    )
+
+
+class ConversationWithMessages(Conversation):
+    """A conversation with the newest messages of the path that ends with its head."""
+
+    messages: Page[Message]
+
+
+class ConversationsQuery(ListQuery):
+    """Which conversations to list."""
+
+    context_id: Label | None = Field(None, description="Only those with this context_id.", examples=["kitchen"])
+    order: ListOrder = Field("updated", description="`updated`: most recently updated first. `id`: by id, stable.")
+    limit: Limit = 10
+    offset: WholeNumber = Field(0, ge=0, le=MAX_OFFSET, description="How many to pass over, in place of a page.")
+
+    @model_validator(mode="after")
+    def _has_one_offset(self) -> Self:
+        if self.page is not None and self.offset:
+            raise ValueError("page and offset cannot be used together")
+        return self
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=Conversation,
+    responses={
+        200: {"model": Conversation, "description": "The latest conversation of the context, found or created."},
+        **problems(403, 409, 413, 415, 422, 503),
+    },
+    response_description="The conversation.",
+    summary="Create a conversation, or get the latest one",
+)
+async def create_conversation(
+    owner: Owner,
+    store: OpenedStore,
+    new: Annotated[ConversationRequest, Body()],
+) -> Response:
+    """Create an empty conversation, or, with `reuse_latest`, get the most recently updated one of the context.
+
+    Sending the same id with the same values again changes nothing and returns the conversation; the same id
+    with other values is a conflict (409). With `reuse_latest` the answer has status 200, and one conversation
+    is created however many requests ask at the same moment.
+    """
+    if new.reuse_latest:
+        return reply(await store.get_or_create_conversation(owner, new))
+    conversation = await store.create_conversation(owner, new)
+    return reply(conversation, 201, location=f"/api/conversations/{conversation.id}")
+
+
+@router.get(
+    "",
+    response_model=Page[Conversation],
+    responses=problems(422, 503),
+    response_description="A page of conversations.",
+    summary="List conversations",
+)
+async def list_conversations(
+    owner: Owner, store: OpenedStore, query: Annotated[ConversationsQuery, Query()]
+) -> Response:
+    """List the conversations, the most recently updated first.
+
+    Read on with `cursor`, or by `page` or `offset`. With a cursor nothing is returned twice, and a conversation
+    that is touched meanwhile may be missed; `order=id` is stable.
+    """
+    page = await store.list_conversations(
+        owner,
+        context_id=query.context_id,
+        order=query.order,
+        limit=query.limit,
+        cursor=query.cursor,
+        offset=query.page_offset or query.offset,
+        total=query.counts,
+    )
+    return reply(page)
+
+
+@router.get(
+    "/{conversation_id}",
+    response_model=ConversationWithMessages,
+    responses=problems(403, 404, 422, 503),
+    response_description="The conversation and its newest messages.",
+    summary="Get a conversation with its newest messages",
+)
+async def get_conversation(
+    owner: Owner,
+    store: OpenedStore,
+    conversation_id: ConversationId,
+    messages: Annotated[
+        WholeNumber, Query(ge=0, le=MAX_PAGE_LIMIT, description="How many of the newest messages to return with it.")
+    ] = 50,
+) -> Response:
+    """Get a conversation and a page of its newest messages, oldest first.
+
+    `messages.next` is the cursor with which `GET …/messages` continues towards the older ones.
+    """
+    conversation = await store.get_conversation(owner, conversation_id)
+    newest = Page[Message](items=[])
+    if messages:
+        page = await store.history(owner, conversation_id, limit=messages)
+        newest = Page[Message].model_construct(items=page.items, total=None, next=page.next)
+    return reply(ConversationWithMessages.model_construct(**dict(conversation), messages=newest))
+
+
+@router.patch(
+    "/{conversation_id}",
+    response_model=Conversation,
+    responses=problems(403, 404, 413, 415, 422, 503),
+    response_description="The changed conversation.",
+    summary="Change a conversation",
+)
+async def update_conversation(
+    owner: Owner,
+    store: OpenedStore,
+    conversation_id: ConversationId,
+    change: Annotated[ConversationChange, Body(media_type=MERGE_PATCH)],
+) -> Response:
+    """Change title, metadata or head by a JSON Merge Patch (RFC 7396): what is absent stays, null removes.
+
+    Metadata is merged key by key. Moving the head makes the history follow another path, and the next message
+    continue there. The conversation's `updated_at` does not move.
+    """
+    return reply(await store.update_conversation(owner, conversation_id, change))
+
+
+@router.delete(
+    "/{conversation_id}",
+    status_code=204,
+    responses=problems(403, 404, 422, 503),
+    response_description="It is gone, with everything in it.",
+    summary="Delete a conversation",
+)
+async def delete_conversation(owner: Owner, store: OpenedStore, conversation_id: ConversationId) -> Response:
+    """Delete a conversation with all its messages. Deleting it again is 404."""
+    if not await store.delete_conversation(owner, conversation_id):
+        raise NotFound("there is no such conversation")
+    return Response(status_code=204)

@@ -1,0 +1,99 @@
+"""The values that the OpenAPI document shows, by operation."""
+
+from typing import Any
+
+CONVERSATION_ID = "0190f0f0-7a3c-7cc2-b1c3-2f6c1d9e8a75"
+QUESTION_ID = "0190f0f0-8b4d-7d01-9a52-6f0f2b1c7d10"
+ANSWER_ID = "0190f0f0-9c5e-7e12-8b63-7a1a3c2d8e21"
+
+NEW_CONVERSATION = {"title": "Tea", "context_id": "kitchen", "metadata": {"language": "en"}}
+LATEST_CONVERSATION = {"context_id": "kitchen", "reuse_latest": True}
+CONVERSATION_CHANGE = {"title": "Green tea", "metadata": {"language": None, "pinned": True}}
+CONVERSATION: dict[str, Any] = {
+    "id": CONVERSATION_ID,
+    "owner_id": "local",
+    "title": "Tea",
+    "context_id": "kitchen",
+    "external_id": None,
+    "metadata": {"language": "en"},
+    "last_seq": 2,
+    "head_id": ANSWER_ID,
+    "created_at": "2026-01-31T12:00:00.000000Z",
+    "updated_at": "2026-01-31T12:00:04.250000Z",
+}
+
+NEW_QUESTION = {"id": QUESTION_ID, "role": "user", "content": "How hot should the water be?"}
+SOURCE = {
+    "document_id": "0190f0ef-1111-7222-8333-444455556666",
+    "file_path": "tea/green.md",
+    "header_anchor": "temperature",
+    "similarity_score": 0.83,
+}
+NEW_ANSWER = {
+    "role": "assistant",
+    "content": "About 80 °C for green tea.",
+    "sources": [SOURCE],
+    "metadata": {"tokens_used": 42},
+}
+QUESTION: dict[str, Any] = {
+    "id": QUESTION_ID,
+    "conversation_id": CONVERSATION_ID,
+    "seq": 1,
+    "parent_id": None,
+    "role": "user",
+    "content": "How hot should the water be?",
+    "status": "complete",
+    "sources": [],
+    "metadata": {},
+    "external_id": None,
+    "sent_at": None,
+    "created_at": "2026-01-31T12:00:01.000000Z",
+}
+ANSWER: dict[str, Any] = {
+    **QUESTION,
+    **NEW_ANSWER,
+    "id": ANSWER_ID,
+    "seq": 2,
+    "parent_id": QUESTION_ID,
+    "created_at": "2026-01-31T12:00:04.250000Z",
+}
+
+
+def _page(*items: dict[str, Any]) -> dict[str, Any]:
+    return {"items": list(items), "total": None, "next": None}
+
+
+def _named(**named: tuple[str, object]) -> dict[str, Any]:
+    return {name: {"summary": summary, "value": value} for name, (summary, value) in named.items()}
+
+
+REQUESTS: dict[str, dict[str, Any]] = {
+    "create_conversation": _named(
+        new=("Create a conversation", NEW_CONVERSATION),
+        latest=("Get the latest one of a context, or create it", LATEST_CONVERSATION),
+    ),
+    "update_conversation": _named(
+        change=("Set the title, remove one key of the metadata, set another", CONVERSATION_CHANGE),
+        head=("Continue after an earlier message", {"head_id": QUESTION_ID}),
+    ),
+    "append_message": _named(
+        question=("What a user says, with an id that makes a retry safe", NEW_QUESTION),
+        answer=("What an assistant answers, with its sources", NEW_ANSWER),
+    ),
+}
+"""Bodies to send, by operation."""
+
+RESPONSES: dict[str, Any] = {
+    "create_conversation": {**CONVERSATION, "last_seq": 0, "head_id": None, "updated_at": CONVERSATION["created_at"]},
+    "list_conversations": _page(CONVERSATION),
+    "get_conversation": {**CONVERSATION, "messages": _page(QUESTION, ANSWER)},
+    "update_conversation": {**CONVERSATION, "title": "Green tea", "metadata": {"pinned": True}},
+    "append_message": QUESTION,
+    "list_messages": _page(QUESTION, ANSWER),
+    "get_message": ANSWER,
+    "list_siblings": _page(ANSWER),
+    "search_messages": _page({"message": ANSWER, "title": "Tea", "snippet": "About 80 °C for green tea."}),
+    "health": {"status": "ok"},
+    "readiness": {"status": "ok"},
+}
+"""Bodies that come back, by operation."""

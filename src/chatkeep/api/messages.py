@@ -1,0 +1,177 @@
+"""The messages of a conversation over HTTP."""
+
+from typing import Annotated, Self
+from uuid import UUID, uuid5
+
+from fastapi import APIRouter, Body, Header, Path, Query, Response
+from pydantic import Field, model_validator
+
+from chatkeep.api.body import JsonRoute, reply
+from chatkeep.api.conversations import ConversationId
+from chatkeep.api.errors import problems
+from chatkeep.api.examples import ANSWER_ID
+from chatkeep.api.owner import OpenedStore, Owner
+from chatkeep.api.paging import Limit, ListQuery, WholeNumber
+from chatkeep.errors import InvalidInput, NotFound
+from chatkeep.model import Message, NewMessage, Page
+from chatkeep.store import Order, Store
+
+router = APIRouter(prefix="/api/conversations/{conversation_id}/messages", tags=["messages"], route_class=JsonRoute)
+
+MAX_SEQ = 2**63 - 1
+
+MessageId = Annotated[UUID, Path(description="The message's id.", examples=[ANSWER_ID])]
+IdempotencyKey = Annotated[
+    str | None,
+    Header(
+        min_length=1,
+        max_length=255,
+        description="A key of the client's own, in place of a message id: the id is made of it.",
+        examples=["turn-17"],
+    ),
+]
+
+
+class MessagesQuery(ListQuery):
+    """Which messages of the history to list."""
+
+    limit: Limit = 50
+    order: Order = Field("desc", description="`desc`: begin with the newest messages. `asc`: with the oldest.")
+    before: WholeNumber | None = Field(None, ge=0, le=MAX_SEQ, description="Only messages with a lower seq.")
+    after: WholeNumber | None = Field(None, ge=0, le=MAX_SEQ, description="Only messages with a higher seq.")
+    before_id: UUID | None = Field(None, description="Only messages before this one.")
+    after_id: UUID | None = Field(None, description="Only messages after this one.")
+    leaf: UUID | None = Field(None, description="The message that the history ends with; the head when absent.")
+
+    @model_validator(mode="after")
+    def _names_each_bound_once(self) -> Self:
+        if self.before is not None and self.before_id is not None:
+            raise ValueError("before and before_id cannot be used together")
+        if self.after is not None and self.after_id is not None:
+            raise ValueError("after and after_id cannot be used together")
+        return self
+
+
+@router.post(
+    "",
+    status_code=201,
+    response_model=Message,
+    responses=problems(403, 404, 409, 413, 415, 422, 503),
+    response_description="The message as it is stored.",
+    summary="Append a message",
+)
+async def append_message(
+    owner: Owner,
+    store: OpenedStore,
+    conversation_id: ConversationId,
+    message: Annotated[NewMessage, Body()],
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Append a message. When the answer arrives the message is on the disk.
+
+    The message id is the idempotency key: sending the same message with the same id again changes nothing and
+    returns it; the same id with other content is a conflict (409). Without an id in the body, the header
+    `Idempotency-Key` makes one. A message follows the conversation's head unless it names a `parent_id`, where
+    null means the root.
+    """
+    if idempotency_key is not None:
+        message = _identified(message, owner, conversation_id, idempotency_key)
+    [appended] = await store.append(owner, conversation_id, [message])
+    return reply(appended, 201, location=f"/api/conversations/{conversation_id}/messages/{appended.id}")
+
+
+@router.get(
+    "",
+    response_model=Page[Message],
+    responses=problems(403, 404, 422, 503),
+    response_description="A page of messages.",
+    summary="List the messages of a conversation",
+)
+async def list_messages(
+    owner: Owner, store: OpenedStore, conversation_id: ConversationId, query: Annotated[MessagesQuery, Query()]
+) -> Response:
+    """List the messages on the path to the head, or to `leaf`: in every page oldest first.
+
+    `order=desc` begins with the newest messages and pages back, `order=asc` begins with the oldest and pages
+    forward. Read on with `cursor`, which keeps to the path that the first page saw, or by `page`.
+    """
+    page = await store.history(
+        owner,
+        conversation_id,
+        limit=query.limit,
+        before=await _seq(store, owner, conversation_id, query.before, query.before_id),
+        after=await _seq(store, owner, conversation_id, query.after, query.after_id),
+        order=query.order,
+        leaf=query.leaf,
+        cursor=query.cursor,
+        offset=query.page_offset,
+        total=query.counts,
+    )
+    return reply(page)
+
+
+@router.get(
+    "/{message_id}",
+    response_model=Message,
+    responses=problems(403, 404, 422, 503),
+    response_description="The message.",
+    summary="Get a message",
+)
+async def get_message(
+    owner: Owner, store: OpenedStore, conversation_id: ConversationId, message_id: MessageId
+) -> Response:
+    """Get one message of a conversation, on whatever branch it is."""
+    return reply(await store.get_message(owner, conversation_id, message_id))
+
+
+@router.delete(
+    "/{message_id}",
+    status_code=204,
+    responses=problems(403, 404, 422, 503),
+    response_description="Its content, sources and metadata are erased.",
+    summary="Delete a message",
+)
+async def delete_message(
+    owner: Owner, store: OpenedStore, conversation_id: ConversationId, message_id: MessageId
+) -> Response:
+    """Erase a message's content, sources and metadata. Deleting it again is 404.
+
+    Its place stays: other messages keep their seq and their parent, and its id is not free again.
+    """
+    if not await store.delete_message(owner, conversation_id, message_id):
+        raise NotFound("there is no such message in this conversation")
+    return Response(status_code=204)
+
+
+@router.get(
+    "/{message_id}/siblings",
+    response_model=Page[Message],
+    responses=problems(403, 404, 422, 503),
+    response_description="All of them, by seq.",
+    summary="List the alternatives to a message",
+)
+async def list_siblings(
+    owner: Owner, store: OpenedStore, conversation_id: ConversationId, message_id: MessageId
+) -> Response:
+    """List the messages that follow the same parent as this one, itself included, by seq."""
+    return reply(Page(items=await store.siblings(owner, conversation_id, message_id)))
+
+
+def _identified(message: NewMessage, owner: str, conversation_id: UUID, key: str) -> NewMessage:
+    """The message with the id that `key` stands for. Raises InvalidInput where it has another one.
+
+    The id is a UUID version 5 of owner, conversation and key: the same key gives the same id, for ever.
+    """
+    made = uuid5(uuid5(conversation_id, owner), key)
+    if message.id is None:
+        return message.model_copy(update={"id": made})
+    if message.id != made and str(message.id) != key.lower():
+        raise InvalidInput("the Idempotency-Key header and the message's id differ; send one of them")
+    return message
+
+
+async def _seq(store: Store, owner: str, conversation_id: UUID, seq: int | None, message_id: UUID | None) -> int | None:
+    """The bound that a request names by seq or by message id."""
+    if message_id is None:
+        return seq
+    return (await store.get_message(owner, conversation_id, message_id)).seq

@@ -1,0 +1,63 @@
+"""The OpenAPI document: `python -m chatkeep.api.openapi` prints it, as it is kept in docs/openapi.json."""
+
+import json
+import sys
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+
+from chatkeep.api.body import JSON, MERGE_PATCH
+from chatkeep.api.errors import Problem
+from chatkeep.api.examples import REQUESTS, RESPONSES
+
+DESCRIPTION = """Conversations of AI applications, kept so that nothing acknowledged is lost, doubled or out of order.
+
+Lists are always `{"items": […], "total": n or null, "next": cursor or null}`. Errors are problem documents
+(RFC 9457) of the type `application/problem+json`, which repeat nothing of the request. Every response carries
+its id in the header `X-Request-ID`. Every GET answers HEAD, too."""
+
+
+def document(app: FastAPI) -> dict[str, Any]:
+    """Return the OpenAPI document of `app`: the framework's, with examples and the schema of problems."""
+    described = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    described["components"]["schemas"] |= {**schema.pop("$defs"), "Problem": schema}
+    for path in described["paths"].values():
+        for operation in path.values():
+            _complete(operation)
+    return described
+
+
+def _complete(operation: dict[str, Any]) -> None:
+    """Add what the framework cannot say: examples with null in them, a second media type, Location."""
+    name, requests = operation["operationId"], operation.get("requestBody", {}).get("content", {})
+    for content in requests.values():
+        content["examples"] = REQUESTS[name]
+    if MERGE_PATCH in requests:
+        requests[JSON] = requests[MERGE_PATCH]
+    for status, response in operation["responses"].items():
+        if JSON in response.get("content", {}):
+            response["content"][JSON]["example"] = RESPONSES[name]
+        if status == "201":
+            location = {"description": "The path of what was made.", "schema": {"type": "string"}}
+            response["headers"] = {"Location": location}
+
+
+def text(app: FastAPI) -> str:
+    """Return the document of `app` as it is kept in docs/openapi.json."""
+    return json.dumps(document(app), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
+
+
+def main() -> None:
+    """Print the document."""
+    from chatkeep.api.app import create_app
+    from chatkeep.settings import Settings
+    from chatkeep.store import StoreOptions
+    from chatkeep.stores.memory import MemoryStore
+
+    sys.stdout.write(text(create_app(MemoryStore("", StoreOptions()), Settings())))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,60 @@
+"""Which part of a list a request asks for: the same parameters on every list."""
+
+from typing import Annotated, Self
+
+from pydantic import BeforeValidator, Field, model_validator
+
+from chatkeep.model import Given
+from chatkeep.store import MAX_OFFSET
+
+MAX_PAGE_LIMIT = 200
+"""Most items of one page over HTTP."""
+
+
+def _only_digits(value: object) -> object:
+    """Refuse what int() would accept besides digits: `1_0`, ` 10`, `1.0`."""
+    if isinstance(value, str) and not (value.isascii() and value.removeprefix("-").isdecimal()):
+        raise ValueError("must be a whole number")
+    return value
+
+
+WholeNumber = Annotated[int, BeforeValidator(_only_digits)]
+Limit = Annotated[WholeNumber, Field(ge=1, le=MAX_PAGE_LIMIT, description="Most items to return.")]
+Cursor = Annotated[
+    str | None,
+    Field(description="The `next` of the page before, to get the one after it; send the same filters with it."),
+]
+
+
+class ListQuery(Given):
+    """The part of a list, by cursor or by page number."""
+
+    limit: Limit
+    cursor: Cursor = None
+    page: WholeNumber | None = Field(
+        None,
+        ge=1,
+        examples=[1],
+        description=f"The number of the page, from 1, at most {MAX_OFFSET:,} items into the list. Counts the total.",
+    )
+    total: bool = Field(
+        default=False, description="Whether to count the whole list, which costs more than a page of it."
+    )
+
+    @model_validator(mode="after")
+    def _begins_at_one_place(self) -> Self:
+        if self.page is not None and self.cursor is not None:
+            raise ValueError("page and cursor cannot be used together; a cursor says where its page begins")
+        if self.page is not None and (self.page - 1) * self.limit > MAX_OFFSET:
+            raise ValueError(f"a page can begin at most {MAX_OFFSET:,} items into the list; use the cursor beyond that")
+        return self
+
+    @property
+    def page_offset(self) -> int:
+        """How many items lie before the page."""
+        return 0 if self.page is None else (self.page - 1) * self.limit
+
+    @property
+    def counts(self) -> bool:
+        """Whether the total is wanted."""
+        return self.total or self.page is not None

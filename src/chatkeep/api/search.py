@@ -1,0 +1,38 @@
+"""Full-text search over HTTP."""
+
+from typing import Annotated
+
+from fastapi import APIRouter, Query, Response
+from pydantic import Field
+
+from chatkeep.api.body import reply
+from chatkeep.api.errors import problems
+from chatkeep.api.owner import OpenedStore, Owner
+from chatkeep.api.paging import Cursor, Limit
+from chatkeep.model import Given, Page, SearchHit
+
+router = APIRouter(prefix="/api/search", tags=["search"])
+
+
+class SearchQuery(Given):
+    """What to search for."""
+
+    q: str = Field(description="The words; a message must hold all of them.", examples=["green tea"])
+    limit: Limit = 20
+    cursor: Cursor = None
+
+
+@router.get(
+    "",
+    response_model=Page[SearchHit],
+    responses=problems(422, 503),
+    response_description="A page of what was found.",
+    summary="Search all messages",
+)
+async def search_messages(owner: Owner, store: OpenedStore, query: Annotated[SearchQuery, Query()]) -> Response:
+    """Find the messages that hold every word, the one stored last first.
+
+    Case, accents and Unicode forms do not matter. In scripts that are written without spaces any part of a
+    sentence is found.
+    """
+    return reply(await store.search_messages(owner, query.q, limit=query.limit, cursor=query.cursor))

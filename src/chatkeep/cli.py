@@ -1,0 +1,421 @@
+"""The command line: what people do with a store from a terminal."""
+
+import asyncio
+import gc
+import gzip
+import ipaddress
+import sys
+import time
+import zlib
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.table import Table
+from rich.text import Text
+
+from chatkeep.errors import ChatkeepError, InvalidInput
+from chatkeep.jsonl import Imported, export_lines, import_lines
+from chatkeep.migrations import HEAD
+from chatkeep.model import Conversation, Message
+from chatkeep.settings import LOCAL_OWNER, Settings
+from chatkeep.store import Store, open_store
+
+if TYPE_CHECKING:
+    from chatkeep.api.server import Server
+
+SHOW_SECONDS = 0.1
+"""How often the progress of an import is shown."""
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+db = typer.Typer(no_args_is_help=True, help="The database's schema.")
+app.add_typer(db, name="db")
+out = Console(highlight=False)
+err = Console(stderr=True, highlight=False)
+
+DatabaseUrl = Annotated[
+    str | None,
+    typer.Option(
+        help="sqlite:///FILE. Default: CHATKEEP_DATABASE_URL, or else a file in your data folder.", show_default=False
+    ),
+]
+
+
+def _version(*, wanted: bool) -> None:
+    if wanted:
+        out.print(f"chatkeep {version('chatkeep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=lambda value: _version(wanted=value), is_eager=True)
+    ] = False,
+) -> None:
+    """Keep the conversations of AI applications: none lost, none doubled, none out of order."""
+
+
+# --- serve -----------------------------------------------------------------------------------------------
+
+
+@app.command()
+def serve(
+    database_url: DatabaseUrl = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on: this machine only.")] = None,
+    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. [8765]")] = None,
+) -> None:
+    """Serve the REST API. Ctrl-C finishes what is under way and stops."""
+    given = {"database_url": database_url, "host": host, "port": port}
+    # Here, because it is a second of start-up that the other commands need not take.
+    import uvicorn
+
+    from chatkeep.api.server import Server
+
+    settings = Settings().model_copy(update={name: value for name, value in given.items() if value is not None})
+    _refuse_foreign_hosts(settings.host)
+    config = uvicorn.Config("", host=settings.host, port=settings.port, log_level="warning", access_log=False)
+    _run(_serve(settings, Server(config)), config.get_loop_factory())
+
+
+def _refuse_foreign_hosts(host: str) -> None:
+    try:
+        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        loopback = False
+    if not loopback:
+        raise typer.BadParameter(
+            f"{host} can be reached from other machines, and there is no authentication yet: whoever reaches the"
+            " server reads and deletes everything. Use 127.0.0.1, ::1 or localhost.",
+            param_hint="--host",
+        )
+
+
+async def _serve(settings: Settings, server: "Server") -> None:
+    from chatkeep.api.app import create_app
+
+    async with open_store(settings.store_url) as store:
+        server.config.app = create_app(store, settings)
+        with closing(server.config.bind_socket()) as socket:
+            socket.listen()  # from here on a client that connects is served, if not at once
+            _say_where(settings, f"http://{_in_url(settings.host)}:{socket.getsockname()[1]}")
+            await server.serve(sockets=[socket])
+
+
+def _in_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
+
+
+def _say_where(settings: Settings, url: str) -> None:
+    lines = (
+        f"chatkeep serves {settings.store_url}",
+        f"  {url}/api/docs",
+        "Try:",
+        f"  curl '{url}/api/conversations?limit=3'",
+        f"  curl {url}/api/conversations -H 'Content-Type: application/json' -d '{{\"title\": \"My first\"}}'",
+    )
+    for line in lines:
+        out.print(line, soft_wrap=True, markup=False)
+
+
+# --- import and export -----------------------------------------------------------------------------------
+
+
+@dataclass
+class _Tally:
+    """What an import did so far."""
+
+    conversations: int = 0
+    messages: int = 0
+    refused: int = 0
+
+
+@app.command("import")
+def import_(
+    files: Annotated[list[Path], typer.Argument(help="JSONL files, gzipped or not; - is standard input.")],
+    database_url: DatabaseUrl = None,
+    owner: Annotated[str, typer.Option(help="Whose conversations they become.")] = LOCAL_OWNER,
+) -> None:
+    """Import conversations, one a line, with their branches, tool calls and times.
+
+    Importing again stores only what is new. A line that cannot be stored is reported with its number and does
+    not stop the others; the exit code is 1 then.
+    """
+    # A load makes millions of objects and no cycles: looking for those took a third of its time.
+    gc.freeze()
+    gc.set_threshold(200_000, 50, 100)
+    tally = _Tally()
+    seconds = _run(_import(files, _url(database_url), owner, tally))
+    rate = tally.messages / seconds
+    out.print(
+        f"{tally.messages:,} messages of {tally.conversations:,} conversations in {seconds:.1f} s ({rate:,.0f}/s)"
+        + (f"; [red]{tally.refused:,} lines refused[/red]" if tally.refused else "")
+    )
+    if tally.refused:
+        raise typer.Exit(1)
+
+
+async def _import(files: list[Path], url: str, owner: str, tally: _Tally) -> float:
+    """Import and return the seconds it took until everything was stored, indexed and closed."""
+    async with open_store(url) as store:
+        started = time.monotonic()
+        with _progress() as progress:
+            for file in files:
+                await _import_file(store, owner, file, tally, progress)
+    return time.monotonic() - started
+
+
+def _progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.fields[done]}"),
+        TimeElapsedColumn(),
+        console=err,
+    )
+
+
+async def _import_file(store: Store, owner: str, file: Path, tally: _Tally, progress: Progress) -> None:
+    started, before = time.monotonic(), tally.messages
+    name, size, raw = _open(file)
+    task = progress.add_task(name, total=size, done="")
+    with raw:
+        try:
+            shown = started
+            async for result in import_lines(store, owner, _lines(raw)):
+                _count(result, tally, name)
+                if time.monotonic() - shown >= SHOW_SECONDS:
+                    shown = time.monotonic()
+                    _show(progress, task, tally.messages - before, started, raw.tell() if size else None)
+        except (OSError, EOFError, zlib.error) as error:
+            err.print(f"{name}: cannot be read further: {error}", style="red", markup=False)
+            tally.refused += 1
+    _show(progress, task, tally.messages - before, started, size or 1)
+    progress.update(task, total=size or 1)
+
+
+def _open(file: Path) -> tuple[str, int | None, BinaryIO]:
+    """A file's name, its size where that is known, and its bytes."""
+    if str(file) == "-":
+        return "standard input", None, sys.stdin.buffer
+    try:
+        return file.name, file.stat().st_size, file.open("rb")
+    except OSError as error:
+        raise InvalidInput(f"cannot read {file}: {error.strerror}") from None
+
+
+def _lines(raw: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file, unpacked where it is gzip."""
+    start = raw.peek(2)[:2] if hasattr(raw, "peek") else b""
+    return iter(gzip.open(raw)) if start == b"\x1f\x8b" else iter(raw)
+
+
+def _count(result: Imported, tally: _Tally, name: str) -> None:
+    if result.error is not None:
+        tally.refused += 1
+        err.print(f"{name}:{result.number}: {result.error}", style="red", markup=False, soft_wrap=True)
+    elif result.messages or result.size > 1:
+        tally.conversations += 1
+        tally.messages += result.messages
+
+
+def _show(progress: Progress, task: TaskID, messages: int, started: float, position: int | None) -> None:
+    rate = messages / max(time.monotonic() - started, 0.001)
+    progress.update(task, completed=position or 0, done=f"{messages:,} messages, {rate:,.0f}/s")
+
+
+@app.command()
+def export(
+    file: Annotated[Path | None, typer.Argument(help="Where to; .gz packs. Standard output when absent.")] = None,
+    database_url: DatabaseUrl = None,
+    owner: Annotated[str, typer.Option(help="Whose conversations.")] = LOCAL_OWNER,
+) -> None:
+    """Export conversations, one a line, in the shape that `import` reads, with nothing lost."""
+    _run(_export(file, _url(database_url), owner))
+
+
+async def _export(file: Path | None, url: str, owner: str) -> None:
+    async with _existing(url) as store:
+        if file is None:
+            await _write(store, owner, sys.stdout.buffer)
+            return
+        with _replacing(file) as target:
+            await _write(store, owner, target)
+
+
+@contextmanager
+def _replacing(file: Path) -> Iterator[BinaryIO]:
+    """A file that gets its name when it is whole; packed where the name says so, without the time of day."""
+    part = file.with_name(f"{file.name}.part")
+    with part.open("wb") as raw:
+        if file.suffix == ".gz":
+            with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
+                yield cast("BinaryIO", packed)
+        else:
+            yield raw
+    part.replace(file)
+
+
+async def _write(store: Store, owner: str, target: BinaryIO) -> None:
+    async for piece in export_lines(store, owner):
+        target.write(piece.encode())
+    target.flush()
+
+
+# --- list and show ---------------------------------------------------------------------------------------
+
+
+@app.command("list")
+def list_(
+    database_url: DatabaseUrl = None,
+    context: Annotated[str | None, typer.Option(help="Only conversations of this context.")] = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
+    owner: Annotated[str, typer.Option(help="Whose conversations.")] = LOCAL_OWNER,
+) -> None:
+    """List conversations, most recently updated first."""
+    _run(_list(_url(database_url), owner, context, limit))
+
+
+async def _list(url: str, owner: str, context: str | None, limit: int) -> None:
+    async with _existing(url) as store:
+        page = await store.list_conversations(owner, context_id=context, limit=limit, total=True)
+    table = Table(box=None, header_style="bold")
+    table.add_column("Updated", no_wrap=True)
+    table.add_column("Messages", justify="right")
+    table.add_column("Title", no_wrap=True, overflow="ellipsis")
+    table.add_column("Id", no_wrap=True)
+    for item in page.items:
+        table.add_row(_when(item.updated_at), f"{item.last_seq:,}", _plain(item.title or "(no title)"), str(item.id))
+    out.print(table)
+    if page.total and page.total > len(page.items):
+        out.print(f"{len(page.items)} of {page.total:,}; --limit shows more")
+
+
+@app.command()
+def show(
+    conversation_id: Annotated[str, typer.Argument(help="The conversation's id, as `list` shows it.")],
+    database_url: DatabaseUrl = None,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many messages, from the newest back.")] = 50,
+    owner: Annotated[str, typer.Option(help="Whose conversation.")] = LOCAL_OWNER,
+) -> None:
+    """Show a conversation: the path that ends with its head."""
+    _run(_show_conversation(_url(database_url), owner, conversation_id, limit))
+
+
+async def _show_conversation(url: str, owner: str, conversation_id: str, limit: int) -> None:
+    async with _existing(url) as store:
+        conversation = await store.get_conversation(owner, conversation_id)
+        page = await store.history(owner, conversation_id, limit=limit, total=True)
+    _print_head(conversation, page.total or 0)
+    if page.next is not None:
+        out.print("… earlier messages: --limit", style="dim")
+    for message in page.items:
+        _print_message(message)
+
+
+def _print_head(conversation: Conversation, length: int) -> None:
+    out.print(_plain(conversation.title or "(no title)", "bold"))
+    others = conversation.last_seq - length
+    out.print(
+        f"{length:,} messages, updated {_when(conversation.updated_at)}"
+        + (f"; {others:,} more on other branches or deleted" if others else ""),
+        style="dim",
+    )
+
+
+def _print_message(message: Message) -> None:
+    status = "" if message.status == "complete" else f" ({message.status})"
+    colour = {"user": "cyan", "assistant": "green"}.get(message.role, "yellow")
+    line = Text(f"\n{message.role}{status}", style=f"bold {colour}")
+    line.append(f"  {_when(message.sent_at or message.created_at)}", style="dim")
+    out.print(line)
+    if message.content:
+        out.print(_plain(message.content))
+    for call in message.metadata.get("tool_calls") or ():
+        function = call.get("function", {}) if isinstance(call, dict) else {}
+        out.print(_plain(f"→ {function.get('name')}({function.get('arguments')})", "yellow"))
+
+
+_VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "␡"}
+
+
+def _plain(text: str, style: str = "") -> Text:
+    """Text for the terminal: control characters are shown, not obeyed."""
+    return Text(text.translate(_VISIBLE), style=style)
+
+
+def _when(moment: datetime) -> str:
+    return f"{moment.astimezone():%Y-%m-%d %H:%M}"
+
+
+# --- db --------------------------------------------------------------------------------------------------
+
+
+@db.command()
+def upgrade(database_url: DatabaseUrl = None) -> None:
+    """Bring the schema to the newest revision, and the search index up to date."""
+    _run(_migrate(_url(database_url), "head"))
+
+
+@db.command()
+def downgrade(
+    revision: Annotated[str, typer.Argument(help="The revision to go back to; base removes all tables and data.")],
+    database_url: DatabaseUrl = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Take the schema back to a revision. What only newer revisions can hold is lost."""
+    if not yes:
+        typer.confirm(f"Take {_url(database_url)} back to {revision}? Data may be lost.", abort=True)
+    _run(_migrate(_url(database_url), revision))
+
+
+@db.command()
+def status(database_url: DatabaseUrl = None) -> None:
+    """Say at which revision the schema is. Exit code 1: not at the newest."""
+    url = _url(database_url)
+    revision = _run(_revision(url))
+    out.print(f"{url}: revision {revision or 'none'}, newest {HEAD}", soft_wrap=True, markup=False)
+    if revision != HEAD:
+        raise typer.Exit(1)
+
+
+async def _migrate(url: str, revision: str) -> None:
+    async with open_store(url, migrate=False) as store:
+        await store.migrate(revision)
+        out.print(f"{url}: revision {await store.schema_revision() or 'none'}", soft_wrap=True, markup=False)
+
+
+async def _revision(url: str) -> str | None:
+    async with open_store(url, migrate=False) as store:
+        return await store.schema_revision()
+
+
+# ---------------------------------------------------------------------------------------------------------
+
+
+def _url(given: str | None) -> str:
+    return given or Settings().store_url
+
+
+@asynccontextmanager
+async def _existing(url: str) -> AsyncIterator[Store]:
+    """A store that is only read: a file that is not there is not made."""
+    async with open_store(url, migrate=False) as store:
+        await store.ping()
+        yield store
+
+
+def _run[T](work: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> T:
+    """Run `work`; an error that chatkeep raises on purpose is a sentence for people, not a traceback."""
+    try:
+        return asyncio.run(work, loop_factory=loop_factory)
+    except ChatkeepError as error:
+        err.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None

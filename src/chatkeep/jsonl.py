@@ -1,0 +1,351 @@
+"""Conversations as lines of JSON: how they get in and out of a store.
+
+One conversation a line, UTF-8, divided by "\\n" alone:
+
+    {"id", "title"?, "source"?, "lang"?, "context_id"?, "external_id"?, "metadata"?, "head"?,
+     "messages": [{"id", "parent_id", "role", "content", "created_at"?, "status"?, "sources"?, "metadata"?,
+                   "external_id"?}]}
+
+Messages stand in the order of seq, parents before their children. `source` and `lang` are kept in the
+conversation's metadata. `head` is there where history does not end with the last message.
+
+Ids may be anything. One that is a UUID is kept; any other is mapped to a UUID (version 5) and kept as
+external_id, so that importing a file twice doubles nothing, and an export says the id that the file had.
+A message's time is written where it is known: an import without times does not come back with invented ones.
+"""
+
+import asyncio
+import hashlib
+import re
+from collections.abc import AsyncIterator, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC
+from functools import lru_cache
+from itertools import islice
+from typing import Annotated, Any
+from uuid import UUID, uuid5
+
+from pydantic import AwareDatetime, Field, ValidationError
+
+from chatkeep.errors import Conflict, InvalidInput
+from chatkeep.model import (
+    MAX_LABEL_CHARS,
+    Conversation,
+    ConversationChange,
+    Given,
+    ImportedConversation,
+    ImportedMessage,
+    Label,
+    Message,
+    Role,
+    Source,
+    Status,
+    dump_json,
+    parse_json,
+    stored,
+    title_from,
+    uuid_of,
+)
+from chatkeep.store import MAX_LIMIT, Store
+
+NAMESPACE = UUID("5e1c7a0e-0d5b-5f0c-9d5a-6b1f2a7c4e93")
+"""The namespace of ids that are made from other systems' ids. It must never change."""
+
+CHUNK_LINES = 256
+CHUNK_BYTES = 8 << 20
+"""How much is read before it is stored: what an import holds in memory at most, one longer line apart."""
+
+HUGE_NUMBERS = (re.compile(rb"e\+?\d{3,}\s*[,\]}]"), re.compile(rb"E\+?\d{3,}\s*[,\]}]"))
+"""What pydantic's parser makes infinite, as it takes NaN and Infinity for numbers. Two patterns: searching
+for a fixed letter is five times as fast as for either of two."""
+
+FOREIGN_ID = Field(min_length=1, max_length=MAX_LABEL_CHARS)
+
+
+class LineMessage(Given):
+    """A message as a line has it."""
+
+    id: Annotated[str, FOREIGN_ID]
+    parent_id: Annotated[str, FOREIGN_ID] | None = None
+    role: Role
+    content: str
+    created_at: AwareDatetime | None = None
+    status: Status = Status.COMPLETE
+    sources: tuple[Source, ...] = ()
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    external_id: Label | None = None
+
+
+class Line(Given):
+    """A conversation as a line has it. A field that is not known here would be lost, so it is refused."""
+
+    id: Annotated[str, FOREIGN_ID]
+    title: Label | None = None
+    source: str | None = None
+    lang: str | None = None
+    context_id: Label | None = None
+    external_id: Label | None = None
+    metadata: dict[str, Any] = Field(default_factory=dict)
+    messages: list[LineMessage]
+    head: str | None = None
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What became of one line: how many messages it holds, or why it was refused."""
+
+    number: int
+    size: int
+    messages: int = 0
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """A line as what a store takes."""
+
+    conversation: ImportedConversation
+    messages: list[ImportedMessage]
+    head_id: UUID | None
+
+
+# --- in --------------------------------------------------------------------------------------------------
+
+
+async def import_lines(store: Store, owner: str, lines: Iterable[bytes]) -> AsyncIterator[Imported]:
+    """Store every line's conversation and say what became of it, in the order of the lines.
+
+    A line is stored wholly or, where it is refused, not at all, and does not stop the others. Importing
+    again stores only what is new. Raises StoreUnavailable when the database fails.
+    """
+    numbered = enumerate(lines, 1)
+    while chunk := list(_chunk(numbered)):
+        for result in await asyncio.gather(*[_import_line(store, owner, *item) for item in chunk]):
+            yield result
+
+
+def _chunk(lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    size = 0
+    for number, line in islice(lines, CHUNK_LINES):
+        yield number, line
+        size += len(line)
+        if size >= CHUNK_BYTES:
+            return
+
+
+async def _import_line(store: Store, owner: str, number: int, text: bytes) -> Imported:
+    if not text.strip():
+        return Imported(number, len(text))
+    try:
+        line = parse_line(owner, text)
+        await _store_line(store, owner, line)
+    except (InvalidInput, Conflict) as error:
+        return Imported(number, len(text), error=str(error))
+    return Imported(number, len(text), messages=len(line.messages))
+
+
+async def _store_line(store: Store, owner: str, line: Parsed) -> None:
+    try:
+        conversation = await store.create_conversation(owner, line.conversation)
+        messages = await store.append(owner, conversation.id, line.messages) if line.messages else []
+    except Conflict:
+        if await _is_there(store, owner, line):
+            return
+        raise
+    if line.head_id is not None and conversation.last_seq < len(messages):
+        await store.update_conversation(owner, conversation.id, ConversationChange(head_id=line.head_id))
+
+
+async def _is_there(store: Store, owner: str, line: Parsed) -> bool:
+    """Whether the store has what the line says although it came there otherwise, as with a store's own export."""
+    id_ = line.conversation.id
+    assert id_ is not None  # noqa: S101 - parse_line sets it
+    said = [(m.id, m.role, m.content, m.status) async for page in _log(store, owner, id_) for m in page]
+    return said[: len(line.messages)] == [(m.id, m.role, m.content, m.status) for m in line.messages]
+
+
+def parse_line(owner: str, text: bytes) -> Parsed:
+    """Read one line. Raises InvalidInput, which says what is wrong with it."""
+    line = _read(text)
+    id_, external_id = import_id(_namespace(owner, line.source), line.id)
+    ids: dict[str, UUID] = {}
+    messages = [_to_message(id_, message, ids, number) for number, message in enumerate(line.messages, 1)]
+    if line.head is not None and line.head not in ids:
+        raise InvalidInput("head names no message of the conversation", got=line.head)
+    named = {name: value for name in ("source", "lang") if (value := getattr(line, name)) is not None}
+    conversation = ImportedConversation(
+        id=id_,
+        title=line.title,
+        context_id=line.context_id,
+        external_id=line.external_id or external_id,
+        metadata={**named, **line.metadata},
+        updated_at=max((m.sent_at for m in messages if m.sent_at), default=None),
+    )
+    return Parsed(conversation, messages, None if line.head is None else ids[line.head])
+
+
+def _read(text: bytes) -> Line:
+    """Validate straight from the text, which is fast; only what that does not take goes the careful way."""
+    try:
+        if b"NaN" in text or b"Infinity" in text or any(pattern.search(text) for pattern in HUGE_NUMBERS):
+            return Line.model_validate(parse_json(text.decode()))
+        return Line.model_validate_json(text)
+    except ValidationError:
+        return _read_carefully(text)
+    except ValueError as error:
+        raise InvalidInput(f"not JSON in UTF-8: {error}") from None
+
+
+def _read_carefully(text: bytes) -> Line:
+    """Clean the text first: a lone surrogate is no reason to lose a conversation."""
+    try:
+        return Line.model_validate(parse_json(text.decode()))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
+        raise InvalidInput(f"{_place(first['loc'])}: {first['msg']}") from None
+    except ValueError as error:
+        raise InvalidInput(f"not JSON in UTF-8: {error}") from None
+
+
+def _place(loc: tuple[int | str, ...]) -> str:
+    """Where in the line an error is, as a person counts."""
+    parts = loc[1:] if len(loc) > 1 and loc[0] == "messages" else loc
+    return ", ".join(f"message {part + 1}" if isinstance(part, int) else part for part in parts) or "the line"
+
+
+def _to_message(conversation_id: UUID, line: LineMessage, ids: dict[str, UUID], number: int) -> ImportedMessage:
+    if line.id in ids:
+        raise InvalidInput(f"message {number} has the id of an earlier one", got=line.id)
+    if line.parent_id is not None and line.parent_id not in ids:
+        raise InvalidInput(f"message {number} follows a message that does not stand before it", got=line.parent_id)
+    id_, external_id = import_id(conversation_id, line.id)
+    if external_id is None and line.created_at is None:
+        external_id = line.id  # says that this message came without a time
+    ids[line.id] = id_
+    if line.status is Status.DELETED and (line.content or line.metadata or line.sources):
+        raise InvalidInput(f"message {number} is deleted and has content, metadata or sources all the same")
+    return stored(
+        ImportedMessage,
+        line.model_fields_set,
+        id=id_,
+        role=line.role,
+        content=line.content,
+        parent_id=None if line.parent_id is None else ids[line.parent_id],
+        status=line.status,
+        sources=line.sources,
+        metadata=line.metadata,
+        external_id=line.external_id or external_id,
+        sent_at=line.created_at and line.created_at.astimezone(UTC),
+    )
+
+
+def import_id(namespace: UUID, text: str) -> tuple[UUID, str | None]:
+    """Return the id for another system's id, and what to keep of that: nothing when it is a UUID itself."""
+    if len(text) == 36 and text.count("-") == 4:
+        try:
+            if str(UUID(text)) == text:
+                return UUID(text), None
+        except ValueError:
+            pass
+    digest = hashlib.sha1(namespace.bytes + text.encode(), usedforsecurity=False).digest()
+    value = int.from_bytes(digest[:16]) & ~(0xF << 76) & ~(0x3 << 62)
+    return uuid_of(value | 0x5 << 76 | 0x2 << 62), text
+
+
+@lru_cache(maxsize=1024)
+def _namespace(owner: str, source: str | None) -> UUID:
+    return uuid5(NAMESPACE, f"{owner}\n{source or ''}")
+
+
+# --- out -------------------------------------------------------------------------------------------------
+
+
+async def export_lines(store: Store, owner: str) -> AsyncIterator[str]:
+    """Yield the owner's conversations as lines, ordered by id, in pieces: a conversation of any length fits."""
+    cursor = None
+    while True:
+        page = await store.list_conversations(owner, order="id", limit=100, cursor=cursor)
+        for conversation in page.items:
+            async for piece in _export(store, owner, conversation):
+                yield piece
+        if page.next is None:
+            return
+        cursor = page.next
+
+
+async def _export(store: Store, owner: str, conversation: Conversation) -> AsyncIterator[str]:
+    names: dict[UUID, str] = {}
+    first = True
+    async for page in _log(store, owner, conversation.id):
+        if first:
+            yield _head_of_line(owner, conversation, page)
+        lines = [_export_message(message, names) for message in page]
+        yield ("" if first else ",") + ",".join(lines)
+        first = False
+    if first:
+        yield _head_of_line(owner, conversation, [])
+    last = next(reversed(names), None)
+    head = conversation.head_id
+    yield "]" + (f',"head":{dump_json(names[head])}' if head in names and head != last else "") + "}\n"
+
+
+async def _log(store: Store, owner: str, id_: UUID) -> AsyncIterator[list[Message]]:
+    after = 0
+    while page := await store.log(owner, id_, after=after, limit=MAX_LIMIT):
+        yield page
+        after = page[-1].seq
+
+
+def _head_of_line(owner: str, conversation: Conversation, page: list[Message]) -> str:
+    metadata = dict(conversation.metadata)
+    fields: dict[str, Any] = {"id": str(conversation.id)}
+    for name in ("title", "source", "lang"):
+        value = conversation.title if name == "title" else _take_text(metadata, name)
+        if value is not None and not (name == "title" and value == _made_title(page)):
+            fields[name] = value
+    external_id = conversation.external_id
+    if external_id and import_id(_namespace(owner, fields.get("source")), external_id) == (
+        conversation.id,
+        external_id,
+    ):
+        fields["id"] = external_id
+    elif external_id:
+        fields["external_id"] = external_id
+    if conversation.context_id is not None:
+        fields["context_id"] = conversation.context_id
+    if metadata:
+        fields["metadata"] = metadata
+    return dump_json(fields)[:-1] + ',"messages":['
+
+
+def _take_text(metadata: dict[str, Any], name: str) -> str | None:
+    return metadata.pop(name) if isinstance(metadata.get(name), str) else None
+
+
+def _made_title(page: list[Message]) -> str | None:
+    """The title that appending these messages makes by itself; it need not be written."""
+    return next((title_from(m.content) for m in page if m.role == Role.USER and title_from(m.content)), None)
+
+
+def _export_message(message: Message, names: dict[UUID, str]) -> str:
+    external_id = message.external_id
+    imported = external_id is not None and import_id(message.conversation_id, external_id)[0] == message.id
+    names[message.id] = name = external_id if imported and external_id else str(message.id)
+    time = message.sent_at if imported else message.sent_at or message.created_at
+    fields: dict[str, Any] = {
+        "id": name,
+        "parent_id": None if message.parent_id is None else names[message.parent_id],
+        "role": message.role,
+        "content": message.content,
+    }
+    if time is not None:
+        fields["created_at"] = time.isoformat().replace("+00:00", "Z")
+    if message.status != Status.COMPLETE:
+        fields["status"] = message.status
+    if message.sources:
+        fields["sources"] = [source.model_dump(mode="json") for source in message.sources]
+    if message.metadata:
+        fields["metadata"] = message.metadata
+    if external_id is not None and not imported:
+        fields["external_id"] = external_id
+    return dump_json(fields)

@@ -1,0 +1,83 @@
+"""The HTTP API on a real socket: what the tests of the API talk to."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import httpx2
+import uvicorn
+
+from chatkeep.api.app import create_app
+from chatkeep.settings import Settings
+from chatkeep.store import Store
+
+
+@dataclass
+class Api:
+    """A server, its store, and a client for it."""
+
+    store: Store
+    client: httpx2.AsyncClient
+    port: int
+
+    async def raw(self, request: bytes) -> bytes:
+        """Send the bytes of a request, which has to ask for `Connection: close`, and return all that comes back."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        try:
+            writer.write(request)
+            return await asyncio.wait_for(reader.read(), 10)
+        finally:
+            writer.close()
+            await writer.wait_closed()
+
+    async def conversation(self, **values: Any) -> str:
+        """Create a conversation and return its path."""
+        reply = await self.client.post("/api/conversations", json=values)
+        assert reply.status_code == 201, reply.text
+        return f"/api/conversations/{reply.json()['id']}"
+
+    async def say(self, conversation: str, content: str, **values: Any) -> dict[str, Any]:
+        """Append a message to the conversation at this path and return it."""
+        reply = await self.client.post(f"{conversation}/messages", json={"role": "user", "content": content, **values})
+        assert reply.status_code == 201, reply.text
+        message: dict[str, Any] = reply.json()
+        return message
+
+
+def assert_problem(reply: httpx2.Response, status: int, *absent: str) -> dict[str, Any]:
+    """Check that this is a problem document that repeats nothing of `absent`, and return it."""
+    assert reply.status_code == status, reply.text
+    assert reply.headers["content-type"] == "application/problem+json"
+    problem: dict[str, Any] = reply.json()
+    assert problem["status"] == status
+    assert problem["type"] == "about:blank"
+    assert problem["title"]
+    assert problem["detail"]
+    assert problem.get("errors", ["left out where there are none"])
+    everything = f"{reply.text}\n{reply.headers}".lower()
+    assert not [text for text in absent if text.lower() in everything]
+    return problem
+
+
+@asynccontextmanager
+async def serving(store: Store, **settings: Any) -> AsyncIterator[Api]:
+    """Serve `store` with uvicorn on a free port of 127.0.0.1."""
+    # With the protocol named, asyncio switches Nagle's delay of 40 ms off; without it, it does not.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.bind(("127.0.0.1", 0))
+    listener.listen()
+    port = listener.getsockname()[1]
+    app = create_app(store, Settings(**settings))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    running = asyncio.create_task(server.serve(sockets=[listener]))
+    try:
+        # The socket listens already: what is sent before the server has started waits for it.
+        async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            yield Api(store, client, port)
+    finally:
+        server.should_exit = True
+        await running
+        listener.close()

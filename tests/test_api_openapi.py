@@ -1,0 +1,172 @@
+"""The description of the API: the OpenAPI document and Swagger UI."""
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from api_server import Api, serving
+from chatkeep import Conversation, Message, NewConversation, NewMessage, Page, Source, StoreOptions, open_store
+from chatkeep.api.app import create_app
+from chatkeep.settings import Settings
+from chatkeep.stores.memory import MemoryStore
+
+COMMITTED = Path(__file__).parent.parent / "docs" / "openapi.json"
+DOCUMENT: dict[str, Any] = create_app(MemoryStore("", StoreOptions()), Settings()).openapi()
+
+
+OPERATIONS = [
+    (f"{method.upper()} {path}", operation)
+    for path, methods in DOCUMENT["paths"].items()
+    for method, operation in methods.items()
+]
+
+
+def schemas_in(value: Any) -> Iterator[str]:
+    """The names of the schemas that a part of the document refers to."""
+    if isinstance(value, dict):
+        if "$ref" in value:
+            yield value["$ref"].rpartition("/")[2]
+        value = list(value.values())
+    if isinstance(value, list):
+        for inner in value:
+            yield from schemas_in(inner)
+
+
+@pytest.fixture
+async def api() -> AsyncIterator[Api]:
+    async with open_store("memory://") as store, serving(store) as api:
+        yield api
+
+
+def test_committed_document_is_current() -> None:
+    """docs/openapi.json is what `make openapi` writes: a change of the API shows in the diff."""
+    printed = subprocess.run(  # the command that the Makefile runs
+        [sys.executable, "-W", "error", "-m", "chatkeep.api.openapi"], check=True, capture_output=True, text=True
+    ).stdout
+
+    assert printed == COMMITTED.read_text()
+    assert json.loads(printed) == DOCUMENT
+
+
+def test_the_operations() -> None:
+    """The API has these operations, by readable ids."""
+    assert {name: operation["operationId"] for name, operation in OPERATIONS} == {
+        "POST /api/conversations": "create_conversation",
+        "GET /api/conversations": "list_conversations",
+        "GET /api/conversations/{conversation_id}": "get_conversation",
+        "PATCH /api/conversations/{conversation_id}": "update_conversation",
+        "DELETE /api/conversations/{conversation_id}": "delete_conversation",
+        "POST /api/conversations/{conversation_id}/messages": "append_message",
+        "GET /api/conversations/{conversation_id}/messages": "list_messages",
+        "GET /api/conversations/{conversation_id}/messages/{message_id}": "get_message",
+        "DELETE /api/conversations/{conversation_id}/messages/{message_id}": "delete_message",
+        "GET /api/conversations/{conversation_id}/messages/{message_id}/siblings": "list_siblings",
+        "GET /api/search": "search_messages",
+        "GET /healthz": "health",
+        "GET /readyz": "readiness",
+    }
+
+
+@pytest.mark.parametrize(("name", "operation"), OPERATIONS)
+def test_every_operation_is_described(name: str, operation: dict[str, Any]) -> None:
+    """Each operation has a summary, a description, and an example of every body that it takes and gives."""
+    assert operation["summary"]
+    assert operation["description"]
+    bodies = [operation["requestBody"]] if "requestBody" in operation else []
+    for status, response in operation["responses"].items():
+        assert response["description"]
+        assert ("content" in response) == (status != "204")
+        bodies.append(response)
+    for body in bodies:
+        for content in body.get("content", {}).values():
+            assert content["schema"]
+            assert content.get("example") or content.get("examples")
+    for parameter in operation.get("parameters", []):
+        assert parameter["description"]
+    assert ("requestBody" in operation) == name.startswith(("POST", "PATCH"))
+
+
+@pytest.mark.parametrize(("name", "operation"), OPERATIONS)
+def test_every_error_is_a_problem(name: str, operation: dict[str, Any]) -> None:
+    """Each error of an operation is documented with its media type and one shape."""
+    errors = {status for status in operation["responses"] if status >= "400"}
+    for status in errors:
+        [media_type] = operation["responses"][status]["content"]
+        content = operation["responses"][status]["content"][media_type]
+        assert media_type == "application/problem+json"
+        assert content["schema"] == {"$ref": "#/components/schemas/Problem"}
+        assert content["example"]["status"] == int(status)
+    expected = {"421", "500"}
+    if name != "GET /healthz":
+        expected |= {"503"}
+    if "/api" in name:
+        expected |= {"422"}
+    if "{conversation_id}" in name:
+        expected |= {"403", "404"}
+    if "requestBody" in operation:
+        expected |= {"403", "413", "415"}
+    if name.startswith("POST"):
+        expected |= {"409"}
+    assert errors == expected
+
+
+def test_patch_takes_two_types() -> None:
+    """A merge patch may be sent as what it is, or as JSON."""
+    content = DOCUMENT["paths"]["/api/conversations/{conversation_id}"]["patch"]["requestBody"]["content"]
+
+    assert set(content) == {"application/json", "application/merge-patch+json"}
+
+
+def test_the_schemas_are_the_records() -> None:
+    """Every record has one shape, that of the library, and nothing refers to a schema that is not there."""
+    schemas = DOCUMENT["components"]["schemas"]
+
+    for record in (Conversation, Message, NewMessage, Source):
+        assert set(schemas[record.__name__]["properties"]) == set(record.model_fields)
+    assert set(schemas["ConversationRequest"]["properties"]) == {*NewConversation.model_fields, "reuse_latest"}
+    assert not [name for name in schemas if name.endswith(("-Input", "-Output", "ValidationError"))]
+    assert set(schemas_in(DOCUMENT)) <= set(schemas)
+
+
+def test_the_examples_are_valid() -> None:
+    """What the document shows can be sent, and is what comes back."""
+    paths = DOCUMENT["paths"]
+    message = paths["/api/conversations/{conversation_id}/messages"]["post"]
+    for example in message["requestBody"]["content"]["application/json"]["examples"].values():
+        NewMessage.model_validate(example["value"])
+    Message.model_validate(message["responses"]["201"]["content"]["application/json"]["example"])
+    listed = paths["/api/conversations"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
+    Page[Conversation].model_validate(listed)
+
+
+async def test_served_document(api: Api) -> None:
+    """The server gives the same document."""
+    assert (await api.client.get("/api/openapi.json")).json() == DOCUMENT
+
+
+async def test_swagger_ui_comes_from_here(api: Api) -> None:
+    """The page and what it starts load nothing from another host, and everything that they name is there."""
+    page = await api.client.get("/api/docs")
+    start = await api.client.get("/api/docs/start.js")
+
+    assert page.headers["content-type"].startswith("text/html")
+    assert "validatorUrl: null" in start.text
+    assert not re.search(r"//", page.text + start.text)
+    loaded = re.findall(r'(?:src|href)="([^"]+)"', page.text) + re.findall(r'url: "([^"]+)"', start.text)
+    assert len(loaded) == 5
+    for path in loaded:
+        reply = await api.client.get(f"/api/{path}")
+        assert reply.status_code == 200
+        assert len(reply.content) > 100
+
+
+async def test_only_the_files_of_swagger_ui_are_served(api: Api) -> None:
+    """The folder of Swagger UI is no way to other files."""
+    for name in ("__init__.py", "..%2F__init__.py", "%2e%2e/__init__.py", "x.css", ""):
+        assert (await api.client.get(f"/api/docs/{name}")).status_code == 404

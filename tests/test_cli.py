@@ -1,0 +1,253 @@
+"""The command line: in this process, and as a process of its own where it is killed or serves."""
+
+import contextlib
+import gc
+import gzip
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx2
+import pytest
+from typer.testing import CliRunner, Result
+
+from chatkeep import __main__, cli
+
+SAMPLE = Path(__file__).parents[1] / "examples" / "conversations.jsonl"
+COMMAND = [sys.executable, "-m", "chatkeep"]
+
+
+@pytest.fixture(autouse=True)
+def usual_collector() -> Iterator[None]:
+    """`import` tunes the garbage collector of its process, which is the tests' here."""
+    threshold = gc.get_threshold()
+    yield
+    gc.set_threshold(*threshold)
+    gc.unfreeze()
+
+
+@pytest.fixture
+def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment of a user with an empty home and a wide terminal."""
+    for name in [name for name in os.environ if name.startswith(("CHATKEEP_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.setattr(cli.out, "width", 160)
+    return dict(os.environ) | {"HOME": str(tmp_path), "COLUMNS": "160", "NO_COLOR": "1"}
+
+
+@pytest.fixture
+def url(tmp_path: Path) -> str:
+    """The URL of a file that is not there yet."""
+    return f"sqlite:///{tmp_path / 'chat.db'}"
+
+
+def run(env: dict[str, str], *arguments: str | Path, code: int = 0, stdin: bytes = b"") -> Result:
+    """Run a command to its end and check its exit code."""
+    done = CliRunner().invoke(cli.app, list(map(str, arguments)), input=stdin, env=env)
+    if done.exception and not isinstance(done.exception, SystemExit):
+        raise done.exception
+    assert done.exit_code == code, done.output
+    return done
+
+
+@contextlib.contextmanager
+def serving(env: dict[str, str], *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """A running server and its URL, as the command prints it."""
+    command = [*COMMAND, "serve", "--port", "0", *arguments]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env) as process:
+        try:
+            assert process.stdout is not None
+            for line in process.stdout:
+                if found := re.search(r"(http://\S+)/api/docs", line):
+                    yield found[1], process
+                    break
+            else:
+                pytest.fail("the server ended before it said where it is")
+        finally:
+            process.kill()
+
+
+def test_import_reports_and_export_gives_it_back(env: dict[str, str], url: str, tmp_path: Path) -> None:
+    """A file goes in, with counts and a rate, and comes out the same, plain and packed, from stdin and to stdout."""
+    done = run(env, "import", SAMPLE, "--database-url", url)
+    assert re.search(r"38 messages of 7 conversations in [\d.]+ s \([\d,]+/s\)", done.stdout)
+
+    exported = run(env, "export", "--database-url", url).stdout
+    run(env, "export", tmp_path / "out.jsonl.gz", "--database-url", url)
+    assert gzip.decompress((tmp_path / "out.jsonl.gz").read_bytes()).decode() == exported
+    assert not list(tmp_path.glob("*.part"))
+
+    other = f"sqlite:///{tmp_path / 'other.db'}"
+    run(env, "import", "-", "--database-url", other, stdin=exported.encode())
+    run(env, "import", tmp_path / "out.jsonl.gz", "--database-url", other)
+    assert run(env, "export", "--database-url", other).stdout == exported
+
+
+def test_import_says_which_lines_are_bad(env: dict[str, str], url: str, tmp_path: Path) -> None:
+    """Bad lines are named with file and number, the rest is stored, and the exit code says that something was wrong."""
+    file = tmp_path / "mixed.jsonl"
+    file.write_bytes(b"{}\n" + SAMPLE.read_bytes() + b"nonsense\n")
+    done = run(env, "import", file, "--database-url", url, code=1)
+
+    assert "mixed.jsonl:1: " in done.stderr
+    assert "mixed.jsonl:9: not JSON" in done.stderr
+    assert "38 messages of 7 conversations" in done.stdout
+    assert "2 lines refused" in done.stdout
+
+
+def test_import_survives_a_broken_archive(env: dict[str, str], url: str, tmp_path: Path) -> None:
+    """A truncated gzip file is reported, what could be read of the others is stored, and a missing file is an error."""
+    (tmp_path / "broken.gz").write_bytes(gzip.compress(SAMPLE.read_bytes())[:-200])
+    done = run(env, "import", tmp_path / "broken.gz", SAMPLE, "--database-url", url, code=1)
+    assert "broken.gz: cannot be read further" in done.stderr
+    assert "7" in run(env, "list", "--database-url", url).stdout
+    assert "cannot read" in run(env, "import", tmp_path / "absent", "--database-url", url, code=1).stderr
+
+
+def test_list_and_show_are_for_people(env: dict[str, str], url: str) -> None:
+    """The list has titles and ids; a conversation shows its path, roles, times, tool calls and what broke off."""
+    run(env, "import", SAMPLE, "--database-url", url)
+    listed = run(env, "list", "--database-url", url, "--limit", "6").stdout
+    assert "6 of 7" in listed
+    (line,) = [line for line in listed.splitlines() if "An assistant with tools" in line]
+    shown = run(env, "show", line.split()[-1], "--database-url", url).stdout
+    assert "→ search_messages(" in shown
+    assert "assistant (interrupted)" in shown
+    assert re.search(r"user  2026-11-05 \d\d:00", shown)
+    branched = next(line.split()[-1] for line in listed.splitlines() if "Three answers" in line)
+    assert "4 messages" in run(env, "show", branched, "--database-url", url).stdout
+    assert "4 more on other branches" in run(env, "show", branched, "--database-url", url).stdout
+
+
+def test_control_characters_are_shown_not_obeyed(env: dict[str, str], url: str) -> None:
+    """A message cannot give the terminal orders."""
+    hostile = {"id": "x", "messages": [{"id": "1", "parent_id": None, "role": "user", "content": "\x1b[2Jgone\x07"}]}
+    run(env, "import", "-", "--database-url", url, stdin=json.dumps(hostile).encode())
+    (id_,) = re.findall(r"[0-9a-f-]{36}", run(env, "list", "--database-url", url).stdout)
+    shown = run(env, "show", id_, "--database-url", url).stdout
+    assert "␛[2Jgone␇" in shown
+    assert "\x1b" not in shown
+
+
+def test_errors_are_sentences(env: dict[str, str], url: str) -> None:
+    """What goes wrong is said in one line without a traceback."""
+    for arguments in (["list"], ["show", "x"], ["export"]):
+        done = run(env, *arguments, "--database-url", url, code=1)
+        assert "Error: the database cannot be opened" in done.stderr
+        assert "Traceback" not in done.stderr
+    run(env, "import", SAMPLE, "--database-url", url)
+    assert "an id must be a UUID" in run(env, "show", "x", "--database-url", url, code=1).stderr
+    assert "a store's URL must begin with" in run(env, "list", "--database-url", "mysql://x", code=1).stderr
+
+
+def test_the_schema_is_managed(env: dict[str, str], url: str) -> None:
+    """status, upgrade and downgrade say where the schema is; without a schema the other commands say what to do."""
+    run(env, "db", "upgrade", "--database-url", url)
+    assert "revision 0001, newest 0001" in run(env, "db", "status", "--database-url", url).stdout
+    run(env, "db", "downgrade", "base", "--database-url", url, code=1)  # nobody confirms
+    run(env, "db", "downgrade", "base", "--yes", "--database-url", url)
+    assert "revision none" in run(env, "db", "status", "--database-url", url, code=1).stdout
+    assert "chatkeep db upgrade" in run(env, "list", "--database-url", url, code=1).stderr
+    assert (
+        "the revisions of the schema are"
+        in run(env, "db", "downgrade", "7", "--yes", "--database-url", url, code=1).stderr
+    )
+
+
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_what_was_acknowledged_survives_a_kill(env: dict[str, str], url: str, tmp_path: Path, stop: int) -> None:
+    """A client stores over HTTP, the server is killed, a new one has everything, and stops cleanly when asked."""
+    with serving(env, "--database-url", url) as (base, process):
+        made = httpx2.post(f"{base}/api/conversations", json={"title": "Kept"}).raise_for_status().json()
+        path = f"/api/conversations/{made['id']}/messages"
+        for number in range(20):
+            httpx2.post(base + path, json={"role": "user", "content": f"message {number}"}).raise_for_status()
+        process.send_signal(signal.SIGKILL)
+        assert process.wait(10) == -signal.SIGKILL
+    with serving(env, "--database-url", url) as (base, process):
+        page = httpx2.get(base + path).raise_for_status().json()
+        assert [item["content"] for item in page["items"]] == [f"message {number}" for number in range(20)]
+        assert (tmp_path / "chat.db-wal").exists()
+        process.send_signal(stop)
+        assert process.wait(10) == 0
+        assert not (tmp_path / "chat.db-wal").exists()
+
+
+def test_the_curl_commands_that_serve_prints_work(env: dict[str, str], url: str) -> None:
+    """The two commands of the greeting can be pasted into a shell."""
+    with serving(env, "--database-url", url) as (_, process):
+        assert process.stdout is not None
+        lines = [process.stdout.readline(), process.stdout.readline(), process.stdout.readline()]
+        commands = [line.strip() for line in lines if line.strip().startswith("curl ")]
+        answers = [subprocess.check_output(f"{command} -s", shell=True, text=True) for command in commands]
+    assert len(answers) == 2
+    assert json.loads(answers[0])["items"] == []
+    assert json.loads(answers[1])["title"] == "My first"
+
+
+def test_without_a_url_the_file_is_in_the_users_data_folder(env: dict[str, str], tmp_path: Path) -> None:
+    """The default database is the user's own, and the environment may name another."""
+    run(env, "import", SAMPLE)
+    (file,) = tmp_path.rglob("chat.db")
+    assert "chatkeep" in str(file.relative_to(tmp_path))
+    elsewhere = {"CHATKEEP_DATABASE_URL": f"sqlite:///{tmp_path / 'env.db'}"}
+    run(env | elsewhere, "db", "upgrade")
+    assert (tmp_path / "env.db").exists()
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "example.com", "::"])
+def test_serving_other_machines_is_refused(env: dict[str, str], url: str, host: str) -> None:
+    """Without authentication only this machine is served, and the refusal says why."""
+    done = run(env, "serve", "--host", host, "--database-url", url, code=2)
+    assert "no authentication yet" in " ".join(done.stderr.replace("│", " ").split())
+
+
+def test_a_port_that_is_taken_is_an_error(env: dict[str, str], url: str) -> None:
+    """A second server on the same port ends with an error instead of waiting."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        command = [*COMMAND, "serve", "--port", port, "--database-url", url]
+        done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "already in use" in done.stderr
+
+
+def test_help_and_version(env: dict[str, str]) -> None:
+    """Every command has a help text, and the version is told."""
+    assert "chatkeep 0." in run(env, "--version").stdout
+    for command in ("serve", "import", "export", "list", "show", "db"):
+        assert command in run(env, "--help").stdout
+        assert len(run(env, command, "--help").stdout) > 200
+
+
+def test_a_missing_extra_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Installed without the server extra, the command says how to get it."""
+    monkeypatch.setitem(sys.modules, "typer", None)
+    monkeypatch.delitem(sys.modules, "chatkeep.cli", raising=False)
+    with pytest.raises(SystemExit, match=r"chatkeep\[server\]"):
+        __main__.main()
+
+
+def test_an_import_that_is_killed_can_be_finished(env: dict[str, str], url: str, tmp_path: Path) -> None:
+    """An import that was killed half-way and is run again gives what one whole run gives."""
+    entries = [json.loads(SAMPLE.read_text("utf-8").splitlines()[0]) | {"id": f"c{number}"} for number in range(3_000)]
+    file = tmp_path / "many.jsonl"
+    file.write_text("".join(json.dumps(entry) + "\n" for entry in entries), "utf-8")
+    with subprocess.Popen(
+        [*COMMAND, "import", str(file), "--database-url", url], env=env, stderr=subprocess.DEVNULL
+    ) as process:
+        while not (tmp_path / "chat.db-wal").exists() or (tmp_path / "chat.db-wal").stat().st_size < 200_000:
+            time.sleep(0.002)
+        process.kill()
+    run(env, "import", file, "--database-url", url)
+    exported = run(env, "export", "--database-url", url).stdout
+    assert {entry["id"]: entry for entry in map(json.loads, exported.splitlines())} == {e["id"]: e for e in entries}

@@ -1,0 +1,312 @@
+"""The records: what they accept, what they refuse, and what they make of text and time."""
+
+import json
+from datetime import UTC, datetime, timedelta, timezone
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pydantic import ValidationError
+
+from chatkeep.errors import InvalidId, InvalidInput
+from chatkeep.model import (
+    MESSAGE_FIELDS,
+    ConversationChange,
+    ImportedMessage,
+    Message,
+    NewConversation,
+    NewMessage,
+    Role,
+    Source,
+    Status,
+    clean_text,
+    dump_json,
+    from_micros,
+    json_text,
+    merge_patch,
+    new_id,
+    parse_json,
+    stored,
+    title_from,
+    to_micros,
+    uuid_of,
+    valid_id,
+    valid_owner,
+)
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+ANY_STRING = st.text(st.characters(exclude_categories=()))
+
+
+@given(ANY_STRING)
+def test_cleaned_text_is_valid_unicode_and_keeps_what_was_valid(text: str) -> None:
+    """Cleaning gives valid Unicode, changes nothing that was valid, and cleaning twice changes nothing more."""
+    cleaned = clean_text(text)
+
+    cleaned.encode()
+    assert clean_text(cleaned) == cleaned
+    if not any("\ud800" <= character <= "\udfff" for character in text):
+        assert cleaned == text
+
+
+@pytest.mark.parametrize(
+    ("raw", "cleaned"),
+    [
+        ("\ud83d\ude00", "\U0001f600"),
+        ("a\ud800b", "a\ufffdb"),
+        ("\udc00\ud800", "\ufffd\ufffd"),
+        ("\ud800\ud83d\ude00", "\ufffd\U0001f600"),
+    ],
+)
+def test_surrogates_are_joined_or_replaced(raw: str, cleaned: str) -> None:
+    """A surrogate pair becomes its character, a lone surrogate U+FFFD."""
+    assert NewMessage(role=Role.USER, content=raw).content == cleaned
+    assert NewConversation(metadata={raw: [raw]}).metadata == {cleaned: [cleaned]}
+
+
+@given(st.dictionaries(st.text(), JSON, max_size=4))
+def test_metadata_comes_back_as_it_went_in(metadata: dict[str, object]) -> None:
+    """Every JSON object survives, big integers, NUL and the order of its keys included."""
+    kept = NewMessage(role=Role.USER, content="x", metadata=metadata).metadata
+
+    assert kept == metadata
+    assert list(kept) == list(metadata)
+    assert json.loads(json_text(kept)) == json.loads(dump_json(kept)) == metadata
+
+
+def test_metadata_is_a_copy() -> None:
+    """What the caller does to its dictionary afterwards does not change the record."""
+    metadata = {"list": [1]}
+    message = NewMessage(role=Role.USER, content="x", metadata=metadata)
+
+    metadata["list"].append(2)
+
+    assert message.metadata == {"list": [1]}
+
+
+@pytest.mark.parametrize("bad", [{"x": float("nan")}, {"x": float("inf")}, {"x": object()}, {"x": {1, 2}}])
+def test_metadata_that_is_not_json_is_refused(bad: dict[str, object]) -> None:
+    """NaN, infinities and objects that JSON does not have are the caller's error."""
+    with pytest.raises(ValidationError):
+        NewMessage(role=Role.USER, content="x", metadata=bad)
+
+
+def test_nested_too_deeply_is_refused() -> None:
+    """A structure that is nested without end is an error, not a crash."""
+    endless: list[object] = []
+    endless.append(endless)
+    with pytest.raises(ValidationError):
+        NewConversation(metadata={"x": endless})
+    for depth in (101, 200_000):
+        with pytest.raises(ValueError, match="at most 100 levels"):
+            parse_json("[" * depth + "]" * depth)
+    assert parse_json("[" * 100 + "]" * 100)
+
+
+@pytest.mark.parametrize("text", ["NaN", "[Infinity]", "-Infinity", "1e999", "{", "'a'", ""])
+def test_json_is_strict(text: str) -> None:
+    """What only Python's parser takes for JSON is refused."""
+    with pytest.raises(ValueError):  # noqa: PT011 - the parser's own words differ
+        parse_json(text)
+
+
+@pytest.mark.parametrize("role", ["user", "system"])
+@pytest.mark.parametrize("content", ["", " ", "\n\t ", "\u2003"])
+def test_users_and_systems_say_something(role: str, content: str) -> None:
+    """A user or system message is never blank, and the error says so."""
+    with pytest.raises(ValidationError, match=f"the content of a {role} message must not be blank"):
+        NewMessage(role=Role(role), content=content)
+
+
+@pytest.mark.parametrize("role", ["assistant", "tool"])
+def test_assistants_and_tools_may_be_silent(role: str) -> None:
+    """An assistant or tool message may be empty: tool calls stand in its metadata."""
+    assert NewMessage(role=Role(role), content="").content == ""
+
+
+def test_an_unknown_role_is_refused_in_words() -> None:
+    """The error names the roles there are and does not repeat the input."""
+    with pytest.raises(ValidationError, match="'user', 'assistant', 'system' or 'tool'") as refused:
+        NewMessage(role="robot", content="x")
+    assert "robot" not in str(refused.value)
+
+
+def test_a_new_message_is_not_deleted_and_an_imported_one_may_be() -> None:
+    """The mark of a deleted message comes with an import only, and without content."""
+    with pytest.raises(ValidationError, match="new and deleted"):
+        NewMessage(role=Role.USER, content="x", status=Status.DELETED)
+    with pytest.raises(ValidationError, match="deleted message has no content"):
+        ImportedMessage(role=Role.USER, content="x", status=Status.DELETED)
+    assert ImportedMessage(role=Role.USER, content="", status=Status.DELETED).status == Status.DELETED
+
+
+def test_length_is_limited_for_people_only() -> None:
+    """Users and systems have a limit, which the error names; what assistants, tools and imports say has none."""
+    NewMessage(role=Role.USER, content="x" * 10).check_length(10)
+    NewMessage(role=Role.USER, content="x" * 11).check_length(0)
+    NewMessage(role=Role.ASSISTANT, content="x" * 11).check_length(10)
+    ImportedMessage(role=Role.USER, content="x" * 11).check_length(10)
+    with pytest.raises(InvalidInput, match="at most 10 characters"):
+        NewMessage(role=Role.SYSTEM, content="x" * 11).check_length(10)
+
+
+@pytest.mark.parametrize("time", ["2026-01-01T00:00:00", "yesterday", 1767225600, "0001-01-01T00:00:00+14:00"])
+def test_times_without_a_zone_are_refused(time: object) -> None:
+    """A time needs a zone and a place between the years 1 and 9999; a bare number is ambiguous."""
+    with pytest.raises(ValidationError):
+        NewMessage(role=Role.USER, content="x", sent_at=time)
+
+
+def test_times_are_kept_to_the_microsecond_in_utc() -> None:
+    """Any zone is accepted and becomes UTC; microseconds survive storage."""
+    zone = timezone(timedelta(hours=5, minutes=30))
+    sent = NewMessage(role=Role.USER, content="x", sent_at=datetime(2026, 1, 1, 5, 30, 0, 123_456, zone)).sent_at
+
+    assert sent == datetime(2026, 1, 1, 0, 0, 0, 123_456, UTC)
+    assert from_micros(to_micros(sent)) == sent
+
+
+@given(st.datetimes(timezones=st.just(UTC)))
+def test_every_time_survives_storage(moment: datetime) -> None:
+    """Microseconds since 1970 say every moment of the years 1 to 9999 exactly."""
+    assert from_micros(to_micros(moment)) == moment
+
+
+@pytest.mark.parametrize("title", ["", "  ", "x" * 256])
+def test_titles_have_one_to_255_characters(title: str) -> None:
+    """A title is neither blank nor longer than 255 characters."""
+    for kind in (NewConversation, ConversationChange):
+        with pytest.raises(ValidationError):
+            kind(title=title)
+
+
+def test_sources_are_checked() -> None:
+    """A source names a document and a file, and its score is a similarity."""
+    good = {"document_id": str(new_id()), "file_path": "a.md", "header_anchor": None, "similarity_score": 0.5}
+    assert Source.model_validate(good).header_anchor is None
+    for bad in (
+        {"document_id": "x"},
+        {"file_path": " "},
+        {"similarity_score": 1.5},
+        {"similarity_score": float("nan")},
+        {"extra": 1},
+    ):
+        with pytest.raises(ValidationError):
+            Source.model_validate(good | bad)
+
+
+def test_ids_are_uuids() -> None:
+    """An id is a UUID of any version, as such or as text; anything else is InvalidId, a ValueError."""
+    id_ = new_id()
+    assert id_.version == 7
+    assert valid_id(id_) == valid_id(str(id_)) == valid_id(id_.hex.upper()) == id_
+    for bad in ("", "abc", "0190f0f0", str(id_) + "0", None, 5):
+        with pytest.raises(InvalidId):
+            valid_id(bad)  # type: ignore[arg-type]
+    assert issubclass(InvalidId, ValueError)
+
+
+@given(st.integers(min_value=0, max_value=2**128 - 1))
+def test_quick_uuids_are_uuids(value: int) -> None:
+    """uuid_of builds exactly what the standard library builds."""
+    assert uuid_of(value) == UUID(int=value)
+    assert hash(uuid_of(value)) == hash(UUID(int=value))
+    assert str(uuid_of(value)) == str(UUID(int=value))
+
+
+@pytest.mark.parametrize("owner", ["", "x" * 256, "é" * 128, "\ud800"])
+def test_owners_have_limits(owner: str) -> None:
+    """An owner is 1 to 255 bytes of valid Unicode; it is refused otherwise, never cleaned."""
+    with pytest.raises(InvalidInput, match="an owner must be"):
+        valid_owner(owner)
+
+
+def test_a_fingerprint_says_what_the_caller_sent() -> None:
+    """Equal values have equal fingerprints whatever the order of keys; every other value has another one."""
+    base = {"role": "user", "content": "hello"}
+    other_id, parent = new_id(), new_id()
+    variants = [
+        base,
+        base | {"role": "assistant"},
+        base | {"content": "hello "},
+        base | {"parent_id": None},
+        base | {"parent_id": parent},
+        base | {"status": "failed"},
+        base | {"external_id": "a"},
+        base | {"external_id": "a\nsent_at=1"},
+        base | {"sent_at": "2026-01-01T00:00:00Z"},
+        base | {"metadata": {"a": 1}},
+        base | {"metadata": {"a": 1.0}},
+        base | {"sources": [{"document_id": parent, "file_path": "a", "similarity_score": 1}]},
+        {"role": "user", "content": "\nhello"},
+    ]
+    prints = [NewMessage.model_validate(variant).fingerprint() for variant in variants]
+
+    assert len(set(prints)) == len(variants)
+    assert NewMessage.model_validate(base | {"id": other_id}).fingerprint() == prints[0]
+    swapped = [NewMessage.model_validate(base | {"metadata": m}) for m in ({"a": 1, "b": 2}, {"b": 2, "a": 1})]
+    assert swapped[0].fingerprint() == swapped[1].fingerprint()
+
+
+def test_a_fingerprint_never_changes() -> None:
+    """Fingerprints are stored: a new version of chatkeep must make the same ones."""
+    message = NewMessage(
+        role=Role.USER, content="héllo", parent_id=None, external_id="7", metadata={"b": [1, 2.5], "a": "ü"},
+        sent_at=datetime(2026, 1, 1, tzinfo=UTC),
+    )  # fmt: skip
+    assert message.fingerprint().hex() == "674f5d024e3e1d8d75e4c7cc8a5bf1c1"
+    assert (
+        NewConversation(title="Tea", context_id="c", metadata={"x": None}).fingerprint().hex()
+        == "83014941ee3f72a3425a49210742b390"
+    )
+
+
+def test_stored_records_are_like_validated_ones() -> None:
+    """A record built without validation equals the validated one, and copies and serialises alike."""
+    values = {
+        "id": new_id(), "conversation_id": new_id(), "seq": 1, "parent_id": None, "role": Role.USER, "content": "x",
+        "status": Status.COMPLETE, "sources": (), "metadata": {}, "external_id": None, "sent_at": None,
+        "created_at": datetime(2026, 1, 1, tzinfo=UTC),
+    }  # fmt: skip
+    quick, slow = stored(Message, MESSAGE_FIELDS, **values), Message.model_validate(values)
+
+    assert quick == slow
+    assert quick.model_dump_json() == slow.model_dump_json()
+    assert quick.model_copy(update={"seq": 2}).seq == 2
+    assert quick.seq == 1
+    assert quick.model_fields_set == slow.model_fields_set
+
+
+@pytest.mark.parametrize(
+    ("content", "title"),
+    [
+        ("Hello", "Hello"),
+        ("\n\n  Two   words \nmore", "Two words"),
+        (" \n ", None),
+        ("word " * 40, "word " * 15 + "word…"),
+        ("x" * 100, "x" * 79 + "…"),
+        ("你" * 90, "你" * 79 + "…"),
+    ],
+)
+def test_titles_are_made_from_the_first_line(content: str, title: str | None) -> None:
+    """A title is the first line that says something, at most 80 characters, cut at a word."""
+    made = title_from(content)
+    assert made == title
+    assert len(made or "") <= 80
+
+
+def test_merge_patch_follows_the_rfc() -> None:
+    """The examples of RFC 7396, appendix A, that have objects on both sides."""
+    assert merge_patch({"a": "b"}, {"a": "c"}) == {"a": "c"}
+    assert merge_patch({"a": "b"}, {"b": "c"}) == {"a": "b", "b": "c"}
+    assert merge_patch({"a": "b", "b": "c"}, {"a": None}) == {"b": "c"}
+    assert merge_patch({"a": ["b"]}, {"a": "c"}) == {"a": "c"}
+    assert merge_patch({"a": {"b": "c"}}, {"a": {"b": "d", "c": None}}) == {"a": {"b": "d"}}
+    assert merge_patch({"a": "foo"}, {"b": {"c": None}}) == {"a": "foo", "b": {}}
+    assert merge_patch({"e": None}, {"a": 1}) == {"e": None, "a": 1}
+    assert merge_patch({}, {"a": {"bb": {"ccc": None}}}) == {"a": {"bb": {}}}
