@@ -1,5 +1,6 @@
 # Everything needs Python and make only; uv is fetched into .tools where it is missing.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
+export UV_COMPILE_BYTECODE := 1
 RUN := $(UV) run --frozen
 
 .PHONY: demo test lint bench openapi crash

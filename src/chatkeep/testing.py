@@ -622,6 +622,28 @@ class AppendContract(Contract):
         assert sorted(type(answer).__name__ for answer in answers) == ["Conflict"] * 29 + ["list"]
         assert len(await store.log(owner, talk.id)) == 1
 
+    async def test_transcript_that_is_sent_again_and_again(self, store: Store, owner: str, talk: Conversation) -> None:
+        """A client that sends the whole transcript every time stores each message once."""
+        transcript = turns(12)
+        for length in range(1, 13):
+            await store.append(owner, talk.id, transcript[:length])
+        assert [m.id for m in await store.log(owner, talk.id)] == [m.id for m in transcript]
+
+    async def test_wrong_values_are_said_before_what_is_missing(self, store: Store, owner: str) -> None:
+        """What is wrong in itself is InvalidInput, also where the conversation is not there; a Conflict is not."""
+        unknown, id_ = uuid4(), uuid4()
+        for call in (
+            store.append(owner, unknown, []),
+            store.append(owner, unknown, [user("x" * 10_001)]),
+            store.history(owner, unknown, limit=0),
+            store.history(owner, unknown, cursor="tea"),
+            store.log(owner, unknown, limit=0),
+        ):
+            with pytest.raises(InvalidInput):
+                await call
+        with pytest.raises(NotFound):
+            await store.append(owner, unknown, [user("one", id=id_), user("other", id=id_)])
+
     async def test_empty_append_is_refused(self, store: Store, owner: str, talk: Conversation) -> None:
         """An append needs a message."""
         with pytest.raises(InvalidInput):
@@ -876,6 +898,23 @@ class ConversationContract(Contract):
         assert await found(store, owner, "pebble") == set()
         log = await whole_log(store, owner, small.id)
         assert seqs(log) == dense(len(log))
+
+    async def test_cancelled_deletion_is_done_whole_or_not_at_all(self, store: Store, owner: str) -> None:
+        """A caller that is cancelled while it deletes leaves the whole conversation, or nothing of it."""
+        for pause in (0, 0.0005, 0.002, 0.005):
+            talk = await store.create_conversation(owner, NewConversation())
+            await store.append(owner, talk.id, turns(1_500, "pebble"))
+            deleting = asyncio.create_task(store.delete_conversation(owner, talk.id))
+            await asyncio.sleep(pause)
+            deleting.cancel()
+            await asyncio.gather(deleting, return_exceptions=True)
+            try:
+                log = await whole_log(store, owner, talk.id)
+            except NotFound:
+                log = []
+            assert len(log) in {0, 1_500}
+            assert await store.delete_conversation(owner, talk.id) in {False, bool(log)}
+            assert await found(store, owner, "pebble") == set()
 
     async def test_appends_to_a_conversation_that_is_deleted_fail(self, store: Store, owner: str) -> None:
         """Appends that race with a deletion are stored before it, or raise NotFound; none stays behind."""

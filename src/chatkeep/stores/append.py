@@ -56,16 +56,6 @@ def check(messages: Sequence[NewMessage], max_content_chars: int) -> None:
         raise InvalidInput("append needs at least one message")
     for message in messages:
         message.check_length(max_content_chars)
-    ids = [message.id for message in messages if message.id is not None]
-    if len(set(ids)) != len(ids):
-        _check_repeated(messages)
-
-
-def _check_repeated(messages: Sequence[NewMessage]) -> None:
-    first: dict[UUID, bytes] = {}
-    for message in messages:
-        if message.id is not None and first.setdefault(message.id, message.fingerprint()) != message.fingerprint():
-            raise Conflict("one append gives the same message id to different messages", got=message.id)
 
 
 def ids_to_look_up(messages: Sequence[NewMessage]) -> set[UUID]:
@@ -92,10 +82,11 @@ def plan(
     placed: dict[UUID, Placed] = {}
     for message in messages:
         fingerprint = message.fingerprint()
-        if message.id is not None and (message.id in known or message.id in placed):
-            if message.id in known and known[message.id].fingerprint != fingerprint:
+        there = None if message.id is None else placed.get(message.id) or known.get(message.id)
+        if message.id is not None and there is not None:
+            if there.fingerprint != fingerprint:
                 raise Conflict("this message id is already used for other content", got=message.id)
-            results.append(placed.get(message.id, message.id))
+            results.append(there if isinstance(there, Placed) else message.id)
             continue
         if expected_seq is not None and expected_seq != expected_at_start:
             raise Conflict(

@@ -23,6 +23,7 @@ from chatkeep.model import (
     Page,
     SearchHit,
     Status,
+    clean_text,
     dump_json,
     from_micros,
     merge_patch,
@@ -81,6 +82,7 @@ class SqliteStore(Store):
         total: bool = False,
     ) -> Page[Conversation]:
         valid_page(limit, offset, cursor)
+        context_id = None if context_id is None else clean_text(context_id)
         scope = list_scope(valid_owner(owner), context_id, order)
         return await self._file.read(
             partial(rows.list_conversations, owner, context_id, order, scope, limit, cursor, offset, total=total)
@@ -94,11 +96,8 @@ class SqliteStore(Store):
 
     async def delete_conversation(self, owner: str, conversation_id: UUID | str) -> bool:
         key = valid_owner(owner), valid_id(conversation_id)
-        hidden = await self._file.write(lambda transaction: self._hide(transaction, *key))
-        if hidden:
-            # In a task of its own: a caller that is cancelled does not leave the rest lying.
-            await self._in_background(self._purge(owner))
-        return hidden
+        # In a task of its own: a caller that is cancelled does not leave the rest lying.
+        return cast("bool", await self._in_background(self._delete(*key)))
 
     # --- messages -----------------------------------------------------------------------------------------
 
@@ -265,6 +264,12 @@ class SqliteStore(Store):
             return False
         rows.set_values(transaction.connection, owner, id_, {"deleted_at": to_micros(transaction.moment)})
         return True
+
+    async def _delete(self, owner: str, id_: UUID) -> bool:
+        hidden = await self._file.write(lambda transaction: self._hide(transaction, owner, id_))
+        if hidden:
+            await self._purge(owner)
+        return hidden
 
     async def _purge(self, owner: str) -> tuple[int, int]:
         """Remove the hidden conversations of an owner in slices. Returns how many (conversations, messages)."""

@@ -313,6 +313,7 @@ def messages(connection: apsw.Connection, owner: str, id_: UUID, rest: str, valu
 
 def log(connection: apsw.Connection, owner: str, id_: UUID, after: int, limit: int) -> list[Message]:
     """What was appended after a seq, on all branches."""
+    after = max(0, min(after, 2**63 - 1))  # SQLite knows no larger integers
     return messages(connection, owner, id_, " AND m.seq > ? ORDER BY m.seq LIMIT ?", (after, limit))
 
 

@@ -1,0 +1,115 @@
+"""Every query of the request path is answered by an index, and names the owner first."""
+
+import re
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import apsw
+import pytest
+
+from chatkeep import ConversationChange, NewConversation, NotFound, NotYours, Store, open_store
+from chatkeep.testing import assistant, turns, user
+
+OWNER = "ada"
+OTHER_STATEMENTS = (
+    "BEGIN",
+    "COMMIT",
+    "ROLLBACK",
+    "SAVEPOINT",
+    "RELEASE",
+    "PRAGMA",
+    "CREATE",
+    "INSERT INTO message_words (message_words",
+)
+
+
+@pytest.fixture
+def recorded(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """Every statement that any connection executes from now on, with the values of its last use."""
+    statements: dict[str, Any] = {}
+
+    def record(_cursor: apsw.Cursor, statement: str, values: Any) -> bool:
+        statements[" ".join(statement.split())] = values
+        return True
+
+    def hook(connection: apsw.Connection) -> None:
+        connection.exec_trace = record
+
+    monkeypatch.setattr(apsw, "connection_hooks", [*apsw.connection_hooks, hook])
+    return statements
+
+
+async def use_everything(store: Store) -> None:
+    """Call every method of the request path, on trunks and branches, with and without each argument."""
+    talk = await store.create_conversation(OWNER, NewConversation(context_id="kitchen", id=uuid4()))
+    await store.create_conversation("other", NewConversation(id=uuid4()))
+    theirs = await store.create_conversation("other", NewConversation())
+    await store.get_or_create_conversation(OWNER, NewConversation())
+    await store.get_or_create_conversation(OWNER, NewConversation(context_id="kitchen"))
+    first = await store.append(OWNER, talk.id, turns(30))
+    branch = await store.append(OWNER, talk.id, [assistant("b", id=uuid4(), parent_id=first[10].id), *turns(20)])
+    for message in (first[3], first[20], branch[5]):
+        await store.delete_message(OWNER, talk.id, message.id)
+    for leaf in (None, first[-1].id, first[7].id, branch[7].id):
+        for order in ("desc", "asc"):
+            arguments: dict[str, Any] = {"leaf": leaf, "order": order, "limit": 3}
+            page = await store.history(OWNER, talk.id, total=True, offset=2, **arguments)
+            assert page.next is not None
+            await store.history(OWNER, talk.id, cursor=page.next, **arguments)
+            await store.history(OWNER, talk.id, before=20, after=2, **arguments)
+    for message in (first[0], first[11], branch[0], branch[9]):
+        await store.get_message(OWNER, talk.id, message.id)
+        await store.siblings(OWNER, talk.id, message.id)
+    await store.log(OWNER, talk.id, after=3)
+    await use_lists(store)
+    change = ConversationChange(title="T", metadata={"a": 1}, head_id=first[-1].id)
+    await store.update_conversation(OWNER, talk.id, change)
+    with pytest.raises(NotYours):
+        await store.get_conversation(OWNER, theirs.id)
+    with pytest.raises(NotFound):
+        await store.get_message(OWNER, talk.id, uuid4())
+    await store.append(OWNER, talk.id, [user("x", parent_id=None)])
+    await store.delete_conversation(OWNER, talk.id)
+    await store.erase_owner(OWNER)
+
+
+async def use_lists(store: Store) -> None:
+    """Read lists and searches, and the page after the first."""
+    for order in ("updated", "id"):
+        for context in (None, "kitchen"):
+            arguments: dict[str, Any] = {"order": order, "context_id": context, "limit": 1}
+            page = await store.list_conversations(OWNER, total=True, **arguments)
+            if page.next:
+                await store.list_conversations(OWNER, cursor=page.next, **arguments)
+    hits = await store.search_messages(OWNER, "turn 3", limit=1)
+    await store.search_messages(OWNER, "turn 3", limit=1, cursor=hits.next)
+
+
+def plan(connection: apsw.Connection, statement: str, values: Any) -> list[str]:
+    """How SQLite answers a statement, line by line."""
+    return [str(row[3]) for row in connection.execute(f"EXPLAIN QUERY PLAN {statement}", values)]
+
+
+async def test_no_query_scans(tmp_path: Path, recorded: dict[str, Any]) -> None:
+    """Every statement finds conversations and messages by an index on the owner, by row id, or the id alone.
+
+    None sorts, either, so that the cost of a page does not grow with its list.
+    """
+    path = tmp_path / "chat.db"
+    async with open_store(f"sqlite:///{path}") as store:
+        recorded.clear()
+        await use_everything(store)
+    statements = {s: values for s, values in recorded.items() if not s.startswith(OTHER_STATEMENTS)}
+    assert len(statements) > 30
+    connection = apsw.Connection(str(path))
+    lines = [(line, s) for s, values in statements.items() for line in plan(connection, s, values)]
+    connection.close()
+    assert any("messages_by_run" in line for line, _ in lines)
+    assert any("conversations_by_context" in line for line, _ in lines)
+    for line, statement in lines:
+        if re.match(r"(SCAN|SEARCH) (messages|conversations|m|c|users)\b", line):
+            assert line.startswith("SEARCH"), statement
+            by_row_id = re.search(r"(max|min)\(rid\)", statement) or re.search(r"\(rowid[=<>]", line)
+            assert by_row_id or re.search(r"\((owner_id=\?|id=\?\)$)", line), f"{line}: {statement}"
+        assert "TEMP B-TREE" not in line, statement
