@@ -183,6 +183,21 @@ async def test_cancelled_deletion_leaves_no_rows(store: Store, path: Path) -> No
         await store.erase_owner(OWNER)
 
 
+async def test_id_of_a_conversation_that_is_still_being_removed(store: Store, path: Path) -> None:
+    """A conversation may be created again before the rows of the deleted one are gone; it gets none of them."""
+    talk = await store.create_conversation(OWNER, NewConversation(title="Tea"))
+    await store.append(OWNER, talk.id, [user("saffron"), *turns(30)])
+    other = apsw.Connection(str(path))
+    other.execute("UPDATE conversations SET deleted_at = 1")
+    other.close()
+    again = await store.create_conversation(OWNER, NewConversation(id=talk.id, title="Coffee"))
+    assert (again.title, again.last_seq) == ("Coffee", 0)
+    stored = await store.append(OWNER, talk.id, [user("mocha")])
+    assert await store.log(OWNER, talk.id) == stored
+    assert await found(store, OWNER, "saffron") == set()
+    check(path)
+
+
 async def settled(store: Store) -> list[Conversation]:
     """The owner's conversations when every write that was taken before is done."""
     await store.create_conversation("somebody else", NewConversation())

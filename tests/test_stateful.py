@@ -109,6 +109,11 @@ def same(one: NewMessage, other: NewMessage) -> bool:
     return named[0] == named[1]
 
 
+def place(message: Message) -> tuple[UUID, int]:
+    """Where a message stands."""
+    return message.conversation_id, message.seq
+
+
 PLACE = st.integers(0, 9)
 OWNER = st.integers(0, 1)
 MESSAGE = st.fixed_dictionaries(
@@ -370,10 +375,13 @@ class StoreMachine(RuleBasedStateMachine):
     def search(self, owner: int, words: list[str]) -> None:
         """Search all of the owner's messages."""
         hits = self.run(whole_search(self.store, self.owners[owner], " ".join(words), limit=3))
-        messages = [m for (name, _), talk in self.talks.items() if name == self.owners[owner] for m in talk.log]
-        expected = {m.id: m for m in messages if all(self.holds(m.content, word) for word in words)}
-        assert {hit.message.id: hit.message for hit in hits} == expected
-        assert len(hits) == len(expected)
+        logs = [talk.log for (name, _), talk in self.talks.items() if name == self.owners[owner]]
+        expected = [m for log in logs for m in log if all(self.holds(m.content, word) for word in words)]
+        found = [hit.message for hit in hits]
+        assert sorted(found, key=place) == sorted(expected, key=place)
+        for log in logs:  # stored last first
+            here = [m for m in found if m in log]
+            assert here == sorted(here, key=place, reverse=True)
 
     @staticmethod
     def holds(content: str, word: str) -> bool:

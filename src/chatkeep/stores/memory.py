@@ -5,6 +5,7 @@ can come between its steps.
 """
 
 from collections.abc import Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from itertools import islice
 from uuid import UUID
@@ -23,6 +24,7 @@ from chatkeep.model import (
     Page,
     SearchHit,
     Status,
+    clean_text,
     merge_patch,
     new_id,
     now,
@@ -75,14 +77,14 @@ class MemoryStore(Store):
     # --- conversations ------------------------------------------------------------------------------------
 
     async def create_conversation(self, owner: str, new: NewConversation) -> Conversation:
-        return self._create(self._open(owner), new)
+        return _copy(self._create(self._open(owner), new))
 
     async def get_or_create_conversation(self, owner: str, new: NewConversation) -> Conversation:
         newest = next(iter(self._sorted(self._open(owner), "updated", new.context_id, exact=True)), None)
-        return newest or self._create(owner, new)
+        return _copy(newest or self._create(owner, new))
 
     async def get_conversation(self, owner: str, conversation_id: UUID | str) -> Conversation:
-        return self._thread(owner, conversation_id).conversation
+        return _copy(self._thread(owner, conversation_id).conversation)
 
     async def list_conversations(
         self,
@@ -96,13 +98,14 @@ class MemoryStore(Store):
         total: bool = False,
     ) -> Page[Conversation]:
         valid_page(limit, offset, cursor)
+        context_id = None if context_id is None else clean_text(context_id)
         scope = list_scope(self._open(owner), context_id, order)
         listed = self._sorted(owner, order, context_id, exact=context_id is not None)
         rest = listed[offset:] if cursor is None else _after(listed, order, scope, cursor)
         following = None
         if len(rest) > limit:
             following = encode_cursor("conversations", scope, *_place(rest[limit - 1], order))
-        return Page(items=rest[:limit], total=len(listed) if total else None, next=following)
+        return Page(items=[_copy(c) for c in rest[:limit]], total=len(listed) if total else None, next=following)
 
     async def update_conversation(
         self, owner: str, conversation_id: UUID | str, change: ConversationChange
@@ -117,8 +120,8 @@ class MemoryStore(Store):
         if "head_id" in change.model_fields_set:
             thread.head = None if change.head_id is None else _entry(thread, change.head_id).position
             new["head_id"] = change.head_id
-        thread.conversation = thread.conversation.model_copy(update=new)
-        return thread.conversation
+        thread.conversation = _copy(thread.conversation.model_copy(update=new))
+        return _copy(thread.conversation)
 
     async def delete_conversation(self, owner: str, conversation_id: UUID | str) -> bool:
         try:
@@ -138,15 +141,15 @@ class MemoryStore(Store):
         *,
         expected_seq: int | None = None,
     ) -> list[Message]:
-        thread = self._thread(owner, conversation_id)
         check(messages, self._options.max_content_chars)
+        thread = self._thread(owner, conversation_id)
         state = _state(thread)
         results = plan(thread.conversation.id, state, messages, _known(thread, messages), now(), expected_seq)
         for result in results:
             if isinstance(result, Placed) and result.message.id not in thread.by_id:
                 self._keep(thread, result)
         _save_state(thread, state)
-        return [r.message if isinstance(r, Placed) else thread.by_id[r].message for r in results]
+        return [_copy(r.message if isinstance(r, Placed) else thread.by_id[r].message) for r in results]
 
     async def history(
         self,
@@ -170,24 +173,24 @@ class MemoryStore(Store):
         path = thread.tree.path(end.run, end.seq) if end else []
         found = islice(_walk(thread, window.cut(path), order), offset, offset + limit + 1)
         length = sum(1 for _ in _walk(thread, path, "asc")) if total else None
-        return window.page(list(found), end, length)
+        return window.page([_copy(message) for message in found], end, length)
 
     async def log(
         self, owner: str, conversation_id: UUID | str, *, after: int = 0, limit: int = 1_000
     ) -> list[Message]:
         valid_page(limit, 0, None)
         thread = self._thread(owner, conversation_id)
-        return [entry.message for entry in thread.log[max(after, 0) : max(after, 0) + limit]]
+        return [_copy(entry.message) for entry in thread.log[max(after, 0) : max(after, 0) + limit]]
 
     async def get_message(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> Message:
         thread = self._thread(owner, conversation_id, message_id)
-        return _entry(thread, valid_id(message_id)).message
+        return _copy(_entry(thread, valid_id(message_id)).message)
 
     async def siblings(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> list[Message]:
         thread = self._thread(owner, conversation_id, message_id)
         parent_id = _entry(thread, valid_id(message_id)).message.parent_id
         messages = (entry.message for entry in thread.log)
-        return [m for m in messages if m.parent_id == parent_id and m.status != Status.DELETED]
+        return [_copy(m) for m in messages if m.parent_id == parent_id and m.status != Status.DELETED]
 
     async def delete_message(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> bool:
         thread = self._thread(owner, conversation_id, message_id)
@@ -279,7 +282,7 @@ class MemoryStore(Store):
             title=new.title,
             context_id=new.context_id,
             external_id=new.external_id,
-            metadata=new.metadata,
+            metadata=deepcopy(new.metadata),
             last_seq=0,
             head_id=None,
             created_at=moment,
@@ -298,7 +301,7 @@ class MemoryStore(Store):
 
     def _keep(self, thread: _Thread, placed: Placed) -> None:
         self._stored += 1
-        entry = _Entry(*placed, self._stored)
+        entry = _Entry(_copy(placed.message), placed.position, placed.fingerprint, self._stored)
         thread.log.append(entry)
         thread.by_id[placed.message.id] = entry
 
@@ -308,7 +311,12 @@ class MemoryStore(Store):
         for number, message, thread in sorted(entries, key=lambda entry: entry[0], reverse=True):
             if number < below and holds(message.content, phrases):
                 title, text = thread.conversation.title, snippet(message.content, phrases)
-                yield number, SearchHit(message=message, title=title, snippet=text)
+                yield number, SearchHit(message=_copy(message), title=title, snippet=text)
+
+
+def _copy[R: (Conversation, Message)](record: R) -> R:
+    """A copy with metadata of its own: records are frozen, and what is inside their metadata is not."""
+    return record.model_copy(update={"metadata": deepcopy(record.metadata)})
 
 
 def _state(thread: _Thread) -> State:
