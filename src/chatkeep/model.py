@@ -168,7 +168,8 @@ Time = Annotated[AwareDatetime, BeforeValidator(_only_iso_or_datetime), AfterVal
 
 def to_micros(moment: datetime) -> int:
     """Microseconds since 1970-01-01 UTC, exactly."""
-    return (moment - EPOCH) // timedelta(microseconds=1)
+    since = moment - EPOCH
+    return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
 def from_micros(micros: int) -> datetime:

@@ -335,9 +335,9 @@ class SqliteStore(Store):
         rows.insert_messages(transaction.connection, owner, rids, new)
         if self._options.search and not imported:
             contents = (placed.message.content for placed in new)
-            rows.index(transaction.connection, owner, zip(rids, contents, strict=True))
+            rows.index(transaction, owner, zip(rids, contents, strict=True))
         else:
-            rows.mark_unindexed(transaction.connection, rids[0])
+            rows.mark_unindexed(transaction, rids[0])
 
     def _history(
         self,
@@ -401,6 +401,7 @@ class SqliteStore(Store):
         found = rows.message_by_id(connection, owner, id_, message_id)
         if found is None or found.status == Status.DELETED:
             return False
+        transaction.write_index()
         rows.erase_message(connection, owner, id_, message_id)
         return True
 

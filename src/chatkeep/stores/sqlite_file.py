@@ -61,11 +61,19 @@ class Transaction:
     last_rid: int | None = None
     owners: set[str] = field(default_factory=set)
     """Owners that are known to be in the database."""
+    to_index: list[tuple[int, str, str]] = field(default_factory=list)
+    """Rows of the full-text index that are written together at the end: rid, owner and words."""
+    says_unindexed: bool = False
+    """Whether the database says already that messages of this transaction are not indexed."""
 
-    def forget(self) -> None:
-        """Ask everything again: a job was rolled back."""
-        self.last_rid = None
-        self.owners.clear()
+    def write_index(self) -> None:
+        """Write what is to be indexed. A job that removes or counts what is indexed does this first."""
+        self.connection.executemany("INSERT INTO message_words (rowid, owner, words) VALUES (?, ?, ?)", self.to_index)
+        self.to_index.clear()
+
+    def mark(self) -> tuple[int, int]:
+        """A value that stays equal while nothing is changed."""
+        return self.connection.total_changes(), len(self.to_index)
 
     def next_rid(self) -> int:
         """The rowid of the next message: above every other, so that rowids say what was stored last."""
@@ -212,35 +220,54 @@ class SqliteFile:
                 self._watch_idle(loop)
 
     def _commit(self, jobs: Sequence[Job]) -> Sequence[object]:
+        """Commit jobs together; where that fails, each alone, so that one takes no other down with it."""
         connection = self._connection()
         self._with_retries(partial(connection.execute, "BEGIN IMMEDIATE"))
         try:
-            transaction = Transaction(connection, now())
-            outcomes = [self._attempt(transaction, job) for job in jobs]
-            connection.execute("COMMIT")
-        except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-            raise
+            outcomes = self._run_and_commit(connection, jobs)
+        except Exception as error:
+            if len(jobs) == 1:
+                raise
+            logger.warning("%d writes failed together (%s) and are repeated one by one", len(jobs), error)
+            outcomes = [self._commit_alone(job) for job in jobs]
         if self._wal_bytes > self._checkpoint_at:
             emptied = self._checkpoint("RESTART", patience=PATIENCE_SECONDS)
             self._checkpoint_at = CHECKPOINT_BYTES + (0 if emptied else self._wal_bytes)
         return outcomes
 
-    def _attempt(self, transaction: Transaction, job: Job) -> object:
-        """Run one job so that its failure leaves the others' changes alone. Returns its exception, if any."""
-        connection = transaction.connection
-        connection.execute("SAVEPOINT job")
+    def _commit_alone(self, job: Job) -> object:
         try:
-            outcome = job(transaction)
+            return self._commit([job])[0]
+        except Exception as error:  # noqa: BLE001 - it is the job's outcome, and raised to its caller
+            return self._translated(error) if isinstance(error, apsw.Error) else error
+
+    def _run_and_commit(self, connection: apsw.Connection, jobs: Sequence[Job]) -> list[object]:
+        """Run jobs in the transaction that has begun, and end it."""
+        try:
+            transaction = Transaction(connection, now())
+            outcomes = [self._attempt(transaction, job) for job in jobs]
+            transaction.write_index()
+            connection.execute("COMMIT")
+        except BaseException:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise
+        return outcomes
+
+    def _attempt(self, transaction: Transaction, job: Job) -> object:
+        """Run one job and return its outcome, or the exception with which it refused.
+
+        A job refuses before it changes anything. One that fails later spoils the transaction: that raises.
+        A savepoint for each job would undo that, too, but writing one costs as much as the message, because
+        the full-text index writes out what it holds back at each.
+        """
+        before = transaction.mark()
+        try:
+            return job(transaction)
         except Exception as error:
-            if not connection.in_transaction:  # SQLite gave all of it up: disk full, I/O error
+            if not transaction.connection.in_transaction or transaction.mark() != before:
                 raise
-            connection.execute("ROLLBACK TO job")
-            transaction.forget()
-            outcome = self._translated(error) if isinstance(error, apsw.Error) else error
-        connection.execute("RELEASE job")
-        return outcome
+            return self._translated(error) if isinstance(error, apsw.Error) else error
 
     def _watch_idle(self, loop: asyncio.AbstractEventLoop) -> None:
         """Write the log back in passing once nobody has written for a while."""

@@ -122,6 +122,7 @@ def create(owner: str, new: NewConversation, transaction: Transaction) -> Conver
         "SELECT fingerprint, deleted_at FROM conversations WHERE owner_id = ? AND id = ?", (owner, id_.bytes)
     ).fetchone()
     if known and known[1] is not None:  # still being removed: finish that first, the old must not show in the new
+        transaction.write_index()
         _remove_messages(connection, owner, id_.bytes, -1)
         _remove_conversation(connection, owner, id_.bytes)
     elif known and known[0] != fingerprint:
@@ -259,7 +260,11 @@ def _to_conversation(row: Row) -> Conversation:
 def insert_messages(connection: apsw.Connection, owner: str, rids: Iterable[int], new: Sequence[Placed]) -> None:
     """Write new messages of one moment, each under its rid."""
     created_at = to_micros(new[0].message.created_at)
-    connection.executemany(INSERT_MESSAGE, map(partial(_message_values, owner, created_at), rids, new))
+    values = map(partial(_message_values, owner, created_at), rids, new)
+    if len(new) == 1:
+        connection.execute(INSERT_MESSAGE, next(values))
+    else:
+        connection.executemany(INSERT_MESSAGE, values)
 
 
 def _message_values(owner: str, created_at: int, rid: int, placed: Placed) -> Row:
@@ -428,20 +433,20 @@ def _owner_word(owner: str) -> str:
     return owner.encode().hex()
 
 
-def index(connection: apsw.Connection, owner: str, contents: Iterable[tuple[int, str]]) -> None:
+def index(transaction: Transaction, owner: str, contents: Iterable[tuple[int, str]]) -> None:
     """Put messages, given as (rid, content), into the full-text index."""
     word = _owner_word(owner)
-    connection.executemany(
-        "INSERT INTO message_words (rowid, owner, words) VALUES (?, ?, ?)",
-        ((rid, word, index_text(content)) for rid, content in contents if content),
-    )
+    transaction.to_index += [(rid, word, index_text(content)) for rid, content in contents if content]
 
 
-def mark_unindexed(connection: apsw.Connection, rid: int) -> None:
+def mark_unindexed(transaction: Transaction, rid: int) -> None:
     """Note that messages from `rid` on are stored without being indexed."""
-    connection.execute(
-        "UPDATE store_state SET value = ? WHERE name = 'unindexed_from' AND (value IS NULL OR value > ?)", (rid, rid)
-    )
+    if not transaction.says_unindexed:
+        transaction.connection.execute(
+            "UPDATE store_state SET value = ? WHERE name = 'unindexed_from' AND (value IS NULL OR value > ?)",
+            (rid, rid),
+        )
+        transaction.says_unindexed = True
 
 
 def index_slice(transaction: Transaction) -> bool:
@@ -450,9 +455,11 @@ def index_slice(transaction: Transaction) -> bool:
     One statement, which SQLite runs without Python but for text that is not ASCII.
     """
     connection = transaction.connection
+    transaction.write_index()
     first = cast("int | None", connection.execute("SELECT value FROM store_state WHERE name = 'unindexed_from'").get)
     if first is None:
         return False
+    transaction.says_unindexed = False
     last = first + INDEX_SLICE
     connection.execute(
         "INSERT INTO message_words (rowid, owner, words) SELECT rid, hex(owner_id), CASE"
@@ -501,6 +508,7 @@ def owners_with_remains(connection: apsw.Connection) -> list[str]:
 def purge_slice(owner: str, transaction: Transaction) -> tuple[int, int] | None:
     """Remove some of an owner's hidden rows: how many (conversations, messages), None when there are none."""
     connection = transaction.connection
+    transaction.write_index()
     hidden = fetch(
         connection,
         "SELECT id FROM conversations WHERE owner_id = ? AND deleted_at IS NOT NULL LIMIT ?",
@@ -543,7 +551,7 @@ def remove_owner(owner: str, transaction: Transaction) -> int | None:
     if connection.execute("SELECT 1 FROM conversations WHERE owner_id = ? LIMIT 1", (owner,)).get:
         return None
     connection.execute("DELETE FROM users WHERE id = ?", (owner,))
-    transaction.forget()
+    transaction.owners.discard(owner)
     left = connection.execute(
         "SELECT (SELECT count(*) FROM messages WHERE owner_id = ?) + (SELECT count(*) FROM users WHERE id = ?)",
         (owner, owner),
@@ -563,6 +571,7 @@ def merge_index(transaction: Transaction) -> bool:
     A step that changes fewer than two rows had nothing to merge (SQLite's documentation of FTS5, 6.8).
     """
     connection = transaction.connection
+    transaction.write_index()
     before = connection.total_changes()
     connection.execute("INSERT INTO message_words (message_words, rank) VALUES ('merge', ?)", (-MERGE_PAGES,))
     return connection.total_changes() - before >= 2
