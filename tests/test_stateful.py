@@ -116,6 +116,9 @@ def place(message: Message) -> tuple[UUID, int]:
 
 PLACE = st.integers(0, 9)
 OWNER = st.integers(0, 1)
+WHICH = st.integers(0, 11)
+SELDOM = st.integers(0, 5)
+"""A step is taken where this is 0, so that what others built up lasts for a while."""
 MESSAGE = st.fixed_dictionaries(
     {
         "id": st.none() | PLACE,
@@ -158,9 +161,21 @@ class StoreMachine(RuleBasedStateMachine):
 
     @initialize()
     def begin(self) -> None:
-        """Begin with a conversation of each owner, with the same id."""
+        """Begin with a conversation of each owner, with the same id; one has branches already."""
         for owner in (0, 1):
             self.create(owner, 0, None, "k")
+        self.grow(0, [None, None, None, 1, None, -1, 3])
+
+    def key(self, which: int) -> tuple[str, UUID]:
+        """The owner and id of a conversation that is mostly there."""
+        if self.talks and which < 10:
+            return list(self.talks)[which % len(self.talks)]
+        return self.owners[which % 2], self.ids[which % 3]
+
+    def pick(self, key: tuple[str, UUID], place: int) -> UUID:
+        """The id of a message that was appended, counted from the last one; 9 is one that is hardly there."""
+        ids = [message.id for message in self.talks[key].log] if key in self.talks else []
+        return ids[-1 - place % len(ids)] if ids and place < 9 else self.message_ids[9]
 
     # --- steps ----------------------------------------------------------------------------------------------
 
@@ -192,12 +207,10 @@ class StoreMachine(RuleBasedStateMachine):
             new = NewConversation(context_id=context, title="ignored")
             assert self.run(self.store.get_or_create_conversation(name, new)) == newest[0]
 
-    @rule(
-        owner=OWNER, id_=st.integers(0, 2), batch=st.lists(MESSAGE, min_size=1, max_size=4), expected=st.none() | PLACE
-    )
-    def append(self, owner: int, id_: int, batch: list[dict[str, Any]], expected: int | None) -> None:
+    @rule(which=WHICH, batch=st.lists(MESSAGE, min_size=1, max_size=4), expected=st.none() | PLACE)
+    def append(self, which: int, batch: list[dict[str, Any]], expected: int | None) -> None:
         """Append anything: new messages and known ones, other content, parents of every kind."""
-        key = self.owners[owner], self.ids[id_]
+        key = self.key(which)
         for values in batch:
             for name in ("id", "parent_id"):
                 if values.get(name) is not None:
@@ -217,10 +230,10 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             talk.store(batch, self.run(call))
 
-    @rule(owner=OWNER, id_=st.integers(0, 2), parents=st.lists(st.none() | st.integers(-1, 9), min_size=1, max_size=5))
-    def grow(self, owner: int, id_: int, parents: list[int | None]) -> None:
+    @rule(which=WHICH, parents=st.lists(st.none() | st.integers(-1, 9), min_size=1, max_size=5))
+    def grow(self, which: int, parents: list[int | None]) -> None:
         """Append new messages, after the head (None), at the root (-1), or after one that is there."""
-        key = self.owners[owner], self.ids[id_]
+        key = self.key(which)
         ids = list(self.talks[key].sent) if key in self.talks else []
         batch: list[NewMessage] = []
         for parent in parents:
@@ -229,21 +242,24 @@ class StoreMachine(RuleBasedStateMachine):
             if ids and parent is not None and parent >= 0:
                 values["parent_id"] = ids[-1 - parent % len(ids)]
             ids.append(free[0] if free else uuid4())
-            batch.append(NewMessage(id=ids[-1], role=Role.USER, content=WORDS[len(ids) % 4], **values))
+            new = NewMessage(
+                id=ids[-1], role=Role.USER, content=WORDS[len(ids) % 4], metadata={"n": len(ids)}, **values
+            )
+            batch.append(new)
         self.send(key, batch)
 
-    @rule(owner=OWNER, id_=st.integers(0, 2), place=PLACE)
-    def retry(self, owner: int, id_: int, place: int) -> None:
+    @rule(which=WHICH, place=PLACE)
+    def retry(self, which: int, place: int) -> None:
         """Send a message that is known again, exactly as it was sent."""
-        key = self.owners[owner], self.ids[id_]
+        key = self.key(which)
         talk = self.talks.get(key)
-        if talk is not None and self.message_ids[place] in talk.sent:
-            self.send(key, [talk.sent[self.message_ids[place]]])
+        if talk is not None and self.pick(key, place) in talk.sent:
+            self.send(key, [talk.sent[self.pick(key, place)]])
 
-    @rule(owner=OWNER, id_=st.integers(0, 2), sizes=st.lists(st.integers(1, 3), min_size=2, max_size=6))
-    def append_together(self, owner: int, id_: int, sizes: list[int]) -> None:
+    @rule(which=WHICH, sizes=st.lists(st.integers(1, 3), min_size=2, max_size=6))
+    def append_together(self, which: int, sizes: list[int]) -> None:
         """Append several batches at the same moment."""
-        key = self.owners[owner], self.ids[id_]
+        key = self.key(which)
         talk = self.talks.get(key)
         if talk is None:
             return
@@ -256,11 +272,11 @@ class StoreMachine(RuleBasedStateMachine):
         for batch, answer in sorted(zip(batches, answers, strict=True), key=lambda pair: pair[1][0].seq):
             talk.store(batch, answer)
 
-    @rule(owner=OWNER, id_=st.integers(0, 2), place=st.none() | PLACE)
-    def move_head(self, owner: int, id_: int, place: int | None) -> None:
+    @rule(which=WHICH, place=st.none() | PLACE)
+    def move_head(self, which: int, place: int | None) -> None:
         """Move the head to any message, or to the root."""
-        key = self.owners[owner], self.ids[id_]
-        head = None if place is None else self.message_ids[place]
+        key = self.key(which)
+        head = None if place is None else self.pick(key, place)
         call = self.store.update_conversation(*key, ConversationChange(head_id=head, metadata={"n": place}))
         talk = self.reach(call, *key)
         if talk is None:
@@ -272,23 +288,26 @@ class StoreMachine(RuleBasedStateMachine):
             talk.change(head_id=head, metadata={} if place is None else {"n": place})
             assert self.run(call) == talk.record
 
-    @rule(owner=OWNER, id_=st.integers(0, 2), place=PLACE)
-    def delete_message(self, owner: int, id_: int, place: int) -> None:
+    @rule(which=WHICH, place=PLACE)
+    def delete_message(self, which: int, place: int) -> None:
         """Delete any message, also one that is not there."""
-        key = self.owners[owner], self.ids[id_]
-        call = self.store.delete_message(*key, self.message_ids[place])
+        key = self.key(which)
+        id_to_delete = self.pick(key, place)
+        call = self.store.delete_message(*key, id_to_delete)
         talk = self.reach(call, *key)
         if talk is not None:
-            message = talk.message(self.message_ids[place])
+            message = talk.message(id_to_delete)
             assert self.run(call) is (message is not None)
             if message is not None:
                 erased = {"content": "", "metadata": {}, "status": Status.DELETED}
                 talk.log[message.seq - 1] = message.model_copy(update=erased)
 
-    @rule(owner=OWNER, id_=st.integers(0, 2))
-    def delete_conversation(self, owner: int, id_: int) -> None:
+    @rule(which=WHICH, seldom=SELDOM)
+    def delete_conversation(self, which: int, seldom: int) -> None:
         """Delete a conversation."""
-        key = self.owners[owner], self.ids[id_]
+        if seldom:
+            return
+        key = self.key(which)
         call = self.store.delete_conversation(*key)
         if key not in self.talks and any(other == key[1] for _, other in self.talks):
             with pytest.raises(NotYours):
@@ -296,9 +315,11 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             assert self.run(call) is (self.talks.pop(key, None) is not None)
 
-    @rule(owner=OWNER)
-    def erase(self, owner: int) -> None:
+    @rule(owner=OWNER, seldom=SELDOM)
+    def erase(self, owner: int, seldom: int) -> None:
         """Erase an owner."""
+        if seldom:
+            return
         name = self.owners[owner]
         gone = [self.talks.pop(key) for key in list(self.talks) if key[0] == name]
         receipt = self.run(self.store.erase_owner(name))
@@ -307,17 +328,18 @@ class StoreMachine(RuleBasedStateMachine):
         assert counted == (len(gone), len(messages), sum(1 for m in messages if m.content), 0)
 
     @precondition(lambda self: not self.url.startswith("memory"))
-    @rule()
-    def reopen(self) -> None:
+    @rule(seldom=SELDOM)
+    def reopen(self, seldom: int) -> None:
         """Close the store and open it again."""
+        if seldom:
+            return
         self.run(self.store.aclose())
         self.opened_last[0] = self.run(opened(self.url))
 
     # --- looks ----------------------------------------------------------------------------------------------
 
     @rule(
-        owner=OWNER,
-        id_=st.integers(0, 2),
+        which=WHICH,
         leaf=st.none() | PLACE,
         order=st.sampled_from(["desc", "asc"]),
         limit=st.integers(1, 4),
@@ -326,8 +348,7 @@ class StoreMachine(RuleBasedStateMachine):
     )
     def history(
         self,
-        owner: int,
-        id_: int,
+        which: int,
         leaf: int | None,
         order: Order,
         limit: int,
@@ -335,8 +356,8 @@ class StoreMachine(RuleBasedStateMachine):
         bounds: tuple[int | None, int | None],
     ) -> None:
         """Read any page of any path."""
-        key = self.owners[owner], self.ids[id_]
-        leaf_id = None if leaf is None else self.message_ids[leaf]
+        key = self.key(which)
+        leaf_id = None if leaf is None else self.pick(key, leaf)
         before, after = bounds
         call = self.store.history(
             *key, leaf=leaf_id, order=order, limit=limit, offset=offset, before=before, after=after, total=True
@@ -388,15 +409,16 @@ class StoreMachine(RuleBasedStateMachine):
         """Whether a content made of WORDS holds a word: Chinese ones are found inside others, too."""
         return word in content.split() or (not word.isascii() and word in content.replace(" ", ""))
 
-    @rule(owner=OWNER, id_=st.integers(0, 2), place=PLACE)
-    def siblings(self, owner: int, id_: int, place: int) -> None:
+    @rule(which=WHICH, place=PLACE)
+    def siblings(self, which: int, place: int) -> None:
         """Read a message and its siblings."""
-        key = self.owners[owner], self.ids[id_]
-        call = self.store.siblings(*key, self.message_ids[place])
+        key = self.key(which)
+        message_id = self.pick(key, place)
+        call = self.store.siblings(*key, message_id)
         talk = self.reach(call, *key)
         if talk is None:
             return
-        message = talk.message(self.message_ids[place])
+        message = talk.message(message_id)
         if message is None:
             with pytest.raises(NotFound):
                 self.run(call)

@@ -290,8 +290,9 @@ class SqliteStore(Store):
             remaining = await self._file.write(partial(rows.remove_owner, owner))
         left = await self._file.read(partial(rows.count_indexed, owner))
         # The index marks what is deleted and drops it when it merges; the log holds what pages were.
-        while await self._file.write(rows.merge_index):
-            pass
+        if await self._file.write(partial(rows.merge_index, -rows.MERGE_PAGES)):
+            while await self._file.write(partial(rows.merge_index, rows.MERGE_PAGES)):
+                pass
         await self._file.truncate_log()
         return ErasureReceipt(
             owner_id=owner,

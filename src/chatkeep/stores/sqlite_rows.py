@@ -565,13 +565,15 @@ def count_indexed(owner: str, connection: apsw.Connection) -> int:
     return cast("int", connection.execute(statement, (f'owner : "{_owner_word(owner)}"',)).get)
 
 
-def merge_index(transaction: Transaction) -> bool:
-    """Merge a part of the full-text index, which drops what was deleted; False when nothing is left to do.
+def merge_index(pages: int, transaction: Transaction) -> bool:
+    """Merge some pages of the full-text index, which drops what was deleted; False when nothing is left to do.
 
-    A step that changes fewer than two rows had nothing to merge (SQLite's documentation of FTS5, 6.8).
+    A negative number begins to merge the index as a whole, a positive one goes on with that, and leaves
+    alone what others have written since. A step that changes fewer than two rows had nothing to merge
+    (SQLite's documentation of FTS5, 6.8).
     """
     connection = transaction.connection
     transaction.write_index()
     before = connection.total_changes()
-    connection.execute("INSERT INTO message_words (message_words, rank) VALUES ('merge', ?)", (-MERGE_PAGES,))
+    connection.execute("INSERT INTO message_words (message_words, rank) VALUES ('merge', ?)", (pages,))
     return connection.total_changes() - before >= 2

@@ -89,6 +89,11 @@ SQLITE_UP = (
     """
     INSERT INTO message_words (message_words, rank) VALUES ('automerge', 16)
     """,
+    # An erasure merges the index until nothing is left to merge: with fewer segments, others who write
+    # meanwhile would keep it at work.
+    """
+    INSERT INTO message_words (message_words, rank) VALUES ('usermerge', 16)
+    """,
     # unindexed_from: the first rid that may be missing in the full-text index; null where none is.
     """
     CREATE TABLE store_state (name TEXT NOT NULL PRIMARY KEY, value INTEGER) STRICT, WITHOUT ROWID
