@@ -239,7 +239,7 @@ async def test_log_is_bounded(url: str, path: Path, monkeypatch: pytest.MonkeyPa
                 await store.append(OWNER, talk.id, [assistant("tea " * 25_000)])
                 largest = max(largest, log_bytes(path))
     assert file_bytes(path) > 15_000_000
-    assert largest < 8_000_000
+    assert largest < 12_000_000  # without an end it would be 40,000,000
 
 
 async def test_log_shrinks_when_idle(store: Store, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

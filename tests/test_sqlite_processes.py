@@ -194,7 +194,7 @@ async def test_lock_that_is_held_for_long(path: Path, url: str) -> None:
                 store.history(OWNER, talk.id),
                 return_exceptions=True,
             )
-            assert 0.3 <= time.monotonic() - started < 3
+            assert 0.3 <= time.monotonic() - started < 10
             assert [type(answer) for answer in answers[:2]] == [StoreUnavailable] * 2
             assert all("lock" in str(answer) for answer in answers[:2])
             page = answers[2]

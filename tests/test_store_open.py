@@ -5,6 +5,7 @@ import importlib.metadata
 import runpy
 import sys
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,9 +18,13 @@ from chatkeep.testing import user
 OWNER = "ada"
 
 
-def threads() -> set[str]:
-    """The threads of stores that run."""
-    return {thread.name for thread in threading.enumerate() if thread.name.startswith("chatkeep")}
+@pytest.fixture(autouse=True)
+def no_thread_stays() -> Iterator[None]:
+    """Fail a test after which a thread of its stores still runs."""
+    before = set(threading.enumerate())
+    yield
+    left = set(threading.enumerate()) - before
+    assert [thread.name for thread in left if thread.name.startswith("chatkeep")] == []
 
 
 async def test_store_that_is_awaited_is_closed_by_hand(store_url: str) -> None:
@@ -29,7 +34,6 @@ async def test_store_that_is_awaited_is_closed_by_hand(store_url: str) -> None:
     await store.aclose()
     with pytest.raises(StoreUnavailable, match="closed"):
         await store.list_conversations(OWNER)
-    assert threads() == set()
 
 
 async def test_store_in_a_block_is_closed_at_its_end(store_url: str) -> None:
@@ -46,7 +50,6 @@ async def test_store_in_a_block_is_closed_at_its_end(store_url: str) -> None:
         await fail()
     with pytest.raises(StoreUnavailable, match="closed"):
         await stores[0].ping()
-    assert threads() == set()
 
 
 async def test_failed_opening_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -57,7 +60,6 @@ async def test_failed_opening_leaves_nothing_behind(tmp_path: Path) -> None:
         with pytest.raises(StoreUnavailable):
             async with open_store(f"sqlite:///{tmp_path}/missing/chat.db"):
                 pass
-    assert threads() == set()
 
 
 async def test_keyword_goes_before_the_url(tmp_path: Path) -> None:

@@ -220,19 +220,24 @@ class SqliteFile:
                 self._watch_idle(loop)
 
     def _commit(self, jobs: Sequence[Job]) -> Sequence[object]:
-        """Commit jobs together; where that fails, each alone, so that one takes no other down with it."""
+        """Commit jobs together; where one spoils that, each alone, so that it takes no other down with it."""
         connection = self._connection()
         self._with_retries(partial(connection.execute, "BEGIN IMMEDIATE"))
         try:
-            outcomes = self._run_and_commit(connection, jobs)
+            outcomes = self._run(connection, jobs)
         except Exception as error:
+            self._roll_back(connection)
             if len(jobs) == 1:
                 raise
             logger.warning("%d writes failed together (%s) and are repeated one by one", len(jobs), error)
-            outcomes = [self._commit_alone(job) for job in jobs]
-        if self._wal_bytes > self._checkpoint_at:
-            emptied = self._checkpoint("RESTART", patience=PATIENCE_SECONDS)
-            self._checkpoint_at = CHECKPOINT_BYTES + (0 if emptied else self._wal_bytes)
+            return [self._commit_alone(job) for job in jobs]
+        self._end(connection)
+        return outcomes
+
+    def _run(self, connection: apsw.Connection, jobs: Sequence[Job]) -> list[object]:
+        transaction = Transaction(connection, now())
+        outcomes = [self._attempt(transaction, job) for job in jobs]
+        transaction.write_index()
         return outcomes
 
     def _commit_alone(self, job: Job) -> object:
@@ -241,18 +246,20 @@ class SqliteFile:
         except Exception as error:  # noqa: BLE001 - it is the job's outcome, and raised to its caller
             return self._translated(error) if isinstance(error, apsw.Error) else error
 
-    def _run_and_commit(self, connection: apsw.Connection, jobs: Sequence[Job]) -> list[object]:
-        """Run jobs in the transaction that has begun, and end it."""
+    def _end(self, connection: apsw.Connection) -> None:
+        """Commit. When that fails nobody knows what reached the disk: callers repeat by id, this does not."""
         try:
-            transaction = Transaction(connection, now())
-            outcomes = [self._attempt(transaction, job) for job in jobs]
-            transaction.write_index()
             connection.execute("COMMIT")
         except BaseException:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
+            self._roll_back(connection)
             raise
-        return outcomes
+        if self._wal_bytes > self._checkpoint_at:
+            emptied = self._checkpoint("RESTART", patience=PATIENCE_SECONDS)
+            self._checkpoint_at = CHECKPOINT_BYTES + (0 if emptied else self._wal_bytes)
+
+    def _roll_back(self, connection: apsw.Connection) -> None:
+        if connection.in_transaction:
+            connection.execute("ROLLBACK")
 
     def _attempt(self, transaction: Transaction, job: Job) -> object:
         """Run one job and return its outcome, or the exception with which it refused.
