@@ -1,11 +1,13 @@
 """The store in a SQLite file: durability, the write-ahead log, faults of files and disks, erasure."""
 
 import asyncio
+import itertools
 import os
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
 
@@ -13,8 +15,19 @@ import apsw
 import pytest
 
 import conftest
-from chatkeep import Conversation, Message, NewConversation, Source, Store, StoreUnavailable, open_store
+from chatkeep import (
+    Conversation,
+    Message,
+    NewConversation,
+    NotFound,
+    NotYours,
+    Source,
+    Store,
+    StoreUnavailable,
+    open_store,
+)
 from chatkeep.stores import sqlite_file
+from chatkeep.stores import sqlite_rows as rows
 from chatkeep.stores.sqlite_file import SqliteFile, Transaction
 from chatkeep.testing import assistant, contents, dense, found, seqs, turns, user, whole_log
 
@@ -211,6 +224,49 @@ def count(path: Path, table: str) -> int:
     connection.close()
     assert isinstance(number, int)
     return number
+
+
+async def test_writes_of_all_kinds_at_the_same_moment(store: Store, path: Path) -> None:
+    """Whatever shares a commit with what, the file is sound and the index holds exactly what the messages hold."""
+    for _ in range(8):
+        talks = [await store.create_conversation(OWNER, NewConversation()) for _ in range(6)]
+        batches = [turns(3, "pebble") for _ in range(24)]
+        calls: list[Awaitable[object]] = []
+        for number, batch in enumerate(batches):
+            talk = talks[number % 6]
+            calls += [store.append(OWNER, talk.id, batch), store.delete_message(OWNER, talk.id, batch[1].id or "")]
+            calls += [
+                store.append("bob", talk.id, batch),
+                store.create_conversation("bob", NewConversation(id=talk.id)),
+            ]
+            calls += [store.delete_conversation(OWNER, talk.id)] if number % 5 == 4 else []
+            calls += [store.create_conversation(OWNER, NewConversation(id=talk.id))] if number % 7 == 6 else []
+            calls += [store.erase_owner("bob")] if number % 8 == 7 else []
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+        errors = {type(answer) for answer in answers if isinstance(answer, BaseException)}
+        assert errors <= {NotFound, NotYours}
+    check(path)
+
+
+async def test_owner_who_is_erased_and_comes_back_in_one_commit(path: Path) -> None:
+    """An owner whose last row is removed in a transaction is written anew where the same transaction needs it."""
+    file = SqliteFile(path, synchronous="full", write_timeout=5, readers=1)
+    await file.migrate("head")
+    steps = (
+        partial(rows.create, OWNER, NewConversation()),
+        partial(rows.hide_all, OWNER),
+        partial(rows.purge_slice, OWNER),
+        partial(rows.remove_owner, OWNER),
+        partial(rows.create, OWNER, NewConversation()),
+    )
+    first = file.write(partial(rows.create, "bob", NewConversation()))  # the others wait for it, and go together
+    answers = await asyncio.gather(first, *(file.write(step) for step in steps))
+    assert answers[4] == 0
+    assert await file.read(lambda connection: connection.execute("SELECT id FROM users ORDER BY id").fetchall()) == [
+        (OWNER,),
+        ("bob",),
+    ]
+    await file.aclose()
 
 
 async def test_file_that_is_closed_refuses(path: Path) -> None:
@@ -515,6 +571,19 @@ async def test_erased_text_is_not_in_the_file_while_others_read(store: Store, pa
         await asyncio.gather(*readers)
         done.clear()
         assert left == []
+
+
+async def test_erased_text_is_not_in_a_large_file(store: Store, path: Path, secret_owner: None) -> None:
+    """A large index is merged to its end, in many steps: what stands last in it is gone, too."""
+    theirs = await store.create_conversation("bob", NewConversation())
+    words = (f"{number * 7_919 % 10**9:09}word" for number in itertools.count())
+    for _ in range(40):
+        await store.append("bob", theirs.id, [assistant(" ".join(itertools.islice(words, 5_000)))])
+    await confide(store)
+    assert remains(path)
+    await store.erase_owner(OWNER)
+    assert remains(path) == []
+    assert len(await found(store, "bob", "000000000word")) == 1
 
 
 async def test_erased_and_deleted_text_is_gone_after_deletions(store: Store, path: Path, secret_owner: None) -> None:

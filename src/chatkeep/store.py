@@ -220,7 +220,10 @@ class Store(ABC):
 
     @abstractmethod
     async def erase_owner(self, owner: str) -> ErasureReceipt:
-        """Remove everything of an owner from the database file and say what went. Idempotent."""
+        """Remove everything of an owner from the database and say what went. Idempotent.
+
+        SQLite writes the file anew, so that no copy stays in it: seconds per gigabyte while others wait.
+        """
 
     @abstractmethod
     async def migrate(self, revision: str = "head") -> None:

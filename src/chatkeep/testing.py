@@ -1598,6 +1598,20 @@ class DeletedMessageContract(Contract):
         assert (tombstone.status, tombstone.content) == (Status.DELETED, "")
         assert (tombstone.metadata, tombstone.sources) == ({}, ())
 
+    async def test_deleted_at_the_moment_of_its_append(self, store: Store, owner: str, talk: Conversation) -> None:
+        """A message that is appended and deleted at the same moment is there and found, or deleted and not found."""
+        batches = [turns(3, f"sage {number}") for number in range(20)]
+        ids = [message.id or uuid4() for batch in batches for message in batch]
+        appends = [store.append(owner, talk.id, batch) for batch in batches]
+        deletions = [store.delete_message(owner, talk.id, id_) for id_ in ids]
+        answers = await asyncio.gather(*deletions[:20], *appends, *deletions[20:])
+        deleted = {id_ for id_, answer in zip(ids, [*answers[:20], *answers[40:]], strict=True) if answer}
+        log = await store.log(owner, talk.id)
+        assert {m.id for m in log if m.status == Status.DELETED} == deleted
+        hits = await whole_search(store, owner, "sage")
+        assert {hit.message.id for hit in hits} == set(ids) - deleted
+        assert len(await whole_history(store, owner, talk.id)) == len(ids) - len(deleted)
+
     async def test_deleted_message_is_skipped(self, store: Store, owner: str, talk: Conversation) -> None:
         """History, siblings, search and get_message leave deleted messages out, and totals do not count them."""
         stored = await store.append(owner, talk.id, [user("sage"), user("sage mint"), user("mint")])

@@ -289,11 +289,11 @@ class SqliteStore(Store):
             conversations, messages = conversations + purged[0], messages + purged[1]
             remaining = await self._file.write(partial(rows.remove_owner, owner))
         left = await self._file.read(partial(rows.count_indexed, owner))
-        # The index marks what is deleted and drops it when it merges; the log holds what pages were.
+        # The index marks what is deleted and drops it when it merges; pages and the log keep copies.
         if await self._file.write(partial(rows.merge_index, -rows.MERGE_PAGES)):
             while await self._file.write(partial(rows.merge_index, rows.MERGE_PAGES)):
                 pass
-        await self._file.truncate_log()
+        await self._file.scrub()
         return ErasureReceipt(
             owner_id=owner,
             conversations=conversations,

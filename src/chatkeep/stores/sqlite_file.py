@@ -129,8 +129,16 @@ class SqliteFile:
         """The revision of the schema, None without one."""
         return await self.read(read_revision)
 
-    async def truncate_log(self) -> None:
-        """Write the whole write-ahead log back and empty it, so that nothing deleted is left in it."""
+    async def scrub(self) -> None:
+        """Write the file anew, and empty its log: nothing that was deleted is left in either.
+
+        Takes seconds per gigabyte and twice the space, and writers wait. `secure_delete` alone is not
+        enough: SQLite leaves copies in the free part of pages that it divides or joins.
+        """
+        await asyncio.get_running_loop().run_in_executor(self._writer, self._guard, self._vacuum)
+        await self._truncate_log()
+
+    async def _truncate_log(self) -> None:
         deadline = time.monotonic() + self._write_timeout
         work = partial(self._checkpoint, "TRUNCATE", patience=PATIENCE_SECONDS)
         while not await asyncio.get_running_loop().run_in_executor(self._writer, work):
@@ -309,6 +317,14 @@ class SqliteFile:
     def _checkpoint_once(self, mode: Literal["RESTART", "TRUNCATE"]) -> bool:
         ((busy, _, _),) = self._connection().execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
         return not busy
+
+    def _vacuum(self) -> None:
+        connection = self._connection()
+        connection.execute("PRAGMA temp_store = FILE")  # the copy may be larger than the memory
+        try:
+            self._with_retries(partial(connection.execute, "VACUUM"))
+        finally:
+            connection.execute("PRAGMA temp_store = MEMORY")
 
     def _migrate(self, revision: str) -> None:
         connection = self._connection()
