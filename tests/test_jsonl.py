@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from chatkeep.jsonl import CHUNK_LINES, export_lines, import_id, import_lines, parse_line
+from chatkeep.jsonl import WINDOW_LINES, export_lines, import_id, import_lines, parse_line
 from chatkeep.model import ConversationChange, NewConversation, NewMessage, Role, new_id
 from chatkeep.store import Store, open_store
 
@@ -163,13 +163,13 @@ async def test_a_bad_line_is_refused_whole_and_stops_nobody(store: Store, bad: b
 
 
 async def test_results_name_the_line(store: Store) -> None:
-    """Every line is answered for in order, with its number, over chunks of lines."""
-    lines = [line(id=f"c{number}") for number in range(CHUNK_LINES + 10)]
-    lines[CHUNK_LINES + 5] = b"{}\n"
+    """Every line is answered for in order, with its number, however many there are."""
+    lines = [line(id=f"c{number}") for number in range(WINDOW_LINES + 10)]
+    lines[WINDOW_LINES + 5] = b"{}\n"
     results = [result async for result in import_lines(store, OWNER, lines)]
 
-    assert [result.number for result in results] == list(range(1, CHUNK_LINES + 11))
-    assert [result.number for result in results if result.error] == [CHUNK_LINES + 6]
+    assert [result.number for result in results] == list(range(1, WINDOW_LINES + 11))
+    assert [result.number for result in results if result.error] == [WINDOW_LINES + 6]
 
 
 async def test_lone_surrogates_do_not_lose_a_conversation(store: Store) -> None:

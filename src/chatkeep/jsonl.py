@@ -17,11 +17,11 @@ A message's time is written where it is known: an import without times does not 
 import asyncio
 import hashlib
 import re
-from collections.abc import AsyncIterator, Iterable, Iterator
+from collections import deque
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 from datetime import UTC
 from functools import lru_cache
-from itertools import islice
 from typing import Annotated, Any
 from uuid import UUID, uuid5
 
@@ -51,8 +51,8 @@ from chatkeep.store import MAX_LIMIT, Store
 NAMESPACE = UUID("5e1c7a0e-0d5b-5f0c-9d5a-6b1f2a7c4e93")
 """The namespace of ids that are made from other systems' ids. It must never change."""
 
-CHUNK_LINES = 256
-CHUNK_BYTES = 8 << 20
+WINDOW_LINES = 256
+WINDOW_BYTES = 8 << 20
 """How much is read before it is stored: what an import holds in memory at most, one longer line apart."""
 
 HUGE_NUMBERS = (re.compile(rb"e\+?\d{3,}\s*[,\]}]"), re.compile(rb"E\+?\d{3,}\s*[,\]}]"))
@@ -118,19 +118,23 @@ async def import_lines(store: Store, owner: str, lines: Iterable[bytes]) -> Asyn
     A line is stored wholly or, where it is refused, not at all, and does not stop the others. Importing
     again stores only what is new. Raises StoreUnavailable when the database fails.
     """
-    numbered = enumerate(lines, 1)
-    while chunk := list(_chunk(numbered)):
-        for result in await asyncio.gather(*[_import_line(store, owner, *item) for item in chunk]):
-            yield result
-
-
-def _chunk(lines: Iterator[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    window: deque[asyncio.Task[Imported]] = deque()
     size = 0
-    for number, line in islice(lines, CHUNK_LINES):
-        yield number, line
-        size += len(line)
-        if size >= CHUNK_BYTES:
-            return
+    try:
+        for number, line in enumerate(lines, 1):
+            window.append(asyncio.create_task(_import_line(store, owner, number, line)))
+            size += len(line)
+            await asyncio.sleep(0)  # the line is parsed now, while the store writes those before it
+            while len(window) >= WINDOW_LINES or size >= WINDOW_BYTES or (window and window[0].done()):
+                result = await window.popleft()
+                size -= result.size
+                yield result
+        while window:
+            yield await window.popleft()
+    finally:
+        for task in window:
+            task.cancel()
+        await asyncio.gather(*window, return_exceptions=True)
 
 
 async def _import_line(store: Store, owner: str, number: int, text: bytes) -> Imported:

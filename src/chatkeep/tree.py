@@ -13,6 +13,7 @@ branched needs no list at all.
 
 import json
 from dataclasses import dataclass, field
+from operator import attrgetter
 from typing import NamedTuple
 
 from chatkeep.errors import Conflict
@@ -29,7 +30,8 @@ class Position(NamedTuple):
     depth: int
 
 
-class Run(NamedTuple):
+@dataclass(slots=True)
+class Run:
     """Messages that follow each other without a fork between them. `parent_run` -1: it starts at the root."""
 
     parent_run: int
@@ -37,6 +39,9 @@ class Run(NamedTuple):
     first_seq: int
     tip_seq: int
     tip_depth: int
+
+
+_values = attrgetter("parent_run", "fork_seq", "first_seq", "tip_seq", "tip_depth")
 
 
 class Segment(NamedTuple):
@@ -64,7 +69,9 @@ class Tree:
 
     def dump(self) -> str | None:
         """The runs as JSON text, None where last_seq alone says it."""
-        return json.dumps(self.runs, separators=(",", ":")) if len(self.runs) > 1 else None
+        if len(self.runs) <= 1:
+            return None
+        return json.dumps([_values(run) for run in self.runs], separators=(",", ":"))
 
     def tip(self, seq: int) -> Position | None:
         """The position of message `seq` where it is the tip of a run; None says: look the message up."""
@@ -76,9 +83,8 @@ class Tree:
     def add(self, parent: Position | None) -> Position:
         """Give the next message its place after `parent` (None: at the root). Raises Conflict at 10,000 runs."""
         self.last_seq = seq = self.last_seq + 1
-        if parent is not None and self.runs[parent.run].tip_seq == parent.seq:
-            parent_run, fork_seq, first_seq, *_ = self.runs[parent.run]
-            self.runs[parent.run] = Run(parent_run, fork_seq, first_seq, seq, parent.depth + 1)
+        if parent is not None and (run := self.runs[parent.run]).tip_seq == parent.seq:
+            run.tip_seq, run.tip_depth = seq, parent.depth + 1
             return Position(seq, parent.run, parent.depth + 1)
         if len(self.runs) >= MAX_RUNS:
             raise Conflict(f"a conversation can have at most {MAX_RUNS:,} branches; start a new one")
@@ -91,9 +97,8 @@ class Tree:
         """The segments that lead to message `seq` of `run`, root first."""
         segments = []
         while run >= 0:
-            parent_run, fork_seq, first_seq, *_ = self.runs[run]
-            segments += self._split(run, first_seq, seq)
-            run, seq = parent_run, fork_seq
+            segments += self._split(run, self.runs[run].first_seq, seq)
+            run, seq = self.runs[run].parent_run, self.runs[run].fork_seq
         return segments[::-1]
 
     def _split(self, run: int, low: int, high: int) -> list[Segment]:

@@ -50,12 +50,16 @@ class State:
     updated_at: datetime
 
 
-def check(messages: Sequence[NewMessage], max_content_chars: int) -> None:
-    """Raise what can be known about an append without the conversation."""
+def check(messages: Sequence[NewMessage], max_content_chars: int) -> list[bytes]:
+    """Raise what can be known about an append without the conversation, and return the fingerprints.
+
+    They are made here, not in the transaction: that is where others wait.
+    """
     if not messages:
         raise InvalidInput("append needs at least one message")
     for message in messages:
         message.check_length(max_content_chars)
+    return [message.fingerprint() for message in messages]
 
 
 def ids_to_look_up(messages: Sequence[NewMessage]) -> set[UUID]:
@@ -68,20 +72,21 @@ def plan(
     conversation_id: UUID,
     state: State,
     messages: Sequence[NewMessage],
+    fingerprints: Sequence[bytes],
     known: Mapping[UUID, Known],
     moment: datetime,
     expected_seq: int | None = None,
 ) -> list[Placed | UUID]:
     """Place the new messages, change `state` accordingly, and name the known ones by id, in order.
 
+    `fingerprints` are those of `messages`, as `check` returns them.
     `known` holds those of `ids_to_look_up` that the conversation has. Raises Conflict and NotFound as
     Store.append says; `state` is worthless then.
     """
     expected_at_start = state.tree.last_seq
     results: list[Placed | UUID] = []
     placed: dict[UUID, Placed] = {}
-    for message in messages:
-        fingerprint = message.fingerprint()
+    for message, fingerprint in zip(messages, fingerprints, strict=True):
         there = None if message.id is None else placed.get(message.id) or known.get(message.id)
         if message.id is not None and there is not None:
             if there.fingerprint != fingerprint:

@@ -141,10 +141,12 @@ class MemoryStore(Store):
         *,
         expected_seq: int | None = None,
     ) -> list[Message]:
-        check(messages, self._options.max_content_chars)
+        fingerprints = check(messages, self._options.max_content_chars)
         thread = self._thread(owner, conversation_id)
         state = _state(thread)
-        results = plan(thread.conversation.id, state, messages, _known(thread, messages), now(), expected_seq)
+        results = plan(
+            thread.conversation.id, state, messages, fingerprints, _known(thread, messages), now(), expected_seq
+        )
         for result in results:
             if isinstance(result, Placed) and result.message.id not in thread.by_id:
                 self._keep(thread, result)

@@ -62,10 +62,10 @@ class SqliteStore(Store):
     # --- conversations ------------------------------------------------------------------------------------
 
     async def create_conversation(self, owner: str, new: NewConversation) -> Conversation:
-        return await self._file.write(partial(rows.create, valid_owner(owner), new))
+        return await self._file.write(partial(rows.create, valid_owner(owner), new), holds=True)
 
     async def get_or_create_conversation(self, owner: str, new: NewConversation) -> Conversation:
-        return await self._file.write(partial(rows.get_or_create, valid_owner(owner), new))
+        return await self._file.write(partial(rows.get_or_create, valid_owner(owner), new), holds=True)
 
     async def get_conversation(self, owner: str, conversation_id: UUID | str) -> Conversation:
         return await self._file.read(partial(self._get, valid_owner(owner), valid_id(conversation_id)))
@@ -110,10 +110,12 @@ class SqliteStore(Store):
         expected_seq: int | None = None,
     ) -> list[Message]:
         key = valid_owner(owner), valid_id(conversation_id)
-        check(messages, self._options.max_content_chars)
+        fingerprints = check(messages, self._options.max_content_chars)
         size = sum(len(message.content) for message in messages)
         stored = await self._file.write(
-            lambda transaction: self._append(transaction, *key, messages, expected_seq), size=size
+            lambda transaction: self._append(transaction, *key, messages, fingerprints, expected_seq),
+            size=size,
+            holds=True,
         )
         if self._options.search and _are_imported(messages):
             self._start_indexing()
@@ -309,11 +311,14 @@ class SqliteStore(Store):
         owner: str,
         id_: UUID,
         messages: Sequence[NewMessage],
+        fingerprints: Sequence[bytes],
         expected_seq: int | None,
     ) -> list[Message]:
+        if (owner, id_) in transaction.held_of:
+            transaction.write_held()
         connection = transaction.connection
         state, known = self._append_state(connection, owner, id_, messages)
-        results = plan(id_, state, messages, known, transaction.moment, expected_seq)
+        results = plan(id_, state, messages, fingerprints, known, transaction.moment, expected_seq)
         new = {result.message.id: result for result in results if isinstance(result, Placed)}
         if new:
             self._insert(transaction, owner, list(new.values()), imported=_are_imported(messages))
@@ -333,7 +338,7 @@ class SqliteStore(Store):
 
     def _insert(self, transaction: Transaction, owner: str, new: list[Placed], *, imported: bool) -> None:
         rids = [transaction.next_rid() for _ in new]
-        rows.insert_messages(transaction.connection, owner, rids, new)
+        rows.insert_messages(transaction, owner, rids, new)
         if self._options.search and not imported:
             contents = (placed.message.content for placed in new)
             rows.index(transaction, owner, zip(rids, contents, strict=True))
@@ -402,7 +407,6 @@ class SqliteStore(Store):
         found = rows.message_by_id(connection, owner, id_, message_id)
         if found is None or found.status == Status.DELETED:
             return False
-        transaction.write_index()
         rows.erase_message(connection, owner, id_, message_id)
         return True
 

@@ -13,9 +13,10 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from datetime import datetime
-from functools import partial
+from functools import cache, partial
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import apsw
 
@@ -52,28 +53,50 @@ PRAGMAS = (
 )
 
 
+BLOCKS = (256, 16)
+"""How many rows one INSERT writes, as long as there are so many: a third cheaper a row than one at a time,
+and SQLite works on 256 rows while other threads run Python."""
+
+type Row = tuple[Any, ...]
+
+
 @dataclass
 class Transaction:
-    """One write transaction: the connection, the moment that its rows get, and what its jobs need not ask twice."""
+    """One write transaction: the connection, the moment that its rows get, and what its jobs share.
+
+    Rows that nobody reads before the commit are held back and written together at its end.
+    """
 
     connection: apsw.Connection
     moment: datetime
     last_rid: int | None = None
     owners: set[str] = field(default_factory=set)
     """Owners that are known to be in the database."""
-    to_index: list[tuple[int, str, str]] = field(default_factory=list)
-    """Rows of the full-text index that are written together at the end: rid, owner and words."""
     says_unindexed: bool = False
     """Whether the database says already that messages of this transaction are not indexed."""
+    held_of: set[object] = field(default_factory=set)
+    """Conversations of which messages are held back."""
+    _held: dict[str, list[Row]] = field(default_factory=dict)
+    _held_count: int = 0
+    _written: int = 0
 
-    def write_index(self) -> None:
-        """Write what is to be indexed. A job that removes or counts what is indexed does this first."""
-        self.connection.executemany("INSERT INTO message_words (rowid, owner, words) VALUES (?, ?, ?)", self.to_index)
-        self.to_index.clear()
+    def hold(self, insert: str, rows: Sequence[Row]) -> None:
+        """Write rows at the end of the transaction with `insert`, an INSERT up to its VALUES."""
+        self._held.setdefault(insert, []).extend(rows)
+        self._held_count += len(rows)
 
-    def mark(self) -> tuple[int, int]:
-        """A value that stays equal while nothing is changed."""
-        return self.connection.total_changes(), len(self.to_index)
+    def write_held(self) -> None:
+        """Write what is held back."""
+        before = self.connection.total_changes()
+        for insert, rows in self._held.items():
+            _insert(self.connection, insert, rows)
+        self._held.clear()
+        self.held_of.clear()
+        self._written += self.connection.total_changes() - before
+
+    def mark(self) -> int:
+        """A value that stays equal while jobs change nothing; writing what they hold back does not count."""
+        return self.connection.total_changes() - self._written + self._held_count
 
     def next_rid(self) -> int:
         """The rowid of the next message: above every other, so that rowids say what was stored last."""
@@ -83,8 +106,32 @@ class Transaction:
         return self.last_rid
 
 
-type Job = Callable[[Transaction], object]
+def _insert(connection: apsw.Connection, insert: str, rows: Sequence[Row]) -> None:
+    done = 0
+    for size in BLOCKS:
+        while len(rows) - done >= size:
+            block = rows[done : done + size]
+            connection.execute(_values(insert, len(block[0]), size), tuple(chain.from_iterable(block)))
+            done += size
+    if done < len(rows):
+        connection.executemany(_values(insert, len(rows[0]), 1), rows[done:])
+
+
+@cache
+def _values(insert: str, columns: int, rows: int) -> str:
+    row = f"({','.join('?' * columns)})"
+    return f"{insert} VALUES {','.join([row] * rows)}"
+
+
+type Work[T] = Callable[[Transaction], T]
 """A write. It raises before it changes anything, or leaves its changes in the transaction."""
+
+
+class Job(NamedTuple):
+    """A write, and whether it sees to it itself that nothing is held back that it reads."""
+
+    work: Work[object]
+    holds: bool
 
 
 class SqliteFile:
@@ -114,9 +161,12 @@ class SqliteFile:
             raise StoreUnavailable("the store is closed")
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, query)
 
-    async def write[T](self, job: Callable[[Transaction], T], *, size: int = 0) -> T:
-        """Run `job` in a transaction that it may share with others; return when that is on the disk."""
-        return cast("T", await self._commits.submit(job, size=size))
+    async def write[T](self, work: Work[T], *, size: int = 0, holds: bool = False) -> T:
+        """Run `work` in a transaction that it may share with others; return when that is on the disk.
+
+        What others hold back is written first, unless `work` says that it does that itself (`holds`).
+        """
+        return cast("T", await self._commits.submit(Job(work, holds), size=size))
 
     async def migrate(self, revision: str) -> None:
         """Bring the schema to `revision`; a missing file is created."""
@@ -245,7 +295,7 @@ class SqliteFile:
     def _run(self, connection: apsw.Connection, jobs: Sequence[Job]) -> list[object]:
         transaction = Transaction(connection, now())
         outcomes = [self._attempt(transaction, job) for job in jobs]
-        transaction.write_index()
+        transaction.write_held()
         return outcomes
 
     def _commit_alone(self, job: Job) -> object:
@@ -276,9 +326,11 @@ class SqliteFile:
         A savepoint for each job would undo that, too, but writing one costs as much as the message, because
         the full-text index writes out what it holds back at each.
         """
+        if not job.holds:
+            transaction.write_held()
         before = transaction.mark()
         try:
-            return job(transaction)
+            return job.work(transaction)
         except Exception as error:
             if not transaction.connection.in_transaction or transaction.mark() != before:
                 raise

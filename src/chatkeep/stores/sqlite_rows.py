@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from functools import partial
 from typing import Any, NamedTuple, cast
 from uuid import UUID
 
@@ -32,7 +31,7 @@ from chatkeep.model import (
 )
 from chatkeep.store import ListOrder
 from chatkeep.stores.append import Known, Placed, State
-from chatkeep.stores.sqlite_file import Transaction
+from chatkeep.stores.sqlite_file import Row, Transaction
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Segment, Tree
 from chatkeep.words import MAX_INDEXED_CHARS, index_text, snippet
@@ -59,13 +58,11 @@ MESSAGE = f"SELECT {MESSAGE_COLUMNS} FROM messages m WHERE m.owner_id = ? AND m.
 INSERT_MESSAGE = """
     INSERT INTO messages (rid, owner_id, conversation_id, seq, id, run, depth, parent_id, role, content, status,
                           sources, metadata, external_id, sent_at, created_at, fingerprint)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)
 """
+INSERT_WORDS = "INSERT INTO message_words (rowid, owner, words)"
 # What a segment's rows are: on the trunk seq alone says it, after the first fork the index of runs does.
 ON_TRUNK = " AND m.seq BETWEEN ? AND ?"
 IN_RUN = " AND m.seq BETWEEN ? AND ? AND m.run = ? AND m.depth < m.seq"
-
-type Row = tuple[Any, ...]
 
 
 def fetch(connection: apsw.Connection, statement: str, values: Row = ()) -> list[Row]:
@@ -121,25 +118,25 @@ def create(owner: str, new: NewConversation, transaction: Transaction) -> Conver
     known = connection.execute(
         "SELECT fingerprint, deleted_at FROM conversations WHERE owner_id = ? AND id = ?", (owner, id_.bytes)
     ).fetchone()
-    if known and known[1] is not None:  # still being removed: finish that first, the old must not show in the new
-        transaction.write_index()
+    if known is None:
+        return _insert_conversation(transaction, owner, id_, new, fingerprint)
+    if known[1] is not None:  # still being removed: finish that first, the old must not show in the new
+        transaction.write_held()
         _remove_messages(connection, owner, id_.bytes, -1)
         _remove_conversation(connection, owner, id_.bytes)
-    elif known and known[0] != fingerprint:
-        raise Conflict("this conversation id is already used for other values", got=id_)
-    if not known or known[1] is not None:
-        _insert_conversation(transaction, owner, id_, new, fingerprint)
+        return _insert_conversation(transaction, owner, id_, new, fingerprint)
     found = conversation(connection, owner, id_)
-    assert found is not None  # noqa: S101 - it was just stored, in this transaction
+    if found is None or known[0] != fingerprint:
+        raise Conflict("this conversation id is already used for other values", got=id_)
     return found
 
 
 def _insert_conversation(
     transaction: Transaction, owner: str, id_: UUID, new: NewConversation, fingerprint: bytes
-) -> None:
-    created = updated = to_micros(transaction.moment)
+) -> Conversation:
+    created = updated = transaction.moment
     if isinstance(new, ImportedConversation) and new.updated_at is not None:
-        updated = to_micros(new.updated_at)
+        updated = new.updated_at
     if owner not in transaction.owners:
         transaction.connection.execute("INSERT INTO users VALUES (?) ON CONFLICT DO NOTHING", (owner,))
         transaction.owners.add(owner)
@@ -154,9 +151,23 @@ def _insert_conversation(
             new.external_id,
             json_text(new.metadata),
             fingerprint,
-            created,
-            updated,
+            to_micros(created),
+            to_micros(updated),
         ),
+    )
+    return stored(
+        Conversation,
+        CONVERSATION_FIELDS,
+        id=id_,
+        owner_id=owner,
+        title=new.title,
+        context_id=new.context_id,
+        external_id=new.external_id,
+        metadata=new.metadata,
+        last_seq=0,
+        head_id=None,
+        created_at=created,
+        updated_at=updated,
     )
 
 
@@ -257,14 +268,12 @@ def _to_conversation(row: Row) -> Conversation:
 # --- messages --------------------------------------------------------------------------------------------
 
 
-def insert_messages(connection: apsw.Connection, owner: str, rids: Iterable[int], new: Sequence[Placed]) -> None:
-    """Write new messages of one moment, each under its rid."""
-    created_at = to_micros(new[0].message.created_at)
-    values = map(partial(_message_values, owner, created_at), rids, new)
-    if len(new) == 1:
-        connection.execute(INSERT_MESSAGE, next(values))
-    else:
-        connection.executemany(INSERT_MESSAGE, values)
+def insert_messages(transaction: Transaction, owner: str, rids: Iterable[int], new: Sequence[Placed]) -> None:
+    """Let new messages of one conversation be written, each under its rid."""
+    created_at = to_micros(transaction.moment)
+    values = [_message_values(owner, created_at, rid, placed) for rid, placed in zip(rids, new, strict=True)]
+    transaction.hold(INSERT_MESSAGE, values)
+    transaction.held_of.add((owner, new[0].message.conversation_id))
 
 
 def _message_values(owner: str, created_at: int, rid: int, placed: Placed) -> Row:
@@ -436,7 +445,7 @@ def _owner_word(owner: str) -> str:
 def index(transaction: Transaction, owner: str, contents: Iterable[tuple[int, str]]) -> None:
     """Put messages, given as (rid, content), into the full-text index."""
     word = _owner_word(owner)
-    transaction.to_index += [(rid, word, index_text(content)) for rid, content in contents if content]
+    transaction.hold(INSERT_WORDS, [(rid, word, index_text(content)) for rid, content in contents if content])
 
 
 def mark_unindexed(transaction: Transaction, rid: int) -> None:
@@ -455,7 +464,6 @@ def index_slice(transaction: Transaction) -> bool:
     One statement, which SQLite runs without Python but for text that is not ASCII.
     """
     connection = transaction.connection
-    transaction.write_index()
     first = cast("int | None", connection.execute("SELECT value FROM store_state WHERE name = 'unindexed_from'").get)
     if first is None:
         return False
@@ -508,7 +516,6 @@ def owners_with_remains(connection: apsw.Connection) -> list[str]:
 def purge_slice(owner: str, transaction: Transaction) -> tuple[int, int] | None:
     """Remove some of an owner's hidden rows: how many (conversations, messages), None when there are none."""
     connection = transaction.connection
-    transaction.write_index()
     hidden = fetch(
         connection,
         "SELECT id FROM conversations WHERE owner_id = ? AND deleted_at IS NOT NULL LIMIT ?",
@@ -573,7 +580,6 @@ def merge_index(pages: int, transaction: Transaction) -> bool:
     (SQLite's documentation of FTS5, 6.8).
     """
     connection = transaction.connection
-    transaction.write_index()
     before = connection.total_changes()
     connection.execute("INSERT INTO message_words (message_words, rank) VALUES ('merge', ?)", (pages,))
     return connection.total_changes() - before >= 2
