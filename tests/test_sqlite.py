@@ -248,6 +248,31 @@ async def test_writes_of_all_kinds_at_the_same_moment(store: Store, path: Path) 
     check(path)
 
 
+async def test_writes_that_share_a_commit_see_each_other(
+    store: Store, path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """What is held back until the commit is written before another job of the same commit looks for it."""
+    talk = await store.create_conversation(OWNER, NewConversation())
+    first, second, third = turns(3, "pebble")
+    answer = third.model_copy(update={"parent_id": first.id})
+    answer.model_fields_set.add("parent_id")
+    busy = store.create_conversation("bob", NewConversation())  # the others wait for it, and go together
+    _, stored, known, again, branch, gone, deleted = await asyncio.gather(
+        busy,
+        store.append(OWNER, talk.id, [first, second]),
+        store.append(OWNER, talk.id, [first]),
+        store.append(OWNER, talk.id, [user("pebble")]),
+        store.append(OWNER, talk.id, [answer]),
+        store.delete_message(OWNER, talk.id, third.id or ""),
+        store.delete_conversation(OWNER, talk.id),
+    )
+    assert caplog.messages == []  # nothing had to be repeated
+    assert (known, gone, deleted) == ([stored[0]], True, True)
+    assert [m.seq for m in [*stored, *again, *branch]] == [1, 2, 3, 4]
+    assert (branch[0].parent_id, again[0].parent_id) == (first.id, second.id)
+    check(path)
+
+
 async def test_owner_who_is_erased_and_comes_back_in_one_commit(path: Path) -> None:
     """An owner whose last row is removed in a transaction is written anew where the same transaction needs it."""
     file = SqliteFile(path, synchronous="full", write_timeout=5, readers=1)
