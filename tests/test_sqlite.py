@@ -256,16 +256,17 @@ async def test_writes_that_share_a_commit_see_each_other(
     first, second, third = turns(3, "pebble")
     answer = third.model_copy(update={"parent_id": first.id})
     answer.model_fields_set.add("parent_id")
-    busy = store.create_conversation("bob", NewConversation())  # the others wait for it, and go together
-    _, stored, known, again, branch, gone, deleted = await asyncio.gather(
-        busy,
+    appends = asyncio.gather(
         store.append(OWNER, talk.id, [first, second]),
         store.append(OWNER, talk.id, [first]),
         store.append(OWNER, talk.id, [user("pebble")]),
         store.append(OWNER, talk.id, [answer]),
-        store.delete_message(OWNER, talk.id, third.id or ""),
-        store.delete_conversation(OWNER, talk.id),
     )
+    removals = asyncio.gather(
+        store.delete_message(OWNER, talk.id, third.id or ""), store.delete_conversation(OWNER, talk.id)
+    )
+    stored, known, again, branch = await appends
+    gone, deleted = await removals
     assert caplog.messages == []  # nothing had to be repeated
     assert (known, gone, deleted) == ([stored[0]], True, True)
     assert [m.seq for m in [*stored, *again, *branch]] == [1, 2, 3, 4]
