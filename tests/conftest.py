@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from postgres_server import databases
+
 pytest.register_assert_rewrite("chatkeep.testing")
 
 STORES: dict[str, Callable[[Path], str]] = {
     "memory": lambda _: "memory://",
     "sqlite": lambda folder: f"sqlite:///{folder}/chat.db",
+    "postgres": lambda _: databases().clean(),
 }
 """The URL of every store that must keep the contract, given a folder that is its own."""
 
@@ -22,6 +25,17 @@ settings.register_profile("thorough", max_examples=1_000, stateful_step_count=80
 settings.load_profile(os.environ.get("CHATKEEP_HYPOTHESIS_PROFILE", "quick"))
 
 opened_with_sqlite3: list[str] = []
+
+
+def pytest_report_header() -> str:
+    """Say which servers the stores are tested on. One that cannot be had fails the run: nothing is skipped."""
+    return databases().version()
+
+
+def pytest_unconfigure() -> None:
+    """Stop what was started."""
+    if databases.cache_info().currsize:
+        databases().close()
 
 
 def refuse_sqlite3(event: str, arguments: tuple[object, ...]) -> None:

@@ -17,7 +17,7 @@ from chatkeep.settings import Settings
 from chatkeep.stores.memory import MemoryStore
 
 COMMITTED = Path(__file__).parent.parent / "docs" / "openapi.json"
-DOCUMENT: dict[str, Any] = create_app(MemoryStore("", StoreOptions()), Settings()).openapi()
+DOCUMENT: dict[str, Any] = create_app(MemoryStore("memory://", StoreOptions()), Settings()).openapi()
 
 
 OPERATIONS = [

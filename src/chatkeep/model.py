@@ -61,7 +61,6 @@ def clean_text(text: str) -> str:
 
 
 _ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-_ENCODE_SORTED = json.JSONEncoder(ensure_ascii=False, sort_keys=True, separators=(",", ":")).encode
 
 
 def dump_json(value: object) -> str:
@@ -95,6 +94,19 @@ def parse_json(text: str) -> Any:
         raise ValueError(TOO_DEEP) from error
     _check_depth(text, value)
     return json.loads(dump_json(value)) if "\\u" in text else value
+
+
+def _canonical_json(value: object) -> str:
+    """Serialise what `dump_json` accepted before in the one form that equal values have."""
+    return json_text(_with_sorted_keys(value))
+
+
+def _with_sorted_keys(value: object) -> object:
+    if isinstance(value, dict):
+        return {key: _with_sorted_keys(value[key]) for key in sorted(value)}
+    if isinstance(value, list):
+        return [_with_sorted_keys(each) for each in value]
+    return value
 
 
 TOO_DEEP = f"JSON is nested too deeply; at most {MAX_JSON_DEPTH} levels are possible"
@@ -394,7 +406,7 @@ class NewMessage(Given):
         if self.sent_at is not None:
             lines.append(f"sent_at={to_micros(self.sent_at)}")
         if self.sources:
-            lines.append(f"sources={_ENCODE_SORTED([source.model_dump(mode='json') for source in self.sources])}")
+            lines.append(f"sources={_canonical_json([source.model_dump(mode='json') for source in self.sources])}")
         return _digest(lines, self.metadata, self.content)
 
 
@@ -468,7 +480,7 @@ def _digest(lines: list[str], metadata: dict[str, Any], content: str) -> bytes:
     What is absent leaves no line, so that a field that is added one day does not change older hashes.
     """
     if metadata:
-        lines.append("metadata=" + _ENCODE_SORTED(metadata))
+        lines.append("metadata=" + _canonical_json(metadata))
     lines += "", content
     return hashlib.sha256("\n".join(lines).encode()).digest()[:16]
 

@@ -16,8 +16,8 @@ import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Generator, Sequence
 from types import TracebackType
-from typing import ClassVar, Literal
-from urllib.parse import parse_qsl, unquote, urlsplit
+from typing import ClassVar, Literal, cast
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 from uuid import UUID
 
 from pydantic import Field, ValidationError
@@ -61,12 +61,25 @@ class StoreOptions(Given):
     """Seconds that a write waits for the database before it raises StoreUnavailable."""
     readers: int = Field(4, ge=1, le=64)
     """SQLite: how many connections read at the same time."""
+    pool_size: int = Field(10, ge=3, le=1_000)
+    """PostgreSQL: how many connections are open at most."""
+    pool_timeout: float = Field(10.0, gt=0)
+    """PostgreSQL: seconds that a call waits for one of them before it raises StoreUnavailable."""
+    pgbouncer: bool | None = None
+    """PostgreSQL: whether a pooler in transaction mode stands before it. Absent: found out when connecting."""
 
 
 class Store(ABC):
     """Conversations and their messages, by owner."""
 
     scheme: ClassVar[str]
+
+    driver_options: ClassVar[bool] = False
+    """Whether what chatkeep does not know in a URL's query is for the database's driver."""
+
+    def __init__(self, url: str, options: StoreOptions) -> None:  # noqa: ARG002 - adapters use it
+        """Take the URL without the options, and those; connect to nothing yet. Raises InvalidInput."""
+        self._options = options
 
     @abstractmethod
     async def create_conversation(self, owner: str, new: NewConversation) -> Conversation:
@@ -274,41 +287,65 @@ class OpeningStore:
         return self._store
 
 
-ADAPTERS = {"memory": "chatkeep.stores.memory:MemoryStore", "sqlite": "chatkeep.stores.sqlite:SqliteStore"}
+ADAPTERS = {
+    "memory": "chatkeep.stores.memory:MemoryStore",
+    "sqlite": "chatkeep.stores.sqlite:SqliteStore",
+    "postgresql": "chatkeep.stores.postgres:PostgresStore",
+    "postgres": "chatkeep.stores.postgres:PostgresStore",
+}
 """The store of each URL scheme, imported when it is opened."""
+
+EXTRAS = {"asyncpg": "postgres"}
+"""Which extra of this package brings a module."""
 
 
 def open_store(url: str, *, migrate: bool = True, **options: str | float) -> OpeningStore:
-    """Open the store that `url` names: `sqlite:///relative.db`, `sqlite:////absolute.db` or `memory://`.
+    """Open the store that `url` names.
 
         async with open_store("sqlite:///chat.db") as store:
             ...
 
-    Options are the fields of `StoreOptions`, given as keywords or in the URL (`?search=off`); a keyword
-    goes first. A SQLite file is created where it is missing, and brought to the newest schema unless
-    migrate=False. Raises InvalidInput for a URL or an option that is not known, SchemaMismatch for a
-    database newer than this version, StoreUnavailable for one that cannot be opened.
+    URLs are `sqlite:///relative.db`, `sqlite:////absolute.db`, `postgresql://user:password@host/database`
+    and `memory://`. Options are the fields of `StoreOptions`, given as keywords or in the URL
+    (`?search=off`); a keyword goes first. A SQLite file is created where it is missing, and the schema is
+    brought to the newest revision unless migrate=False. Raises InvalidInput for a URL or an option that is
+    not known, SchemaMismatch for a database newer than this version, StoreUnavailable for one that cannot
+    be opened.
     """
     parts = urlsplit(url)
-    adapter = ADAPTERS.get(parts.scheme)
-    if adapter is None:
+    adapter = _adapter(parts.scheme, url)
+    query = dict(parse_qsl(parts.query, keep_blank_values=True))
+    for_driver = {k: v for k, v in query.items() if adapter.driver_options and k not in StoreOptions.model_fields}
+    given = {k: v for k, v in query.items() if k not in for_driver}
+    cleaned = urlunsplit(parts._replace(query=urlencode(for_driver)))
+    return OpeningStore(adapter(cleaned, _options({**given, **options})), migrate=migrate)
+
+
+def _adapter(scheme: str, url: str) -> type[Store]:
+    path = ADAPTERS.get(scheme)
+    if path is None:
         raise InvalidInput(
-            f"a store's URL must begin with one of {', '.join(f'{s}://' for s in ADAPTERS)}",
-            got=parts.scheme or url,
+            f"a store's URL must begin with one of {', '.join(f'{s}://' for s in ADAPTERS)}", got=scheme or url
         )
-    module, name = adapter.split(":")
-    settings = _options({**dict(parse_qsl(parts.query, keep_blank_values=True)), **options})
-    store: Store = getattr(importlib.import_module(module), name)(_path(parts.netloc, parts.path), settings)
-    return OpeningStore(store, migrate=migrate)
+    module, name = path.split(":")
+    try:
+        return cast("type[Store]", getattr(importlib.import_module(module), name))
+    except ModuleNotFoundError as error:
+        extra = EXTRAS.get(error.name or "")
+        if extra is None:
+            raise
+        raise InvalidInput(f"{scheme}:// needs {error.name}: pip install 'chatkeep[{extra}]'") from None
 
 
-def _path(netloc: str, path: str) -> str:
-    if netloc:
+def file_path(url: str) -> str:
+    """Return the path of a URL that names a file. Raises InvalidInput where it names a host."""
+    parts = urlsplit(url)
+    if parts.netloc:
         raise InvalidInput(
             "a store's URL needs three slashes before a relative path, four before an absolute one",
-            got=f"//{netloc}{path}",
+            got=f"//{parts.netloc}{parts.path}",
         )
-    return unquote(path.removeprefix("/"))
+    return unquote(parts.path.removeprefix("/"))
 
 
 def _options(given: dict[str, str | float]) -> StoreOptions:

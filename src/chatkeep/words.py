@@ -6,8 +6,10 @@ endings, are taken character by character, and a query's run of such characters 
 any part of a Chinese, Japanese, Thai or Korean sentence is found.
 """
 
+import hashlib
 import unicodedata
 from collections.abc import Iterator, Sequence
+from functools import lru_cache
 
 import regex
 
@@ -15,6 +17,9 @@ from chatkeep.errors import InvalidInput
 
 MAX_INDEXED_CHARS = 200_000
 """How much of a message is searched, in characters from its start."""
+
+MAX_TERM_CHARS = 255
+"""Longest term of an index of single words, in characters: databases limit the size of a key."""
 
 MAX_QUERY_WORDS = 32
 """Most words of one query."""
@@ -51,6 +56,32 @@ def index_text(content: str) -> str:
     """
     content = content[:MAX_INDEXED_CHARS]
     return content if content.isascii() else " ".join(_WORD.findall(fold(content)))
+
+
+def index_terms(owner: str, content: str) -> list[str]:
+    """Return the terms under which an index of single words finds `content`, for this owner only.
+
+    Each is a word behind a mark of its owner, so that a search reads that owner's part of the index. No
+    term holds a space. Words of more than 255 characters are cut.
+    """
+    mark = _mark(owner)
+    return [f"{mark}{word[:MAX_TERM_CHARS]}" for word in set(_WORD.findall(fold(content[:MAX_INDEXED_CHARS])))]
+
+
+def query_terms(owner: str, phrases: list[list[str]]) -> tuple[list[str], bool]:
+    """Return the terms that a message with these phrases has, and whether every message that has them is a hit.
+
+    Where not, `holds` decides: the terms do not say which words stand together.
+    """
+    mark = _mark(owner)
+    words = {word for phrase in phrases for word in phrase}
+    exact = all(len(phrase) == 1 for phrase in phrases) and all(len(word) <= MAX_TERM_CHARS for word in words)
+    return [f"{mark}{word[:MAX_TERM_CHARS]}" for word in words], exact
+
+
+@lru_cache(maxsize=4096)
+def _mark(owner: str) -> str:
+    return hashlib.sha256(owner.encode()).hexdigest()[:8]
 
 
 def query_phrases(query: str) -> list[list[str]]:

@@ -56,7 +56,7 @@ def main() -> None:
     from chatkeep.store import StoreOptions
     from chatkeep.stores.memory import MemoryStore
 
-    sys.stdout.write(text(create_app(MemoryStore("", StoreOptions()), Settings())))
+    sys.stdout.write(text(create_app(MemoryStore("memory://", StoreOptions()), Settings())))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ from chatkeep.model import (
     valid_id,
     valid_owner,
 )
-from chatkeep.store import ListOrder, Order, Store, StoreOptions
+from chatkeep.store import ListOrder, Order, Store, StoreOptions, file_path
 from chatkeep.stores.append import Known, Placed, State, check, ids_to_look_up, plan
 from chatkeep.stores.window import Window, list_scope, valid_page
 from chatkeep.tree import Position, Segment, Tree
@@ -66,10 +66,10 @@ class MemoryStore(Store):
 
     scheme = "memory"
 
-    def __init__(self, path: str, options: StoreOptions) -> None:
-        if path:
-            raise InvalidInput("a memory store has no path: memory://", got=path)
-        self._options = options
+    def __init__(self, url: str, options: StoreOptions) -> None:
+        super().__init__(url, options)
+        if file_path(url):
+            raise InvalidInput("a memory store has no path: memory://", got=file_path(url))
         self._threads: dict[str, dict[UUID, _Thread]] = {}
         self._stored = 0
         self._closed = False

@@ -32,7 +32,7 @@ from chatkeep.model import (
     valid_id,
     valid_owner,
 )
-from chatkeep.store import ListOrder, Order, Store, StoreOptions
+from chatkeep.store import ListOrder, Order, Store, StoreOptions, file_path
 from chatkeep.stores import sqlite_rows as rows
 from chatkeep.stores.append import Known, Placed, State, check, ids_to_look_up, plan
 from chatkeep.stores.sqlite_file import SqliteFile, Transaction
@@ -46,10 +46,11 @@ class SqliteStore(Store):
 
     scheme = "sqlite"
 
-    def __init__(self, path: str, options: StoreOptions) -> None:
+    def __init__(self, url: str, options: StoreOptions) -> None:
+        super().__init__(url, options)
+        path = file_path(url)
         if path in ("", ":memory:"):
             raise InvalidInput("a SQLite store needs a file, such as sqlite:///chat.db; in memory is memory://")
-        self._options = options
         self._file = SqliteFile(
             Path(path).expanduser(),
             synchronous=options.synchronous,

@@ -1,6 +1,6 @@
 """Users, conversations, messages and the full-text index of the messages."""
 
-from alembic import op
+from alembic import context, op
 
 revision = "0001"
 down_revision = None
@@ -112,11 +112,177 @@ SQLITE_DOWN = (
 )
 
 
+POSTGRESQL_UP = (
+    """
+    CREATE TABLE users (
+        id text COLLATE "C" NOT NULL PRIMARY KEY
+    )
+    """,
+    # slot: this conversation is the one that get-or-create made for its context; at most one has it.
+    # previous_head_id: the head before the last append, which that append's statement returns.
+    """
+    CREATE TABLE conversations (
+        owner_id text COLLATE "C" NOT NULL REFERENCES users (id) ON DELETE CASCADE,
+        id uuid NOT NULL,
+        title text,
+        context_id text,
+        external_id text,
+        metadata json NOT NULL,
+        last_seq bigint NOT NULL DEFAULT 0,
+        head_seq bigint,
+        head_id uuid,
+        previous_head_id uuid,
+        runs json,
+        slot boolean NOT NULL DEFAULT false,
+        fingerprint bytea NOT NULL,
+        created_at timestamptz NOT NULL DEFAULT now(),
+        updated_at timestamptz NOT NULL DEFAULT now(),
+        deleted_at timestamptz,
+        PRIMARY KEY (owner_id, id)
+    ) WITH (fillfactor = 70, autovacuum_vacuum_scale_factor = 0.02, autovacuum_vacuum_cost_delay = 0)
+    """,
+    """
+    CREATE INDEX conversations_by_update ON conversations (owner_id, updated_at, id)
+    """,
+    """
+    CREATE INDEX conversations_by_context ON conversations (owner_id, context_id, updated_at, id)
+    """,
+    """
+    CREATE UNIQUE INDEX conversations_slot ON conversations (owner_id, coalesce(context_id, '')) WHERE slot
+    """,
+    """
+    CREATE INDEX conversations_by_id ON conversations (id)
+    """,
+    """
+    CREATE INDEX conversations_deleted ON conversations (owner_id, id) WHERE deleted_at IS NOT NULL
+    """,
+    # terms: the words of the message, each behind a mark of its owner; null where it is not indexed yet.
+    """
+    CREATE TABLE messages (
+        owner_id text COLLATE "C" NOT NULL,
+        conversation_id uuid NOT NULL,
+        seq bigint NOT NULL CHECK (seq > 0),
+        id uuid NOT NULL,
+        run integer NOT NULL,
+        depth bigint NOT NULL CHECK (depth BETWEEN 1 AND seq),
+        parent_id uuid,
+        role text NOT NULL CHECK (role IN ('user', 'assistant', 'system', 'tool')),
+        content text NOT NULL,
+        status text NOT NULL CHECK (status IN ('complete', 'interrupted', 'failed', 'deleted')),
+        sources json,
+        metadata json,
+        external_id text,
+        sent_at timestamptz,
+        created_at timestamptz NOT NULL DEFAULT now(),
+        fingerprint bytea NOT NULL,
+        terms text[] COLLATE "C",
+        PRIMARY KEY (owner_id, conversation_id, seq),
+        UNIQUE (owner_id, conversation_id, id),
+        FOREIGN KEY (owner_id, conversation_id) REFERENCES conversations (owner_id, id) ON DELETE CASCADE
+    )
+    """,
+    # depth < seq: exactly the messages after the first fork. Before it, seq alone is the path.
+    """
+    CREATE INDEX messages_by_run ON messages (owner_id, conversation_id, run, seq) WHERE depth < seq
+    """,
+    """
+    CREATE INDEX messages_deleted ON messages (owner_id, conversation_id, run, seq) WHERE status = 'deleted'
+    """,
+    """
+    CREATE INDEX messages_by_term ON messages USING gin (terms) WHERE terms IS NOT NULL
+    """,
+    """
+    CREATE INDEX messages_unindexed ON messages (owner_id, conversation_id, seq) WHERE terms IS NULL
+    """,
+    # Appends of many callers, one message each, in one transaction. The first statement takes the locks, in
+    # the order of keys; the second has a snapshot that is newer than that, and sees what was committed while
+    # it waited. An outcome for each: stored, same (the id is known, with these values), conflict (with
+    # others), missing (no such conversation), careful (branched: not for this function).
+    """
+    CREATE FUNCTION chatkeep_append(
+        owners text[], conversations uuid[], ids uuid[], fingerprints bytea[], roles text[], contents text[],
+        statuses text[], sources text[], metadata text[], external_ids text[], times timestamptz[], titles text[],
+        terms text[]
+    ) RETURNS TABLE (outcome text, seq bigint, parent_id uuid, created_at timestamptz)
+    LANGUAGE plpgsql VOLATILE AS $$
+    #variable_conflict use_column
+    BEGIN
+        PERFORM 1 FROM conversations c
+        WHERE (c.owner_id, c.id) IN (SELECT * FROM unnest($1, $2)) AND c.deleted_at IS NULL
+        ORDER BY c.owner_id, c.id FOR NO KEY UPDATE;
+        RETURN QUERY
+        WITH item AS MATERIALIZED (
+            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) WITH ORDINALITY AS t (
+                owner_id, conversation_id, id, fingerprint, role, content, status, sources, metadata, external_id,
+                sent_at, title, terms, n
+            )
+        ), looked_up AS MATERIALIZED (
+            SELECT i.*, c.last_seq, c.head_id, m.fingerprint AS known,
+                c.id IS NOT NULL AS found,
+                c.runs IS NULL AND c.head_seq IS NOT DISTINCT FROM nullif(c.last_seq, 0) AS straight,
+                first_value(i.n) OVER same_id AS first_n, first_value(i.fingerprint) OVER same_id AS first_fingerprint
+            FROM item i
+            LEFT JOIN conversations c
+                ON c.owner_id = i.owner_id AND c.id = i.conversation_id AND c.deleted_at IS NULL
+            LEFT JOIN messages m
+                ON m.owner_id = i.owner_id AND m.conversation_id = i.conversation_id AND m.id = i.id
+            WINDOW same_id AS (PARTITION BY i.owner_id, i.conversation_id, i.id ORDER BY i.n)
+        ), placed AS MATERIALIZED (
+            SELECT l.*, l.last_seq + row_number() OVER thread AS seq,
+                coalesce(lag(l.id) OVER thread, l.head_id) AS parent_id
+            FROM looked_up l WHERE l.found AND l.straight AND l.known IS NULL AND l.n = l.first_n
+            WINDOW thread AS (PARTITION BY l.owner_id, l.conversation_id ORDER BY l.n)
+        ), inserted AS (
+            INSERT INTO messages (
+                owner_id, conversation_id, seq, id, run, depth, parent_id, role, content, status, sources, metadata,
+                external_id, sent_at, fingerprint, terms
+            )
+            SELECT p.owner_id, p.conversation_id, p.seq, p.id, 0, p.seq, p.parent_id, p.role, p.content, p.status,
+                p.sources::json, p.metadata::json, p.external_id, p.sent_at, p.fingerprint,
+                string_to_array(p.terms, ' ')
+            FROM placed p
+        ), updated AS (
+            UPDATE conversations c
+            SET last_seq = t.seq, head_seq = t.seq, head_id = t.id, title = coalesce(c.title, t.title),
+                updated_at = greatest(c.updated_at, now())
+            FROM (
+                SELECT p.owner_id, p.conversation_id, max(p.seq) AS seq, (array_agg(p.id ORDER BY p.n DESC))[1] AS id,
+                    (array_agg(p.title ORDER BY p.n) FILTER (WHERE p.title IS NOT NULL))[1] AS title
+                FROM placed p GROUP BY p.owner_id, p.conversation_id
+            ) t
+            WHERE c.owner_id = t.owner_id AND c.id = t.conversation_id
+        )
+        SELECT CASE
+                WHEN NOT l.found THEN 'missing'
+                WHEN l.known IS NOT NULL THEN CASE WHEN l.known = l.fingerprint THEN 'same' ELSE 'conflict' END
+                WHEN NOT l.straight THEN 'careful'
+                WHEN l.n = l.first_n THEN 'stored'
+                WHEN l.fingerprint = l.first_fingerprint THEN 'same'
+                ELSE 'conflict'
+            END, p.seq, p.parent_id, now()
+        FROM looked_up l LEFT JOIN placed p ON p.n = l.n
+        ORDER BY l.n;
+    END
+    $$
+    """,
+)
+
+POSTGRESQL_DOWN = (
+    "DROP FUNCTION chatkeep_append",
+    "DROP TABLE messages",
+    "DROP TABLE conversations",
+    "DROP TABLE users",
+)
+
+UP = {"sqlite": SQLITE_UP, "postgresql": POSTGRESQL_UP}
+DOWN = {"sqlite": SQLITE_DOWN, "postgresql": POSTGRESQL_DOWN}
+
+
 def upgrade() -> None:
-    for statement in SQLITE_UP:
+    for statement in UP[context.get_context().dialect.name]:
         op.execute(statement)
 
 
 def downgrade() -> None:
-    for statement in SQLITE_DOWN:
+    for statement in DOWN[context.get_context().dialect.name]:
         op.execute(statement)

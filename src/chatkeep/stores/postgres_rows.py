@@ -1,0 +1,744 @@
+"""The SQL of the PostgreSQL store, and how its rows become records. Every statement names the owner first.
+
+Owners are encoded (`encode_text`) by whoever calls this, all other text here.
+"""
+
+import json
+import re
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from typing import Any, NamedTuple, cast
+from uuid import UUID
+
+import asyncpg
+
+from chatkeep.cursor import decode_cursor, encode_cursor
+from chatkeep.errors import Conflict, InvalidInput
+from chatkeep.model import (
+    CONVERSATION_FIELDS,
+    MESSAGE_FIELDS,
+    Conversation,
+    ImportedConversation,
+    Message,
+    NewConversation,
+    NewMessage,
+    Page,
+    Role,
+    SearchHit,
+    Source,
+    Status,
+    from_micros,
+    json_text,
+    new_id,
+    stored,
+    title_from,
+    to_micros,
+    valid_id,
+)
+from chatkeep.store import ListOrder
+from chatkeep.stores.append import Known, Placed, State
+from chatkeep.stores.postgres_pool import Connection
+from chatkeep.stores.window import Window
+from chatkeep.tree import Position, Segment, Tree
+from chatkeep.words import holds, index_terms, query_terms, snippet
+
+SLICE = 5_000
+"""Messages that one transaction removes at most, so that nobody waits long for it."""
+
+INDEX_SLICE = 500
+"""Messages that one transaction indexes at most."""
+
+CONVERSATION_COLUMNS = """
+    c.id, c.owner_id, c.title, c.context_id, c.external_id, c.metadata, c.last_seq, c.head_id, c.created_at,
+    c.updated_at
+"""
+CONVERSATION = f"SELECT {CONVERSATION_COLUMNS} FROM conversations c WHERE c.owner_id = $1 AND c.deleted_at IS NULL"  # noqa: S608
+MESSAGE_COLUMNS = """
+    m.id, m.conversation_id, m.seq, m.parent_id, m.role, m.content, m.status, m.sources, m.metadata,
+    m.external_id, m.sent_at, m.created_at
+"""
+MESSAGE = f"SELECT {MESSAGE_COLUMNS} FROM messages m WHERE m.owner_id = $1 AND m.conversation_id = $2"  # noqa: S608
+THREAD = """
+    SELECT last_seq, head_seq, head_id, runs, title, updated_at, now() FROM conversations
+    WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL
+"""
+INSERT_CONVERSATION = """
+    WITH owner AS (INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING)
+    INSERT INTO conversations AS c (owner_id, id, title, context_id, external_id, metadata, fingerprint, slot,
+                                    updated_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, now()))
+    ON CONFLICT DO NOTHING
+"""
+# A lone append: the conversation's row says whether it is there, never branched, and what comes next.
+APPEND = """
+    WITH c AS (
+        UPDATE conversations
+        SET last_seq = last_seq + 1, head_seq = last_seq + 1, head_id = $3, previous_head_id = head_id,
+            title = coalesce(title, $12), updated_at = greatest(updated_at, now())
+        WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL AND runs IS NULL
+            AND head_seq IS NOT DISTINCT FROM nullif(last_seq, 0)
+        RETURNING last_seq, previous_head_id
+    )
+    INSERT INTO messages (owner_id, conversation_id, seq, id, run, depth, parent_id, fingerprint, role, content, status,
+                          sources, metadata, external_id, sent_at, terms)
+    SELECT $1, $2, c.last_seq, $3, 0, c.last_seq, c.previous_head_id, $4, $5, $6, $7, $8, $9, $10, $11,
+           string_to_array($13, ' ')
+    FROM c
+    RETURNING 'stored', seq, parent_id, created_at
+"""
+APPEND_MANY = "SELECT * FROM chatkeep_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+SAVE = """
+    WITH c AS (
+        UPDATE conversations
+        SET last_seq = $3, head_seq = $4, head_id = $5, runs = $6, title = $7, updated_at = $8
+        WHERE owner_id = $1 AND id = $2
+    )
+    INSERT INTO messages (owner_id, conversation_id, seq, id, run, depth, parent_id, role, content, status, sources,
+                          metadata, external_id, sent_at, fingerprint, terms)
+    SELECT $1, $2, t.seq, t.id, t.run, t.depth, t.parent_id, t.role, t.content, t.status, t.sources::json,
+           t.metadata::json, t.external_id, t.sent_at, t.fingerprint, string_to_array(t.terms, ' ')
+    FROM unnest($9::bigint[], $10::uuid[], $11::integer[], $12::bigint[], $13::uuid[], $14::text[], $15::text[],
+                $16::text[], $17::text[], $18::text[], $19::text[], $20::timestamptz[], $21::bytea[], $22::text[])
+        AS t (seq, id, run, depth, parent_id, role, content, status, sources, metadata, external_id, sent_at,
+              fingerprint, terms)
+"""
+# The newest or oldest messages of a conversation that never branched, with its row, in one round trip.
+STRAIGHT_HISTORY = f"""
+    SELECT c.last_seq, c.head_seq, c.runs, m.*
+    FROM conversations c LEFT JOIN LATERAL (
+        SELECT {MESSAGE_COLUMNS} FROM messages m
+        WHERE m.owner_id = $1 AND m.conversation_id = $2 AND c.runs IS NULL AND m.status <> 'deleted'
+            AND m.seq > $3 AND m.seq < $4 AND m.seq <= c.head_seq
+        ORDER BY m.seq {{direction}} LIMIT $5 OFFSET $6
+    ) m ON true
+    WHERE c.owner_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
+"""  # noqa: S608
+STRAIGHT = {
+    "desc": STRAIGHT_HISTORY.format(direction="DESC"),
+    "asc": STRAIGHT_HISTORY.format(direction="ASC"),
+}
+# What a segment's rows are: on the trunk seq alone says it, after the first fork the index of runs does.
+ON_TRUNK = " AND m.seq BETWEEN $3 AND $4"
+IN_RUN = " AND m.seq BETWEEN $3 AND $4 AND m.run = $5 AND m.depth < m.seq"
+
+MAX_BIGINT = 2**63 - 1
+
+type Row = asyncpg.Record | tuple[Any, ...]
+
+
+class Thread(NamedTuple):
+    """What an append or a history reads of a conversation, and the transaction's time."""
+
+    last_seq: int
+    head_seq: int | None
+    head_id: UUID | None
+    runs: str | None
+    title: str | None
+    updated_at: datetime
+    moment: datetime
+
+
+class Item(NamedTuple):
+    """One message for the end of a conversation that never branched, as APPEND and APPEND_MANY take it."""
+
+    owner: str
+    conversation_id: UUID
+    id: UUID
+    fingerprint: bytes
+    role: str
+    content: str
+    status: str
+    sources: str | None
+    metadata: str | None
+    external_id: str | None
+    sent_at: datetime | None
+    title: str | None
+    terms: str | None
+
+
+# --- text ------------------------------------------------------------------------------------------------
+
+_MARK = "\ufdd0"
+"""A noncharacter, which begins the four hexadecimal digits of what stands for itself or for NUL."""
+
+_NOT_AS_IT_IS = re.compile(f"[\0{_MARK}]")
+_ENCODED = re.compile(f"{_MARK}(0000|fdd0)")
+
+
+def encode_text(text: str) -> str:
+    """Return `text` without NUL, which PostgreSQL's text cannot hold; different texts stay different."""
+    if "\0" not in text and _MARK not in text:
+        return text
+    return _NOT_AS_IT_IS.sub(lambda match: f"{_MARK}{ord(match.group()):04x}", text)
+
+
+def decode_text(text: str) -> str:
+    """The inverse of `encode_text`."""
+    return _ENCODED.sub(lambda match: chr(int(match.group(1), 16)), text) if _MARK in text else text
+
+
+def _encode(text: str | None) -> str | None:
+    return None if text is None else encode_text(text)
+
+
+def _decode(text: str | None) -> str | None:
+    return None if text is None else decode_text(text)
+
+
+def _in_utc(moment: datetime) -> datetime:
+    """The driver takes the first and the last moment for infinities, and returns those without a time zone."""
+    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
+
+
+# --- conversations ---------------------------------------------------------------------------------------
+
+
+async def thread(connection: Connection, owner: str, id_: UUID, *, lock: bool = False) -> Thread | None:
+    """The threading of one conversation; locked against other writers until the transaction's end."""
+    row = await connection.fetchrow(f"{THREAD} FOR NO KEY UPDATE" if lock else THREAD, owner, id_)
+    return None if row is None else Thread(*row)._replace(updated_at=_in_utc(row[5]))
+
+
+async def exists_elsewhere(connection: Connection, id_: UUID) -> bool:
+    """Whether anybody has this id: the one question that does not name an owner."""
+    statement = "SELECT 1 FROM conversations WHERE id = $1 AND deleted_at IS NULL LIMIT 1"
+    return await connection.fetchval(statement, id_) is not None
+
+
+async def conversation(connection: Connection, owner: str, id_: UUID, *, lock: bool = False) -> Conversation | None:
+    """One conversation, None where the owner has none with this id."""
+    statement = f"{CONVERSATION} AND c.id = $2{' FOR NO KEY UPDATE' if lock else ''}"
+    row = await connection.fetchrow(statement, owner, id_)
+    return None if row is None else _to_conversation(row)
+
+
+async def create(
+    connection: Connection, owner: str, id_: UUID, new: NewConversation, *, slot: bool = False
+) -> Conversation | None:
+    """Store a conversation; None where its id, or the slot of its context, is taken."""
+    updated_at = new.updated_at if isinstance(new, ImportedConversation) else None
+    row = await connection.fetchrow(
+        f"{INSERT_CONVERSATION} RETURNING {CONVERSATION_COLUMNS}",
+        owner,
+        id_,
+        _encode(new.title),
+        _encode(new.context_id),
+        _encode(new.external_id),
+        json_text(new.metadata),
+        new.fingerprint(),
+        slot,
+        updated_at,
+    )
+    return None if row is None else _to_conversation(row)
+
+
+async def created_before(connection: Connection, owner: str, id_: UUID, new: NewConversation) -> Conversation | None:
+    """The conversation with this id, None where it is being removed or gone. Raises Conflict for other values."""
+    row = await connection.fetchrow(
+        f"SELECT c.fingerprint, c.deleted_at, {CONVERSATION_COLUMNS} FROM conversations c"  # noqa: S608
+        " WHERE c.owner_id = $1 AND c.id = $2",
+        owner,
+        id_,
+    )
+    if row is None or row[1] is not None:
+        return None
+    if row[0] != new.fingerprint():
+        raise Conflict("this conversation id is already used for other values", got=id_)
+    return _to_conversation(row[2:])
+
+
+async def newest(connection: Connection, owner: str, context_id: str | None) -> Conversation | None:
+    """The owner's most recently updated conversation of a context."""
+    where, values = ("IS NULL", ()) if context_id is None else ("= $2", (encode_text(context_id),))
+    row = await connection.fetchrow(
+        f"{CONVERSATION} AND c.context_id {where} ORDER BY c.updated_at DESC, c.id DESC LIMIT 1", owner, *values
+    )
+    return None if row is None else _to_conversation(row)
+
+
+async def list_conversations(
+    connection: Connection,
+    owner: str,
+    context_id: str | None,
+    order: ListOrder,
+    scope: tuple[object, ...],
+    limit: int,
+    cursor: str | None,
+    offset: int,
+    *,
+    total: bool,
+) -> Page[Conversation]:
+    """A page of the owner's conversations."""
+    values: list[object] = [owner]
+    where = ""
+    if context_id is not None:
+        values.append(encode_text(context_id))
+        where = " AND c.context_id = $2"
+    counted = await connection.fetchval(f"SELECT count(*) FROM ({CONVERSATION}{where}) c", *values) if total else None  # noqa: S608
+    start, position = _list_start(order, scope, cursor, len(values))
+    values += [*position, limit + 1, offset]
+    by = "c.id" if order == "id" else "c.updated_at DESC, c.id DESC"
+    page = f"ORDER BY {by} LIMIT ${len(values) - 1} OFFSET ${len(values)}"
+    found = await connection.fetch(f"{CONVERSATION}{where}{start} {page}", *values)
+    items = [_to_conversation(row) for row in found[:limit]]
+    following = _list_cursor(order, scope, items[-1]) if len(found) > limit else None
+    return Page(items=items, total=counted, next=following)
+
+
+def _list_start(
+    order: ListOrder, scope: tuple[object, ...], cursor: str | None, count: int
+) -> tuple[str, tuple[object, ...]]:
+    if cursor is None:
+        return "", ()
+    if order == "id":
+        (id_,) = decode_cursor(cursor, "conversations", scope, str)
+        return f" AND c.id > ${count + 1}", (valid_id(id_),)
+    updated_at, id_ = decode_cursor(cursor, "conversations", scope, int, str)
+    return f" AND (c.updated_at, c.id) < (${count + 1}, ${count + 2})", (_time(updated_at), valid_id(id_))
+
+
+def _time(micros: int) -> datetime:
+    """A time of a cursor, which a forged one may have out of bounds."""
+    try:
+        return from_micros(micros)
+    except OverflowError:
+        raise InvalidInput("the cursor is not one that chatkeep gave for this list") from None
+
+
+def _list_cursor(order: ListOrder, scope: tuple[object, ...], last: Conversation) -> str:
+    position = (last.id.hex,) if order == "id" else (to_micros(last.updated_at), last.id.hex)
+    return encode_cursor("conversations", scope, *position)
+
+
+async def set_values(connection: Connection, owner: str, id_: UUID, values: Mapping[str, Any]) -> None:
+    """Set columns of one conversation, text encoded; their names come from this package, never from a caller."""
+    names = ", ".join(f"{name} = ${number}" for number, name in enumerate(values, 3))
+    statement = f"UPDATE conversations SET {names} WHERE owner_id = $1 AND id = $2"  # noqa: S608
+    await connection.execute(statement, owner, id_, *values.values())
+
+
+def _to_conversation(row: Row) -> Conversation:
+    id_, owner, title, context, external, metadata, last_seq, head, created, updated = row
+    return stored(
+        Conversation,
+        CONVERSATION_FIELDS,
+        id=id_,
+        owner_id=decode_text(owner),
+        title=_decode(title),
+        context_id=_decode(context),
+        external_id=_decode(external),
+        metadata=json.loads(metadata),
+        last_seq=last_seq,
+        head_id=head,
+        created_at=created,
+        updated_at=_in_utc(updated),
+    )
+
+
+# --- appending -------------------------------------------------------------------------------------------
+
+
+def to_item(
+    owner: str, conversation_id: UUID, id_: UUID, message: NewMessage, fingerprint: bytes, *, search: bool
+) -> Item:
+    """A message as the statements that append take it."""
+    return Item(
+        owner,
+        conversation_id,
+        id_,
+        fingerprint,
+        message.role,
+        encode_text(message.content),
+        message.status,
+        json_text(message.sources) if message.sources else None,
+        json_text(message.metadata) if message.metadata else None,
+        _encode(message.external_id),
+        message.sent_at,
+        _encode(title_from(message.content)) if message.role is Role.USER else None,
+        _terms(owner, message.content) if search else None,
+    )
+
+
+async def append(connection: Connection, items: Sequence[Item]) -> list[Row]:
+    """Append each where that is simple: (outcome, seq, parent_id, created_at) of each, or nothing."""
+    if len(items) == 1:
+        return cast("list[Row]", await connection.fetch(APPEND, *items[0]))
+    return cast("list[Row]", await connection.fetch(APPEND_MANY, *map(list, zip(*items, strict=True))))
+
+
+def appended(item: Item, message: NewMessage, row: Row) -> Message:
+    """The record of a message that was stored."""
+    _, seq, parent_id, created_at = row
+    return stored(
+        Message,
+        MESSAGE_FIELDS,
+        id=item.id,
+        conversation_id=item.conversation_id,
+        seq=seq,
+        parent_id=parent_id,
+        role=message.role,
+        content=message.content,
+        status=message.status,
+        sources=message.sources,
+        metadata=message.metadata,
+        external_id=message.external_id,
+        sent_at=message.sent_at,
+        created_at=created_at,
+    )
+
+
+async def save(
+    connection: Connection, owner: str, id_: UUID, state: State, new: Sequence[Placed], *, search: bool
+) -> None:
+    """Write what an append changed of its conversation, and its messages."""
+    columns = zip(*(_message_values(owner, placed, search=search) for placed in new), strict=True)
+    await connection.execute(
+        SAVE,
+        owner,
+        id_,
+        state.tree.last_seq,
+        state.head.seq if state.head else None,
+        state.head_id,
+        state.tree.dump(),
+        _encode(state.title),
+        state.updated_at,
+        *map(list, columns),
+    )
+
+
+def _message_values(owner: str, placed: Placed, *, search: bool) -> Row:
+    message, position, fingerprint = placed
+    return (
+        position.seq,
+        message.id,
+        position.run,
+        position.depth,
+        message.parent_id,
+        message.role,
+        encode_text(message.content),
+        message.status,
+        json_text(message.sources) if message.sources else None,
+        json_text(message.metadata) if message.metadata else None,
+        _encode(message.external_id),
+        message.sent_at,
+        fingerprint,
+        _terms(owner, message.content) if search else None,
+    )
+
+
+def _terms(owner: str, content: str) -> str:
+    """The terms of a message as one text, divided by spaces, which no term holds."""
+    return " ".join(index_terms(owner, content))
+
+
+async def known(connection: Connection, owner: str, id_: UUID, ids: Collection[UUID]) -> dict[UUID, Known]:
+    """Which of these messages the conversation has, and where they stand."""
+    found = await connection.fetch(
+        "SELECT id, seq, run, depth, fingerprint FROM messages"
+        " WHERE owner_id = $1 AND conversation_id = $2 AND id = ANY($3)",
+        owner,
+        id_,
+        list(ids),
+    )
+    return {row[0]: Known(Position(*row[1:4]), row[4]) for row in found}
+
+
+async def position(connection: Connection, owner: str, id_: UUID, tree: Tree, seq: int) -> Position:
+    """Where message `seq` stands: mostly on the tip of a run, which needs no query."""
+    tip = tree.tip(seq)
+    if tip is not None:
+        return tip
+    statement = "SELECT seq, run, depth FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND seq = $3"
+    return Position(*cast("Row", await connection.fetchrow(statement, owner, id_, seq)))
+
+
+# --- reading messages ------------------------------------------------------------------------------------
+
+
+def _to_message(row: Row) -> Message:
+    id_, conversation_id, seq, parent, role, content, status, sources, metadata, external, sent, created = row
+    return stored(
+        Message,
+        MESSAGE_FIELDS,
+        id=id_,
+        conversation_id=conversation_id,
+        seq=seq,
+        parent_id=parent,
+        role=Role(role),
+        content=decode_text(content),
+        status=Status(status),
+        sources=tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
+        metadata=json.loads(metadata) if metadata else {},
+        external_id=_decode(external),
+        sent_at=None if sent is None else _in_utc(sent),
+        created_at=created,
+    )
+
+
+async def messages(connection: Connection, owner: str, id_: UUID, rest: str, *values: object) -> list[Message]:
+    """Messages of one conversation, `rest` being the end of the statement that selects them."""
+    return [_to_message(row) for row in await connection.fetch(f"{MESSAGE}{rest}", owner, id_, *values)]
+
+
+async def straight_history(
+    connection: Connection, owner: str, id_: UUID, window: Window
+) -> tuple[int, int | None, str | None, list[Message]] | None:
+    """The conversation's (last_seq, head_seq, runs), and where it never branched the messages of the page."""
+    low, high = min(window.low, MAX_BIGINT), max(min(window.high, MAX_BIGINT), 0)
+    found = await connection.fetch(STRAIGHT[window.order], owner, id_, low, high, window.limit + 1, window.offset)
+    if not found:
+        return None
+    return *found[0][:3], [_to_message(row[3:]) for row in found if row[3] is not None]
+
+
+async def log(connection: Connection, owner: str, id_: UUID, after: int, limit: int) -> list[Message]:
+    """What was appended after a seq, on all branches."""
+    after = max(0, min(after, MAX_BIGINT))
+    return await messages(connection, owner, id_, " AND m.seq > $3 ORDER BY m.seq LIMIT $4", after, limit)
+
+
+async def messages_by_id(connection: Connection, owner: str, id_: UUID, ids: Iterable[UUID]) -> dict[UUID, Message]:
+    """Those of the messages that are there, deleted or not, by id."""
+    found = await messages(connection, owner, id_, " AND m.id = ANY($3)", list(ids))
+    return {message.id: message for message in found}
+
+
+async def messages_by_seq(connection: Connection, owner: str, id_: UUID, seqs: Iterable[int]) -> list[Message]:
+    """The messages with these seqs that are not deleted, by seq."""
+    rest = " AND m.seq = ANY($3) AND m.status <> 'deleted' ORDER BY m.seq"
+    return await messages(connection, owner, id_, rest, list(seqs))
+
+
+async def next_in_run(connection: Connection, owner: str, id_: UUID, parent: Position) -> list[int]:
+    """The seq of the message that continues the run of `parent` after it; none at the tip."""
+    found = await connection.fetchval(
+        "SELECT seq FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND run = $3 AND seq > $4"
+        " ORDER BY seq LIMIT 1",
+        owner,
+        id_,
+        parent.run,
+        parent.seq,
+    )
+    return [] if found is None else [found]
+
+
+async def path_messages(
+    connection: Connection, owner: str, id_: UUID, segments: Iterable[Segment], window: Window
+) -> list[Message]:
+    """The messages of a page in reading order, and one more where there is more."""
+    found: list[Message] = []
+    direction = "DESC" if window.order == "desc" else "ASC"
+    skip = window.offset
+    for segment in segments:
+        where, values = _in_segment(segment)
+        where += " AND m.status <> 'deleted'"
+        count = len(values) + 2
+        rest = f"{where} ORDER BY m.seq {direction} LIMIT ${count + 1} OFFSET ${count + 2}"
+        more = await messages(connection, owner, id_, rest, *values, window.limit + 1 - len(found), skip)
+        if skip:
+            skip = 0 if more else skip - await _count(connection, owner, id_, where, *values)
+        found += more
+        if len(found) > window.limit:
+            break
+    return found
+
+
+def _in_segment(segment: Segment) -> tuple[str, tuple[int, ...]]:
+    if segment.trunk:
+        return ON_TRUNK, (segment.low, segment.high)
+    return IN_RUN, (segment.low, segment.high, segment.run)
+
+
+async def count_deleted(connection: Connection, owner: str, id_: UUID, path: Iterable[Segment]) -> int:
+    """How many messages of a path are deleted."""
+    where = " AND m.status = 'deleted' AND m.run = $3 AND m.seq BETWEEN $4 AND $5"
+    return sum([await _count(connection, owner, id_, where, s.run, s.low, s.high) for s in path])
+
+
+async def _count(connection: Connection, owner: str, id_: UUID, rest: str, *values: object) -> int:
+    statement = f"SELECT count(*) FROM messages m WHERE m.owner_id = $1 AND m.conversation_id = $2{rest}"  # noqa: S608
+    return cast("int", await connection.fetchval(statement, owner, id_, *values))
+
+
+async def erase_message(connection: Connection, owner: str, id_: UUID, message_id: UUID) -> bool:
+    """Leave of a message its place, its id and its fingerprint: what a late retry needs. Say whether it was there."""
+    status = await connection.execute(
+        "UPDATE messages SET content = '', sources = NULL, metadata = NULL, external_id = NULL, terms = '{}',"
+        " status = 'deleted' WHERE owner_id = $1 AND conversation_id = $2 AND id = $3 AND status <> 'deleted'",
+        owner,
+        id_,
+        message_id,
+    )
+    return status != "UPDATE 0"
+
+
+# --- search ----------------------------------------------------------------------------------------------
+
+FIRST_PLACE = (datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1), MAX_BIGINT)
+
+
+async def search(
+    connection: Connection, owner: str, phrases: list[list[str]], below: Row, limit: int
+) -> list[tuple[Row, SearchHit]]:
+    """Messages of the owner that hold every phrase, stored last first, each with its place in that order."""
+    terms, exact = query_terms(owner, phrases)
+    hits: list[tuple[Row, SearchHit]] = []
+    while len(hits) < limit:
+        found = await _candidates(connection, owner, terms, below, limit)
+        for title, *row in found:
+            message = _to_message(tuple(row))
+            if exact or holds(message.content, phrases):
+                hits.append((_place(message), _to_hit(title, message, phrases)))
+        if len(found) < limit:
+            break
+        below = _place(_to_message(found[-1][1:]))
+    return hits[:limit]
+
+
+async def _candidates(connection: Connection, owner: str, terms: list[str], below: Row, limit: int) -> list[Row]:
+    found = await connection.fetch(
+        f"SELECT c.title, {MESSAGE_COLUMNS} FROM messages m"  # noqa: S608
+        " JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id"
+        " WHERE m.owner_id = $1 AND m.terms @> $2 AND c.deleted_at IS NULL"
+        " AND (m.created_at, m.conversation_id, m.seq) < ($3, $4, $5)"
+        " ORDER BY m.created_at DESC, m.conversation_id DESC, m.seq DESC LIMIT $6",
+        owner,
+        terms,
+        *below,
+        limit,
+    )
+    return cast("list[Row]", found)
+
+
+def _place(message: Message) -> Row:
+    return message.created_at, message.conversation_id, message.seq
+
+
+def _to_hit(title: str | None, message: Message, phrases: list[list[str]]) -> SearchHit:
+    return SearchHit(message=message, title=_decode(title), snippet=snippet(message.content, phrases))
+
+
+async def index_slice(connection: Connection) -> bool:
+    """Index some messages that are not; False when all are."""
+    found = await connection.fetch(
+        "SELECT owner_id, conversation_id, seq, content FROM messages WHERE terms IS NULL"
+        " ORDER BY owner_id, conversation_id, seq LIMIT $1",
+        INDEX_SLICE,
+    )
+    if not found:
+        return False
+    terms = [_terms(owner, decode_text(content)) for owner, _, _, content in found]
+    await connection.execute(
+        "UPDATE messages m SET terms = string_to_array(t.terms, ' ')"
+        " FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[]) AS t (owner_id, conversation_id, seq, terms)"
+        " WHERE m.owner_id = t.owner_id AND m.conversation_id = t.conversation_id AND m.seq = t.seq"
+        " AND m.terms IS NULL",
+        *map(list, zip(*(row[:3] for row in found), strict=True)),
+        terms,
+    )
+    return True
+
+
+# --- removing --------------------------------------------------------------------------------------------
+
+
+async def owners_with_remains(connection: Connection) -> list[str]:
+    """Owners of conversations that were being removed when the process ended."""
+    found = await connection.fetch("SELECT DISTINCT owner_id FROM conversations WHERE deleted_at IS NOT NULL")
+    return [owner for (owner,) in found]
+
+
+async def hide(connection: Connection, owner: str, id_: UUID) -> bool:
+    """Make a conversation invisible; its rows are removed next. Say whether there was one."""
+    status = await connection.execute(
+        "UPDATE conversations SET deleted_at = now(), slot = false"
+        " WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL",
+        owner,
+        id_,
+    )
+    return status != "UPDATE 0"
+
+
+async def hide_all(connection: Connection, owner: str) -> None:
+    """Make all conversations of an owner invisible."""
+    await connection.execute(
+        "UPDATE conversations SET deleted_at = now(), slot = false WHERE owner_id = $1 AND deleted_at IS NULL", owner
+    )
+
+
+class Removed(NamedTuple):
+    """What a slice of removing took away."""
+
+    conversations: int = 0
+    messages: int = 0
+    indexed: int = 0
+
+
+async def purge_slice(connection: Connection, owner: str) -> Removed | None:
+    """Remove some of an owner's hidden rows; None when there are none. Two that do this take turns."""
+    hidden = await connection.fetch(
+        "SELECT id FROM conversations WHERE owner_id = $1 AND deleted_at IS NOT NULL ORDER BY id LIMIT $2 FOR UPDATE",
+        owner,
+        SLICE // 50,
+    )
+    if not hidden:
+        return None
+    removed = Removed()
+    for (id_,) in hidden:
+        gone = await _remove_messages(connection, owner, id_, SLICE - removed.messages)
+        removed = removed._replace(messages=removed.messages + gone[0], indexed=removed.indexed + gone[1])
+        if removed.messages >= SLICE:
+            break
+        await connection.execute("DELETE FROM conversations WHERE owner_id = $1 AND id = $2", owner, id_)
+        removed = removed._replace(conversations=removed.conversations + 1)
+    return removed
+
+
+async def _remove_messages(connection: Connection, owner: str, id_: UUID, limit: int) -> tuple[int, int]:
+    row = await connection.fetchrow(
+        "WITH gone AS ("
+        " DELETE FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND seq IN ("
+        "  SELECT seq FROM messages WHERE owner_id = $1 AND conversation_id = $2 ORDER BY seq LIMIT $3)"
+        " RETURNING terms IS NOT NULL AND content <> '' AS indexed)"
+        " SELECT count(*), count(*) FILTER (WHERE indexed) FROM gone",
+        owner,
+        id_,
+        limit,
+    )
+    return cast("tuple[int, int]", row)
+
+
+async def remove_remains(connection: Connection, owner: str, id_: UUID) -> None:
+    """Finish removing one hidden conversation at once."""
+    await connection.execute(
+        "DELETE FROM conversations WHERE owner_id = $1 AND id = $2 AND deleted_at IS NOT NULL", owner, id_
+    )
+
+
+async def remove_owner(connection: Connection, owner: str) -> int | None:
+    """Remove the owner and count what is left; None where a conversation was created in the meantime."""
+    # The lock keeps others from creating a conversation between the question and the removal.
+    await connection.execute("SELECT 1 FROM users WHERE id = $1 FOR UPDATE", owner)
+    if await connection.fetchval("SELECT 1 FROM conversations WHERE owner_id = $1 LIMIT 1", owner):
+        return None
+    await connection.execute("DELETE FROM users WHERE id = $1", owner)
+    left = await connection.fetchval(
+        "SELECT (SELECT count(*) FROM messages WHERE owner_id = $1) + (SELECT count(*) FROM users WHERE id = $1)", owner
+    )
+    return cast("int", left)
+
+
+def place_after(cursor: str, scope: tuple[object, ...]) -> Row:
+    """Where a search goes on."""
+    micros, id_, seq = decode_cursor(cursor, "search", scope, int, str, int)
+    return _time(micros), valid_id(id_), seq
+
+
+def search_cursor(scope: tuple[object, ...], place: Row) -> str:
+    """The inverse of `place_after`."""
+    return encode_cursor("search", scope, to_micros(place[0]), place[1].hex, place[2])
+
+
+def to_new_ids(messages_: Sequence[NewMessage]) -> list[NewMessage]:
+    """The messages, each with an id: what is tried twice must be stored once."""
+    return [m if m.id is not None else m.model_copy(update={"id": new_id()}) for m in messages_]
