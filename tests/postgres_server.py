@@ -11,6 +11,8 @@ import socket
 import subprocess
 import tempfile
 import time
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
@@ -115,6 +117,8 @@ class Databases:
         self.server = None if self._given else Server(**FAST)
         if self.server:
             self.server.start()
+        # In a thread of its own: fixtures ask for databases while a loop runs in theirs.
+        self._thread = ThreadPoolExecutor(1, "databases")
         self._runner = asyncio.Runner()
         self._admin: asyncpg.Connection[asyncpg.Record] | None = None
         self._shared: str | None = None
@@ -129,7 +133,7 @@ class Databases:
         """The URL of a database with the newest schema and nothing in it: always the same, emptied each time."""
         if self._shared is None:
             self._shared = self.empty()
-        self._runner.run(_clean(self._shared))
+        self._run(_clean(self._shared))
         return self._shared
 
     def drop(self, url: str) -> None:
@@ -138,7 +142,7 @@ class Databases:
 
     def version(self) -> str:
         """Which server this is."""
-        version: str = self._runner.run(self._connected()).get_settings().server_version
+        version: str = self._run(self._connected()).get_settings().server_version
         return f"PostgreSQL {version}, {'CHATKEEP_TEST_POSTGRES_URL' if self._given else 'started by the tests'}"
 
     def close(self) -> None:
@@ -146,8 +150,9 @@ class Databases:
         if self._shared:
             self.drop(self._shared)
         if self._admin:
-            self._runner.run(self._admin.close())
-        self._runner.close()
+            self._run(self._admin.close())
+        self._thread.submit(self._runner.close).result()
+        self._thread.shutdown()
         if self.server:
             self.server.remove()
 
@@ -163,7 +168,10 @@ class Databases:
         async def execute() -> None:
             await (await self._connected()).execute(statement)
 
-        self._runner.run(execute())
+        self._run(execute())
+
+    def _run[T](self, work: Coroutine[Any, Any, T]) -> T:
+        return self._thread.submit(self._runner.run, work).result()
 
     async def _connected(self) -> "asyncpg.Connection[asyncpg.Record]":
         if self._admin is None or self._admin.is_closed():

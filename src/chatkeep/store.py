@@ -72,8 +72,6 @@ class StoreOptions(Given):
 class Store(ABC):
     """Conversations and their messages, by owner."""
 
-    scheme: ClassVar[str]
-
     driver_options: ClassVar[bool] = False
     """Whether what chatkeep does not know in a URL's query is for the database's driver."""
 

@@ -64,8 +64,6 @@ class _Thread:
 class MemoryStore(Store):
     """Conversations in this process's memory."""
 
-    scheme = "memory"
-
     def __init__(self, url: str, options: StoreOptions) -> None:
         super().__init__(url, options)
         if file_path(url):

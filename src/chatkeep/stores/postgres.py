@@ -54,7 +54,6 @@ class Simple(NamedTuple):
 class PostgresStore(Store):
     """Conversations in a PostgreSQL database, used from one event loop in each process."""
 
-    scheme = "postgresql"
     driver_options = True
 
     def __init__(self, url: str, options: StoreOptions) -> None:

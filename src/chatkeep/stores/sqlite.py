@@ -44,8 +44,6 @@ from chatkeep.words import query_phrases
 class SqliteStore(Store):
     """Conversations in one SQLite file, used from one event loop; several processes may use the same file."""
 
-    scheme = "sqlite"
-
     def __init__(self, url: str, options: StoreOptions) -> None:
         super().__init__(url, options)
         path = file_path(url)
