@@ -14,7 +14,16 @@ from benchmarks.report import console, markdown
 from benchmarks.results import Report
 
 HERE = Path(__file__).parent
-BENCHES = ("append", "latency", "long_conversation", "conversation_list", "http_append", "import_files", "peers")
+BENCHES = (
+    "append",
+    "latency",
+    "long_conversation",
+    "conversation_list",
+    "http_append",
+    "import_files",
+    "peers",
+    "postgres",
+)
 
 
 def main() -> int:

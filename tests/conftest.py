@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from postgres_server import databases
+from postgres import databases
 
 pytest.register_assert_rewrite("chatkeep.testing")
 

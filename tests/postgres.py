@@ -1,0 +1,99 @@
+"""Databases on a PostgreSQL server: the one that CHATKEEP_TEST_POSTGRES_URL names, or one that is started here."""
+
+import asyncio
+import os
+from collections.abc import Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+import asyncpg
+from benchmarks.postgres_server import FAST, Server
+
+from chatkeep import open_store
+
+
+class Databases:
+    """Fresh databases on the server that the tests use."""
+
+    def __init__(self) -> None:
+        self._given = os.environ.get("CHATKEEP_TEST_POSTGRES_URL")
+        self.server = None if self._given else Server(**FAST)
+        if self.server:
+            self.server.start()
+        # In a thread of its own: fixtures ask for databases while a loop runs in theirs.
+        self._thread = ThreadPoolExecutor(1, "databases")
+        self._runner = asyncio.Runner()
+        self._admin: asyncpg.Connection[asyncpg.Record] | None = None
+        self._shared: str | None = None
+
+    def empty(self) -> str:
+        """The URL of a new database without a schema."""
+        name = f"chatkeep_{uuid4().hex}"
+        self._execute(f'CREATE DATABASE "{name}"')
+        return self._url(name)
+
+    def clean(self) -> str:
+        """The URL of a database with the newest schema and nothing in it: always the same, emptied each time."""
+        if self._shared is None:
+            self._shared = self.empty()
+        self._run(_clean(self._shared))
+        return self._shared
+
+    def drop(self, url: str) -> None:
+        """Remove a database, whoever is connected to it."""
+        self._execute(f'DROP DATABASE IF EXISTS "{self._name(url)}" WITH (FORCE)')
+
+    def version(self) -> str:
+        """Which server this is."""
+        version: str = self._run(self._connected()).get_settings().server_version
+        return f"PostgreSQL {version}, {'CHATKEEP_TEST_POSTGRES_URL' if self._given else 'started by the tests'}"
+
+    def close(self) -> None:
+        """Stop the server, or remove what was made on the one that was given."""
+        if self._shared:
+            self.drop(self._shared)
+        if self._admin:
+            self._run(self._admin.close())
+        self._thread.submit(self._runner.close).result()
+        self._thread.shutdown()
+        if self.server:
+            self.server.remove()
+
+    def _url(self, database: str) -> str:
+        if self.server:
+            return self.server.url(database)
+        return urlsplit(str(self._given))._replace(path=f"/{database}").geturl()
+
+    def _name(self, url: str) -> str:
+        return urlsplit(url).path.removeprefix("/")
+
+    def _execute(self, statement: str) -> None:
+        async def execute() -> None:
+            await (await self._connected()).execute(statement)
+
+        self._run(execute())
+
+    def _run[T](self, work: Coroutine[Any, Any, T]) -> T:
+        return self._thread.submit(self._runner.run, work).result()
+
+    async def _connected(self) -> "asyncpg.Connection[asyncpg.Record]":
+        if self._admin is None or self._admin.is_closed():
+            self._admin = await asyncpg.connect(self._given or self._url("postgres"))
+        return self._admin
+
+
+async def _clean(url: str) -> None:
+    async with open_store(url):
+        pass
+    connection = await asyncpg.connect(url)
+    await connection.execute("TRUNCATE users, conversations, messages")
+    await connection.close()
+
+
+@cache
+def databases() -> Databases:
+    """The databases of this run; the server starts with the first one."""
+    return Databases()
