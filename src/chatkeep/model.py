@@ -42,6 +42,8 @@ MAX_OWNER_BYTES = 255
 MAX_TITLE_FROM_MESSAGE = 80
 """Longest title that is made from a message, in characters."""
 
+MAX_TITLE_WORDS = MAX_TITLE_FROM_MESSAGE // 2 + 1
+
 MAX_JSON_DEPTH = 100
 """Deepest nesting of metadata, in levels: pydantic writes JSON of at most 254, and an answer adds some of its own."""
 
@@ -490,8 +492,9 @@ _one_line = json.encoder.encode_basestring
 
 def title_from(content: str) -> str | None:
     """The first line of `content` that is not blank, at most 80 characters, cut at a word. None if there is none."""
-    line = next((line for line in map(str.strip, content.split("\n")) if line), "")
-    line = " ".join(line.split())
+    first, _, _ = content.lstrip().partition("\n")
+    # So many words are longer than any title: the rest of a long line need not be looked at.
+    line = " ".join(first.split(None, MAX_TITLE_WORDS)[:MAX_TITLE_WORDS])
     if len(line) <= MAX_TITLE_FROM_MESSAGE:
         return line or None
     start, space, _ = line[:MAX_TITLE_FROM_MESSAGE].rpartition(" ")

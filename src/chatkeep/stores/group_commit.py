@@ -7,6 +7,7 @@ each gets a result of its own.
 
 import asyncio
 import copy
+import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ MAX_QUEUE_BYTES = 64 << 20
 class _Entry[Item]:
     item: Item
     size: int
+    key: object
     future: asyncio.Future[object]
 
 
@@ -37,21 +39,24 @@ class GroupCommit[Item]:
     def __init__(self, flush: Callable[[Sequence[Item]], Awaitable[Sequence[object]]], *, flushers: int = 1) -> None:
         self._flush = flush
         self._flushers = flushers
+        self._idle = flushers
+        self._under_way: set[object] = set()
         self._queue: deque[_Entry[Item]] = deque()
         self._queued_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
         self._closed = False
 
-    async def submit(self, item: Item, *, size: int = 0) -> object:
+    async def submit(self, item: Item, *, size: int = 0, key: object = None) -> object:
         """Return the item's outcome when its batch was committed, or raise it.
 
+        Items of one `key`, where it is not None, are never in two batches at the same time.
         Raises StoreUnavailable, and has not taken the item, when 10,000 items or 64 MiB wait already.
         """
         if self._closed:
             raise StoreUnavailable("the store is closed")
         if len(self._queue) >= MAX_QUEUE_ITEMS or (self._queued_bytes + size > MAX_QUEUE_BYTES and self._queue):
             raise StoreUnavailable(f"{len(self._queue):,} writes are waiting already; try again later")
-        entry = _Entry(item, size, asyncio.get_running_loop().create_future())
+        entry = _Entry(item, size, key, asyncio.get_running_loop().create_future())
         self._queue.append(entry)
         self._queued_bytes += size
         if len(self._tasks) < self._flushers:
@@ -76,20 +81,36 @@ class GroupCommit[Item]:
             self._tasks.discard(task)
 
     def _take(self) -> list[_Entry[Item]]:
+        """The next batch: what waits, shared out among the tasks that commit nothing at the moment.
+
+        All of it for the first one would leave the others without work until it is done. What has the key
+        of another batch waits for that to end.
+        """
         batch: list[_Entry[Item]] = []
-        size = 0
+        left: deque[_Entry[Item]] = deque()
+        keys: set[object] = set()
+        size, share = 0, math.ceil(len(self._queue) / self._idle)
         while self._queue and len(batch) < MAX_BATCH_ITEMS:
-            if batch and size + self._queue[0].size > MAX_BATCH_BYTES:
-                break
             entry = self._queue.popleft()
-            self._queued_bytes -= entry.size
-            if not entry.future.done():  # its caller was cancelled
+            if entry.future.done():  # its caller was cancelled
+                self._queued_bytes -= entry.size
+            elif entry.key in self._under_way or (len(batch) >= share and (entry.key is None or entry.key not in keys)):
+                left.append(entry)
+            elif batch and size + entry.size > MAX_BATCH_BYTES:
+                left.append(entry)
+                break
+            else:
                 batch.append(entry)
                 size += entry.size
+                keys.add(entry.key)
+        self._queue.extendleft(reversed(left))
+        self._queued_bytes -= size
+        self._under_way |= keys - {None}
         return batch
 
     async def _commit(self, batch: list[_Entry[Item]]) -> None:
         outcomes: Sequence[object]
+        self._idle -= 1
         try:
             outcomes = await self._flush([entry.item for entry in batch])
         except BaseException as error:
@@ -101,6 +122,8 @@ class GroupCommit[Item]:
             if not isinstance(error, Exception):
                 raise
         finally:
+            self._idle += 1
+            self._under_way -= {entry.key for entry in batch}
             for entry, outcome in zip(batch, outcomes, strict=True):
                 _settle(entry.future, outcome)
 

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours, SchemaMismatch, StoreUnavailable
+from chatkeep.errors import ChatkeepError, InvalidInput, NotFound, NotYours, SchemaMismatch, StoreUnavailable
 from chatkeep.migrations import HEAD
 from chatkeep.model import (
     Conversation,
@@ -32,7 +32,8 @@ from chatkeep.store import ListOrder, Order, Store, StoreOptions
 from chatkeep.stores import postgres_rows as rows
 from chatkeep.stores.append import Placed, State, check, ids_to_look_up, plan
 from chatkeep.stores.group_commit import GroupCommit
-from chatkeep.stores.postgres_pool import DRIVER_ERRORS, Connection, Database
+from chatkeep.stores.postgres_database import DRIVER_ERRORS, Database
+from chatkeep.stores.postgres_pool import Connection
 from chatkeep.stores.window import Window, list_scope, valid_page
 from chatkeep.tree import Position, Tree
 from chatkeep.words import query_phrases
@@ -254,21 +255,23 @@ class PostgresStore(Store):
         """Append together with others who append now; None where this append must go the careful way."""
         assert message.id is not None  # noqa: S101 - append gave it one
         item = rows.to_item(*key, message.id, message, fingerprint, search=self._options.search)
-        outcome = await self._batches.submit(Simple(item, message), size=len(item.content))
+        outcome = await self._batches.submit(Simple(item, message), size=len(item.content), key=key)
         return cast("Message | None", outcome)
 
     async def _append_batch(self, batch: Sequence[Simple]) -> Sequence[object]:
-        """Append what is simple in one statement: the stored message of each, an exception, or None.
+        """Append what is simple in one statement: the stored message of each, or None.
 
         A statement that fails has stored nothing, or nobody knows: each goes the careful way then, which
         finds out by its id, and waits for its own locks only.
         """
+        first = {simple.item.id: simple for simple in reversed(batch)}
+        items = [simple.item for simple in batch if first[simple.item.id] is simple]
         try:
-            found = await self._database.statement(lambda connection: rows.append(connection, [s.item for s in batch]))
+            stored = await self._database.statement(lambda connection: rows.append(connection, items))
         except DRIVER_ERRORS:
-            return [None] * len(batch)
-        outcomes = found or [("careful",)]
-        return [_outcome(simple, row) for simple, row in zip(batch, outcomes, strict=True)]
+            stored = {}
+        taken = {id_: rows.appended(first[id_].item, first[id_].message, row) for id_, row in stored.items()}
+        return [taken.get(s.item.id) if first[s.item.id] is s else None for s in batch]
 
     async def _append_carefully(
         self, key: Key, messages: Sequence[NewMessage], fingerprints: Sequence[bytes], expected_seq: int | None
@@ -461,15 +464,6 @@ class PostgresStore(Store):
 def _is_simple(messages: Sequence[NewMessage]) -> bool:
     """Whether an append only needs the end of its conversation: one message that follows the head."""
     return len(messages) == 1 and not messages[0].names_parent and not isinstance(messages[0], ImportedMessage)
-
-
-def _outcome(simple: Simple, row: rows.Row) -> object:
-    """What became of one of a batch; None where it must go the careful way, which says why or stores it."""
-    if row[0] == "stored":
-        return rows.appended(simple.item, simple.message, row)
-    if row[0] == "conflict":
-        return Conflict("this message id is already used for other content", got=simple.item.id)
-    return None
 
 
 async def _purge_slice(owner: str, connection: Connection) -> rows.Removed | None:

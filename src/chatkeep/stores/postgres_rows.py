@@ -74,7 +74,7 @@ APPEND = """
     WITH c AS (
         UPDATE conversations
         SET last_seq = last_seq + 1, head_seq = last_seq + 1, head_id = $3, previous_head_id = head_id,
-            title = coalesce(title, $12), updated_at = greatest(updated_at, now())
+            title = coalesce(title, $13), updated_at = greatest(updated_at, now())
         WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL AND runs IS NULL
             AND head_seq IS NOT DISTINCT FROM nullif(last_seq, 0)
         RETURNING last_seq, previous_head_id
@@ -82,11 +82,13 @@ APPEND = """
     INSERT INTO messages (owner_id, conversation_id, seq, id, run, depth, parent_id, fingerprint, role, content, status,
                           sources, metadata, external_id, sent_at, terms)
     SELECT $1, $2, c.last_seq, $3, 0, c.last_seq, c.previous_head_id, $4, $5, $6, $7, $8, $9, $10, $11,
-           string_to_array($13, ' ')
+           string_to_array($12, ' ')
     FROM c
-    RETURNING 'stored', seq, parent_id, created_at
+    RETURNING 1, seq, parent_id, created_at
 """
-APPEND_MANY = "SELECT * FROM chatkeep_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13)"
+APPEND_MANY = """
+    SELECT * FROM chatkeep_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+"""
 SAVE = """
     WITH c AS (
         UPDATE conversations
@@ -152,8 +154,8 @@ class Item(NamedTuple):
     metadata: str | None
     external_id: str | None
     sent_at: datetime | None
-    title: str | None
     terms: str | None
+    title: str | None
 
 
 # --- text ------------------------------------------------------------------------------------------------
@@ -354,16 +356,41 @@ def to_item(
         json_text(message.metadata) if message.metadata else None,
         _encode(message.external_id),
         message.sent_at,
-        _encode(title_from(message.content)) if message.role is Role.USER else None,
         _terms(owner, message.content) if search else None,
+        _encode(title_from(message.content)) if message.role is Role.USER else None,
     )
 
 
-async def append(connection: Connection, items: Sequence[Item]) -> list[Row]:
-    """Append each where that is simple: (outcome, seq, parent_id, created_at) of each, or nothing."""
+async def append(connection: Connection, items: Sequence[Item]) -> dict[UUID, Row]:
+    """Append each item where that is simple: (number, seq, parent_id, created_at) of those, by id."""
     if len(items) == 1:
-        return cast("list[Row]", await connection.fetch(APPEND, *items[0]))
-    return cast("list[Row]", await connection.fetch(APPEND_MANY, *map(list, zip(*items, strict=True))))
+        found = await connection.fetch(APPEND, *items[0])
+    else:
+        columns = zip(*(item[:-1] for item in items), strict=True)
+        found = await connection.fetch(APPEND_MANY, *map(_column, columns), *_chained(items))
+    return {items[row[0] - 1].id: row for row in found}
+
+
+def _chained(items: Sequence[Item]) -> tuple[list[int], list[UUID | None], list[bool], list[str | None]]:
+    """How the items of each conversation follow each other: place, previous id, whether it is the last, and
+    for the last one the first title of them."""
+    lasts: dict[tuple[str, UUID], int] = {}
+    places, titles = [1] * len(items), list[str | None]()
+    previous: list[UUID | None] = [None] * len(items)
+    for number, item in enumerate(items):
+        title, before = item.title, lasts.get(item[:2])
+        if before is not None:
+            places[number], previous[number] = places[before] + 1, items[before].id
+            title = titles[before] or title
+        titles.append(title)
+        lasts[item[:2]] = number
+    ends = set(lasts.values())
+    return places, previous, [number in ends for number in range(len(items))], titles
+
+
+def _column(values: tuple[object, ...]) -> list[object]:
+    """The values of a column; none where none of them is set, for unnest fills up with null."""
+    return [] if all(value is None for value in values) else list(values)
 
 
 def appended(item: Item, message: NewMessage, row: Row) -> Message:

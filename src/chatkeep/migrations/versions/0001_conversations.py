@@ -146,6 +146,7 @@ POSTGRESQL_UP = (
     """,
     """
     CREATE INDEX conversations_by_context ON conversations (owner_id, context_id, updated_at, id)
+        WHERE context_id IS NOT NULL
     """,
     """
     CREATE UNIQUE INDEX conversations_slot ON conversations (owner_id, coalesce(context_id, '')) WHERE slot
@@ -196,15 +197,19 @@ POSTGRESQL_UP = (
     """,
     # Appends of many callers, one message each, in one transaction. The first statement takes the locks, in
     # the order of keys; the second has a snapshot that is newer than that, and sees what was committed while
-    # it waited. An outcome for each: stored, same (the id is known, with these values), conflict (with
-    # others), missing (no such conversation), careful (branched: not for this function).
+    # it waited. It stores the items of conversations that never branched and know none of their ids, and
+    # returns those, by number; what is left out needs a closer look. places: 1, 2, 3 … within a conversation.
+    # previous: the item before it there. titles: of the conversation, where it has none, at the last item.
     """
     CREATE FUNCTION chatkeep_append(
         owners text[], conversations uuid[], ids uuid[], fingerprints bytea[], roles text[], contents text[],
-        statuses text[], sources text[], metadata text[], external_ids text[], times timestamptz[], titles text[],
-        terms text[]
-    ) RETURNS TABLE (outcome text, seq bigint, parent_id uuid, created_at timestamptz)
-    LANGUAGE plpgsql VOLATILE AS $$
+        statuses text[], sources text[], metadata text[], external_ids text[], times timestamptz[], terms text[],
+        places integer[], previous uuid[], last boolean[], titles text[]
+    ) RETURNS TABLE (number bigint, seq bigint, parent_id uuid, created_at timestamptz)
+    LANGUAGE plpgsql VOLATILE
+    -- A plan is made once and must hold when the tables have grown: look everything up by its key.
+    SET plan_cache_mode = force_generic_plan SET enable_seqscan = off SET enable_hashjoin = off
+    SET enable_mergejoin = off AS $$
     #variable_conflict use_column
     BEGIN
         PERFORM 1 FROM conversations c
@@ -212,26 +217,20 @@ POSTGRESQL_UP = (
         ORDER BY c.owner_id, c.id FOR NO KEY UPDATE;
         RETURN QUERY
         WITH item AS MATERIALIZED (
-            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13) WITH ORDINALITY AS t (
+            SELECT * FROM unnest($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+            WITH ORDINALITY AS t (
                 owner_id, conversation_id, id, fingerprint, role, content, status, sources, metadata, external_id,
-                sent_at, title, terms, n
+                sent_at, terms, place, previous_id, is_last, title, number
             )
-        ), looked_up AS MATERIALIZED (
-            SELECT i.*, c.last_seq, c.head_id, m.fingerprint AS known,
-                c.id IS NOT NULL AS found,
-                c.runs IS NULL AND c.head_seq IS NOT DISTINCT FROM nullif(c.last_seq, 0) AS straight,
-                first_value(i.n) OVER same_id AS first_n, first_value(i.fingerprint) OVER same_id AS first_fingerprint
-            FROM item i
-            LEFT JOIN conversations c
-                ON c.owner_id = i.owner_id AND c.id = i.conversation_id AND c.deleted_at IS NULL
-            LEFT JOIN messages m
-                ON m.owner_id = i.owner_id AND m.conversation_id = i.conversation_id AND m.id = i.id
-            WINDOW same_id AS (PARTITION BY i.owner_id, i.conversation_id, i.id ORDER BY i.n)
+        ), known AS MATERIALIZED (
+            SELECT m.owner_id, m.conversation_id FROM item i
+            JOIN messages m ON m.owner_id = i.owner_id AND m.conversation_id = i.conversation_id AND m.id = i.id
         ), placed AS MATERIALIZED (
-            SELECT l.*, l.last_seq + row_number() OVER thread AS seq,
-                coalesce(lag(l.id) OVER thread, l.head_id) AS parent_id
-            FROM looked_up l WHERE l.found AND l.straight AND l.known IS NULL AND l.n = l.first_n
-            WINDOW thread AS (PARTITION BY l.owner_id, l.conversation_id ORDER BY l.n)
+            SELECT i.*, c.last_seq + i.place AS seq, coalesce(i.previous_id, c.head_id) AS parent_id FROM item i
+            JOIN conversations c ON c.owner_id = i.owner_id AND c.id = i.conversation_id AND c.deleted_at IS NULL
+            WHERE c.runs IS NULL AND c.head_seq IS NOT DISTINCT FROM nullif(c.last_seq, 0) AND NOT EXISTS (
+                SELECT 1 FROM known k WHERE k.owner_id = i.owner_id AND k.conversation_id = i.conversation_id
+            )
         ), inserted AS (
             INSERT INTO messages (
                 owner_id, conversation_id, seq, id, run, depth, parent_id, role, content, status, sources, metadata,
@@ -243,25 +242,11 @@ POSTGRESQL_UP = (
             FROM placed p
         ), updated AS (
             UPDATE conversations c
-            SET last_seq = t.seq, head_seq = t.seq, head_id = t.id, title = coalesce(c.title, t.title),
+            SET last_seq = p.seq, head_seq = p.seq, head_id = p.id, title = coalesce(c.title, p.title),
                 updated_at = greatest(c.updated_at, now())
-            FROM (
-                SELECT p.owner_id, p.conversation_id, max(p.seq) AS seq, (array_agg(p.id ORDER BY p.n DESC))[1] AS id,
-                    (array_agg(p.title ORDER BY p.n) FILTER (WHERE p.title IS NOT NULL))[1] AS title
-                FROM placed p GROUP BY p.owner_id, p.conversation_id
-            ) t
-            WHERE c.owner_id = t.owner_id AND c.id = t.conversation_id
+            FROM placed p WHERE p.is_last AND c.owner_id = p.owner_id AND c.id = p.conversation_id
         )
-        SELECT CASE
-                WHEN NOT l.found THEN 'missing'
-                WHEN l.known IS NOT NULL THEN CASE WHEN l.known = l.fingerprint THEN 'same' ELSE 'conflict' END
-                WHEN NOT l.straight THEN 'careful'
-                WHEN l.n = l.first_n THEN 'stored'
-                WHEN l.fingerprint = l.first_fingerprint THEN 'same'
-                ELSE 'conflict'
-            END, p.seq, p.parent_id, now()
-        FROM looked_up l LEFT JOIN placed p ON p.n = l.n
-        ORDER BY l.n;
+        SELECT p.number, p.seq, p.parent_id, now() FROM placed p;
     END
     $$
     """,

@@ -1,0 +1,286 @@
+"""A PostgreSQL database: statements, transactions that are repeated where that is safe, and the schema.
+
+What the driver raises becomes one of chatkeep's errors here and nowhere else. Neither those nor the log say
+what a value was, or the password of the URL.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from urllib.parse import urlsplit
+
+import asyncpg
+
+from chatkeep.errors import ChatkeepError, InvalidInput, SchemaMismatch, StoreUnavailable
+from chatkeep.migrations import HEAD, REVISIONS, render
+from chatkeep.stores.postgres_pool import Connection, Pool
+
+logger = logging.getLogger(__name__)
+
+type Work[T] = Callable[[Connection], Awaitable[T]]
+
+LOCK_MILLISECONDS = 100
+"""How long a statement of its own waits for a row that somebody has locked. One that fails is repeated in a
+transaction, which waits longer: so the others of its batch do not wait with it."""
+
+COMMAND_SECONDS = 60.0
+"""How long one statement may take until the connection is given up."""
+
+MIGRATION_SECONDS = 3_600.0
+"""The same for a migration."""
+
+PAUSE_SECONDS = (0.005, 0.1)
+"""Shortest and longest pause before a write is tried again."""
+
+MIGRATION_LOCK = 0x636B_6D69
+"""The key of the advisory lock that one migration at a time holds, until its transaction ends."""
+
+SESSION = {
+    "application_name": "chatkeep",
+    "default_transaction_isolation": "read committed",
+    "idle_in_transaction_session_timeout": "60s",
+    "jit": "off",  # compiling takes longer than any of these statements
+    "lock_timeout": f"{LOCK_MILLISECONDS}ms",
+}
+"""What a connection is opened with. A pooler in transaction mode takes none of it."""
+
+
+class Database:
+    """One database, used by one event loop. Nothing is connected before the first call."""
+
+    def __init__(
+        self, url: str, *, pool_size: int, pool_timeout: float, write_timeout: float, pgbouncer: bool | None
+    ) -> None:
+        self._url = url
+        parts = urlsplit(url)
+        self.name = f"{parts.hostname or 'localhost'}{parts.path}"
+        self._pool_timeout = pool_timeout
+        self._write_timeout = write_timeout
+        # Neon's pooled addresses are PgBouncer in transaction mode.
+        self._pgbouncer = "-pooler." in (parts.hostname or "") if pgbouncer is None else pgbouncer
+        self._may_find_pgbouncer = pgbouncer is None
+        self._pool = Pool(self._connect, size=pool_size, patience=pool_timeout)
+        self._writes = 0
+        self._idle = asyncio.Event()
+
+    async def statement[T](self, work: Work[T]) -> T:
+        """Run `work`, one statement that commits by itself and waits for locks only briefly.
+
+        Raises what the driver raises.
+        """
+        async with self._pool.connection() as connection:
+            if not self._pgbouncer:
+                return await work(connection)
+            return await self._in_transaction(connection, work, LOCK_MILLISECONDS)
+
+    async def read[T](self, work: Work[T]) -> T:
+        """Run `work`, which only reads; once more where the connection turns out to be lost."""
+        with self.translating():
+            try:
+                return await self.statement(work)
+            except DRIVER_ERRORS as error:
+                if not is_lost(error):
+                    raise
+            return await self.statement(work)
+
+    async def write[T](self, work: Work[T]) -> T:
+        """Run `work` in a transaction, again while that may help, until the time for writes is over.
+
+        A commit may have happened although its answer was lost: `work` finds out by the ids it writes.
+        """
+        deadline = time.monotonic() + self._write_timeout
+        with self.translating(), self.writing():
+            while True:
+                patience = max(deadline - time.monotonic(), 0.001)
+                try:
+                    async with self._pool.connection() as connection:
+                        return await self._in_transaction(connection, work, int(patience * 1_000) + 1)
+                except DRIVER_ERRORS as error:
+                    if not may_pass(error) or time.monotonic() >= deadline:
+                        raise
+                await asyncio.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - not a secret
+
+    async def revision(self) -> str | None:
+        """The revision of the schema, None without one."""
+        return await self.read(read_revision)
+
+    async def migrate(self, revision: str) -> None:
+        """Bring the schema to `revision`; of many processes that do, one does it and the others wait."""
+        target = HEAD if revision == "head" else revision
+        if target not in (*REVISIONS, "base"):
+            raise SchemaMismatch(f"the revisions of the schema are base, {', '.join(REVISIONS)}", got=target)
+
+        async def step(connection: Connection) -> None:
+            lock = f"SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"
+            await connection.execute(lock, timeout=MIGRATION_SECONDS)
+            await self._step(connection, await read_revision(connection), target)
+
+        if (await self.revision() or "base") != target:
+            await self.write(step)
+
+    async def aclose(self) -> None:
+        """Wait for the writes that are under way, and close every connection. Idempotent."""
+        while self._writes:
+            self._idle.clear()
+            await self._idle.wait()
+        await self._pool.aclose()
+
+    async def _step(self, connection: Connection, current: str | None, target: str) -> None:
+        if current not in (*REVISIONS, None):
+            raise SchemaMismatch(
+                f"the database has a newer schema than this version of chatkeep knows ({HEAD}); upgrade chatkeep",
+                got=f"{self.name}: {current}",
+            )
+        if (current or "base") == target:
+            return
+        await connection.execute(render("postgresql", current, target), timeout=MIGRATION_SECONDS)
+        if target == "base":
+            await connection.execute("DROP TABLE chatkeep_schema")
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Count a write that closing waits for."""
+        self._writes += 1
+        try:
+            yield
+        finally:
+            self._writes -= 1
+            if not self._writes:
+                self._idle.set()
+
+    # --- connections --------------------------------------------------------------------------------------
+
+    async def _connect(self) -> Connection:
+        try:
+            return await self._connect_with({} if self._pgbouncer else SESSION)
+        except asyncpg.PostgresError as error:
+            # So PgBouncer refuses settings that it would have to keep for one client.
+            if "unsupported startup parameter" not in str(error) or not self._may_find_pgbouncer:
+                raise
+        self._pgbouncer = True
+        return await self._connect_with({})
+
+    async def _connect_with(self, session: dict[str, str]) -> Connection:
+        try:
+            connection = await asyncpg.connect(
+                self._url,
+                timeout=self._pool_timeout,
+                command_timeout=COMMAND_SECONDS,
+                server_settings=session,
+                statement_cache_size=100 if session else 0,
+            )
+        except (ValueError, asyncpg.ClientConfigurationError):
+            # The driver's message may hold the URL.
+            raise InvalidInput("the URL is not one of a PostgreSQL database", got=self.name) from None
+        await self._check(connection)
+        return connection
+
+    async def _check(self, connection: Connection) -> None:
+        """Refuse a database that forgets what it acknowledged."""
+        async with connection.transaction():
+            durable = await connection.fetchval("SELECT current_setting('synchronous_commit')")
+        if durable == "off":
+            raise InvalidInput(
+                "synchronous_commit is off: PostgreSQL would lose messages it acknowledged;"
+                " set it to on for this user or database",
+                got=self.name,
+            )
+
+    async def _in_transaction[T](self, connection: Connection, work: Work[T], lock_milliseconds: int) -> T:
+        begin = f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {lock_milliseconds}"
+        try:
+            await connection.execute(begin)
+            result = await work(connection)
+            await connection.execute("COMMIT")
+        except (ChatkeepError, asyncpg.PostgresError):
+            await _roll_back(connection)
+            raise
+        return result
+
+    # --- errors -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def translating(self) -> Iterator[None]:
+        """Raise what the driver raises as one of chatkeep's errors."""
+        try:
+            yield
+        except DRIVER_ERRORS as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> ChatkeepError:
+        if isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedFunctionError):
+            return SchemaMismatch("the database has no schema of chatkeep; run `chatkeep db upgrade`", got=self.name)
+        state = getattr(error, "sqlstate", None) or type(error).__name__
+        logger.error("PostgreSQL failed on %s: %s", self.name, state)
+        meaning = next((text for kind, text in MEANINGS if isinstance(error, kind)), "PostgreSQL refused the operation")
+        return StoreUnavailable(meaning, got=f"{self.name}: {state}")
+
+
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+"""Everything that the driver raises."""
+
+LOST = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,  # the server is no longer the primary
+    asyncpg.InterfaceError,
+    ConnectionError,
+)
+"""Errors of a connection that is no more, or that could not be made."""
+
+
+RACED = (
+    asyncpg.SerializationError,
+    asyncpg.DeadlockDetectedError,
+    asyncpg.ForeignKeyViolationError,  # an owner was removed while a conversation of theirs was created
+)
+"""Errors of a transaction that met another one."""
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether another connection may do better. Whether the statement was executed is not known."""
+    return isinstance(error, LOST)
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether a transaction that failed may succeed when it is tried again."""
+    return isinstance(error, (*LOST, *RACED))
+
+
+MEANINGS: tuple[tuple[type[Exception], str], ...] = (
+    (asyncpg.InvalidAuthorizationSpecificationError, "PostgreSQL does not accept the user or the password"),
+    (asyncpg.InvalidCatalogNameError, "there is no such database"),
+    (asyncpg.InsufficientPrivilegeError, "the user may not do this in the database"),
+    (asyncpg.TooManyConnectionsError, "PostgreSQL has no connection left; try again, or lower pool_size"),
+    (asyncpg.LockNotAvailableError, "another writer held the conversation for too long; try again"),
+    (asyncpg.DiskFullError, "the disk is full"),
+    (asyncpg.SerializationError, "others wrote the same rows again and again; try again"),
+    (asyncpg.DeadlockDetectedError, "others wrote the same rows again and again; try again"),
+    (TimeoutError, "PostgreSQL did not answer in time"),
+    (LOST[0], "the connection to PostgreSQL was lost"),
+    (OSError, "PostgreSQL cannot be reached"),
+)
+"""What the driver's errors mean to a person."""
+
+
+async def read_revision(connection: Connection) -> str | None:
+    """The revision of the schema that `connection` sees."""
+    if await connection.fetchval("SELECT to_regclass('chatkeep_schema')::text") is None:
+        return None
+    revision: str | None = await connection.fetchval("SELECT version_num FROM chatkeep_schema")
+    return revision
+
+
+async def _roll_back(connection: Connection) -> None:
+    """End a transaction that failed. Any other exception ends the connection, and with it the transaction."""
+    try:
+        if not connection.is_closed():
+            await connection.execute("ROLLBACK")
+    except DRIVER_ERRORS:
+        connection.terminate()
