@@ -13,10 +13,12 @@ from chatkeep.errors import InvalidInput
 
 VERSION = 1
 
+_ENCODE = json.JSONEncoder(separators=(",", ":")).encode
+
 
 def encode_cursor(kind: str, scope: tuple[object, ...], *position: int | str) -> str:
     """Return the cursor of `position` in the list that `kind` and `scope` name."""
-    text = json.dumps([VERSION, kind, _hash(scope), *position], separators=(",", ":"))
+    text = _ENCODE([VERSION, kind, _hash(scope), *position])
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 

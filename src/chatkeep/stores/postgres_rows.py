@@ -17,6 +17,8 @@ from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.model import (
     CONVERSATION_FIELDS,
     MESSAGE_FIELDS,
+    ROLES,
+    STATUSES,
     Conversation,
     ImportedConversation,
     Message,
@@ -26,7 +28,6 @@ from chatkeep.model import (
     Role,
     SearchHit,
     Source,
-    Status,
     from_micros,
     json_text,
     new_id,
@@ -54,8 +55,7 @@ CONVERSATION_COLUMNS = """
 """
 CONVERSATION = f"SELECT {CONVERSATION_COLUMNS} FROM conversations c WHERE c.owner_id = $1 AND c.deleted_at IS NULL"  # noqa: S608
 MESSAGE_COLUMNS = """
-    m.id, m.conversation_id, m.seq, m.parent_id, m.role, m.content, m.status, m.sources, m.metadata,
-    m.external_id, m.sent_at, m.created_at
+    m.id, m.seq, m.parent_id, m.role, m.content, m.status, m.sources, m.metadata, m.external_id, m.sent_at, m.created_at
 """
 MESSAGE = f"SELECT {MESSAGE_COLUMNS} FROM messages m WHERE m.owner_id = $1 AND m.conversation_id = $2"  # noqa: S608
 THREAD = """
@@ -482,8 +482,8 @@ async def position(connection: Connection, owner: str, id_: UUID, tree: Tree, se
 # --- reading messages ------------------------------------------------------------------------------------
 
 
-def _to_message(row: Row) -> Message:
-    id_, conversation_id, seq, parent, role, content, status, sources, metadata, external, sent, created = row
+def _to_message(conversation_id: UUID, row: Row) -> Message:
+    id_, seq, parent, role, content, status, sources, metadata, external, sent, created = row
     return stored(
         Message,
         MESSAGE_FIELDS,
@@ -491,12 +491,12 @@ def _to_message(row: Row) -> Message:
         conversation_id=conversation_id,
         seq=seq,
         parent_id=parent,
-        role=Role(role),
-        content=decode_text(content),
-        status=Status(status),
+        role=ROLES[role],
+        content=decode_text(content) if _MARK in content else content,
+        status=STATUSES[status],
         sources=tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
         metadata=json.loads(metadata) if metadata else {},
-        external_id=_decode(external),
+        external_id=None if external is None else decode_text(external),
         sent_at=None if sent is None else _in_utc(sent),
         created_at=created,
     )
@@ -504,7 +504,7 @@ def _to_message(row: Row) -> Message:
 
 async def messages(connection: Connection, owner: str, id_: UUID, rest: str, *values: object) -> list[Message]:
     """Messages of one conversation, `rest` being the end of the statement that selects them."""
-    return [_to_message(row) for row in await connection.fetch(f"{MESSAGE}{rest}", owner, id_, *values)]
+    return [_to_message(id_, row) for row in await connection.fetch(f"{MESSAGE}{rest}", owner, id_, *values)]
 
 
 async def straight_history(
@@ -515,7 +515,7 @@ async def straight_history(
     found = await connection.fetch(STRAIGHT[window.order], owner, id_, low, high, window.limit + 1, window.offset)
     if not found:
         return None
-    return *found[0][:3], [_to_message(row[3:]) for row in found if row[3] is not None]
+    return *found[0][:3], [_to_message(id_, row[3:]) for row in found if row[3] is not None]
 
 
 async def log(connection: Connection, owner: str, id_: UUID, after: int, limit: int) -> list[Message]:
@@ -612,19 +612,19 @@ async def search(
     hits: list[tuple[Row, SearchHit]] = []
     while len(hits) < limit:
         found = await _candidates(connection, owner, terms, below, limit)
-        for title, *row in found:
-            message = _to_message(tuple(row))
+        for title, conversation_id, *row in found:
+            message = _to_message(conversation_id, tuple(row))
             if exact or holds(message.content, phrases):
                 hits.append((_place(message), _to_hit(title, message, phrases)))
         if len(found) < limit:
             break
-        below = _place(_to_message(found[-1][1:]))
+        below = _place(_to_message(found[-1][1], found[-1][2:]))
     return hits[:limit]
 
 
 async def _candidates(connection: Connection, owner: str, terms: list[str], below: Row, limit: int) -> list[Row]:
     found = await connection.fetch(
-        f"SELECT c.title, {MESSAGE_COLUMNS} FROM messages m"  # noqa: S608
+        f"SELECT c.title, c.id, {MESSAGE_COLUMNS} FROM messages m"  # noqa: S608
         " JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id"
         " WHERE m.owner_id = $1 AND m.terms @> $2 AND c.deleted_at IS NULL"
         " AND (m.created_at, m.conversation_id, m.seq) < ($3, $4, $5)"
