@@ -32,7 +32,7 @@ from chatkeep.store import ListOrder, Order, Store, StoreOptions
 from chatkeep.stores import postgres_rows as rows
 from chatkeep.stores.append import Placed, State, check, ids_to_look_up, plan
 from chatkeep.stores.group_commit import GroupCommit
-from chatkeep.stores.postgres_database import DRIVER_ERRORS, Database
+from chatkeep.stores.postgres_database import Database
 from chatkeep.stores.postgres_pool import Connection
 from chatkeep.stores.window import Window, list_scope, valid_page
 from chatkeep.tree import Position, Tree
@@ -75,7 +75,11 @@ class PostgresStore(Store):
 
     async def create_conversation(self, owner: str, new: NewConversation) -> Conversation:
         owner, id_ = self._owner(owner), new.id or new_id()
-        return await self._database.write(lambda connection: self._create(connection, owner, id_, new))
+        with self._database.writing():
+            created = await self._database.attempt(lambda connection: rows.create(connection, owner, id_, new))
+            if created is not None:
+                return created
+            return await self._database.write(lambda connection: self._create(connection, owner, id_, new))
 
     async def get_or_create_conversation(self, owner: str, new: NewConversation) -> Conversation:
         owner, id_ = self._owner(owner), new.id or new_id()
@@ -266,10 +270,7 @@ class PostgresStore(Store):
         """
         first = {simple.item.id: simple for simple in reversed(batch)}
         items = [simple.item for simple in batch if first[simple.item.id] is simple]
-        try:
-            stored = await self._database.statement(lambda connection: rows.append(connection, items))
-        except DRIVER_ERRORS:
-            stored = {}
+        stored = await self._database.attempt(lambda connection: rows.append(connection, items)) or {}
         taken = {id_: rows.appended(first[id_].item, first[id_].message, row) for id_, row in stored.items()}
         return [taken.get(s.item.id) if first[s.item.id] is s else None for s in batch]
 

@@ -66,11 +66,15 @@ class Database:
         self._writes = 0
         self._idle = asyncio.Event()
 
-    async def statement[T](self, work: Work[T]) -> T:
-        """Run `work`, one statement that commits by itself and waits for locks only briefly.
+    async def attempt[T](self, work: Work[T]) -> T | None:
+        """Run `work`, one statement that writes; None where it failed, or nobody knows: `write` is next then."""
+        try:
+            return await self._statement(work)
+        except DRIVER_ERRORS:
+            return None
 
-        Raises what the driver raises.
-        """
+    async def _statement[T](self, work: Work[T]) -> T:
+        """Run one statement that commits by itself and waits for locks only briefly."""
         async with self._pool.connection() as connection:
             if not self._pgbouncer:
                 return await work(connection)
@@ -80,11 +84,11 @@ class Database:
         """Run `work`, which only reads; once more where the connection turns out to be lost."""
         with self.translating():
             try:
-                return await self.statement(work)
+                return await self._statement(work)
             except DRIVER_ERRORS as error:
                 if not is_lost(error):
                     raise
-            return await self.statement(work)
+            return await self._statement(work)
 
     async def write[T](self, work: Work[T]) -> T:
         """Run `work` in a transaction, again while that may help, until the time for writes is over.
