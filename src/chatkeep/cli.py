@@ -26,7 +26,7 @@ from chatkeep.jsonl import Imported, export_lines, import_lines
 from chatkeep.migrations import HEAD
 from chatkeep.model import Conversation, Message
 from chatkeep.settings import LOCAL_OWNER, Settings
-from chatkeep.store import Store, open_store
+from chatkeep.store import Store, open_store, without_password
 
 if TYPE_CHECKING:
     from chatkeep.api.server import Server
@@ -115,7 +115,7 @@ def _in_url(host: str) -> str:
 
 def _say_where(settings: Settings, url: str) -> None:
     lines = (
-        f"chatkeep serves {settings.store_url}",
+        f"chatkeep serves {without_password(settings.store_url)}",
         f"  {url}/api/docs",
         "Try:",
         f"  curl '{url}/api/conversations?limit=3'",
@@ -372,7 +372,7 @@ def downgrade(
 ) -> None:
     """Take the schema back to a revision. What only newer revisions can hold is lost."""
     if not yes:
-        typer.confirm(f"Take {_url(database_url)} back to {revision}? Data may be lost.", abort=True)
+        typer.confirm(f"Take {without_password(_url(database_url))} back to {revision}? Data may be lost.", abort=True)
     _run(_migrate(_url(database_url), revision))
 
 
@@ -381,7 +381,7 @@ def status(database_url: DatabaseUrl = None) -> None:
     """Say at which revision the schema is. Exit code 1: not at the newest."""
     url = _url(database_url)
     revision = _run(_revision(url))
-    out.print(f"{url}: revision {revision or 'none'}, newest {HEAD}", soft_wrap=True, markup=False)
+    out.print(f"{without_password(url)}: revision {revision or 'none'}, newest {HEAD}", soft_wrap=True, markup=False)
     if revision != HEAD:
         raise typer.Exit(1)
 
@@ -389,7 +389,8 @@ def status(database_url: DatabaseUrl = None) -> None:
 async def _migrate(url: str, revision: str) -> None:
     async with open_store(url, migrate=False) as store:
         await store.migrate(revision)
-        out.print(f"{url}: revision {await store.schema_revision() or 'none'}", soft_wrap=True, markup=False)
+        revision = await store.schema_revision() or "none"
+        out.print(f"{without_password(url)}: revision {revision}", soft_wrap=True, markup=False)
 
 
 async def _revision(url: str) -> str | None:

@@ -335,6 +335,13 @@ def _adapter(scheme: str, url: str) -> type[Store]:
         raise InvalidInput(f"{scheme}:// needs {error.name}: pip install 'chatkeep[{extra}]'") from None
 
 
+def without_password(url: str) -> str:
+    """The URL as it may be shown."""
+    parts = urlsplit(url)
+    user, at, host = parts.netloc.rpartition("@")
+    return url.replace(f"{user}@{host}", f"{user.partition(':')[0]}:***@{host}", 1) if at and ":" in user else url
+
+
 def file_path(url: str) -> str:
     """Return the path of a URL that names a file. Raises InvalidInput where it names a host."""
     parts = urlsplit(url)

@@ -176,10 +176,14 @@ class Database:
                 server_settings=session,
                 statement_cache_size=100 if session else 0,
             )
-        except (ValueError, asyncpg.ClientConfigurationError):
+        except (ValueError, OverflowError, asyncpg.ClientConfigurationError):
             # The driver's message may hold the URL.
             raise InvalidInput("the URL is not one of a PostgreSQL database", got=self.name) from None
-        await self._check(connection)
+        try:
+            await self._check(connection)
+        except BaseException:
+            connection.terminate()
+            raise
         return connection
 
     async def _check(self, connection: Connection) -> None:
@@ -275,7 +279,9 @@ MEANINGS: tuple[tuple[type[Exception], str], ...] = (
 
 async def read_revision(connection: Connection) -> str | None:
     """The revision of the schema that `connection` sees."""
-    if await connection.fetchval("SELECT to_regclass('chatkeep_schema')::text") is None:
+    # Not to_regclass: in a transaction that waited it answers from what its session knew before.
+    there = "SELECT 1 FROM pg_class WHERE relname = 'chatkeep_schema' AND pg_table_is_visible(oid)"
+    if await connection.fetchval(there) is None:
         return None
     revision: str | None = await connection.fetchval("SELECT version_num FROM chatkeep_schema")
     return revision

@@ -198,7 +198,7 @@ def _in_utc(moment: datetime) -> datetime:
 async def thread(connection: Connection, owner: str, id_: UUID, *, lock: bool = False) -> Thread | None:
     """The threading of one conversation; locked against other writers until the transaction's end."""
     row = await connection.fetchrow(f"{THREAD} FOR NO KEY UPDATE" if lock else THREAD, owner, id_)
-    return None if row is None else Thread(*row)._replace(updated_at=_in_utc(row[5]))
+    return None if row is None else Thread(*row)._replace(title=_decode(row[4]), updated_at=_in_utc(row[5]))
 
 
 async def exists_elsewhere(connection: Connection, id_: UUID) -> bool:

@@ -1,0 +1,463 @@
+"""The store in PostgreSQL: what the database itself enforces, locks, pools, restarts, many processes."""
+
+import asyncio
+import re
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+from uuid import UUID, uuid4
+
+import asyncpg
+import pytest
+from benchmarks.postgres_server import FAST, PASSWORD, Server
+
+from chatkeep import (
+    Conversation,
+    ConversationChange,
+    InvalidInput,
+    NewConversation,
+    NewMessage,
+    Role,
+    SchemaMismatch,
+    Store,
+    StoreUnavailable,
+    open_store,
+)
+from chatkeep.stores.postgres import PostgresStore
+from chatkeep.stores.postgres_rows import decode_text, encode_text
+from chatkeep.testing import assistant, contents, dense, seqs, turns, user, whole_log
+from postgres import databases
+
+OWNER = "ada"
+
+
+@pytest.fixture
+def url() -> str:
+    """A database with the newest schema and nothing in it."""
+    return databases().clean()
+
+
+@pytest.fixture
+def empty_url() -> Iterator[str]:
+    """A database without a schema."""
+    url = databases().empty()
+    yield url
+    databases().drop(url)
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    """A store on it."""
+    async with open_store(url) as store:
+        yield store
+
+
+@pytest.fixture
+async def talk(store: Store) -> Conversation:
+    """A conversation with three messages."""
+    talk = await store.create_conversation(OWNER, NewConversation())
+    await store.append(OWNER, talk.id, turns(3))
+    return talk
+
+
+@asynccontextmanager
+async def raw(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A connection beside the store's."""
+    connection = await asyncpg.connect(url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+# --- what the database enforces --------------------------------------------------------------------------
+
+MESSAGE = """
+    INSERT INTO messages (owner_id, conversation_id, seq, id, run, depth, role, content, status, fingerprint)
+    SELECT owner_id, id, 9, '01a20d6a-2a65-7f21-8218-53b385d1a75c', 0, 9, 'user', 'x', 'complete', ''::bytea
+    FROM conversations
+"""
+
+
+@pytest.mark.parametrize(
+    ("statement", "error"),
+    [
+        (MESSAGE.replace("'user'", "'wizard'"), asyncpg.CheckViolationError),
+        (MESSAGE.replace("'complete'", "'half'"), asyncpg.CheckViolationError),
+        (MESSAGE.replace("id, 9, '", "id, 0, '"), asyncpg.CheckViolationError),
+        (MESSAGE.replace("0, 9, 'user'", "0, 10, 'user'"), asyncpg.CheckViolationError),
+        (MESSAGE.replace("'x'", "NULL"), asyncpg.NotNullViolationError),
+        (MESSAGE.replace("9,", "3,"), asyncpg.UniqueViolationError),
+        (MESSAGE.replace("SELECT owner_id", "SELECT 'bob'"), asyncpg.ForeignKeyViolationError),
+        ("UPDATE messages SET id = (SELECT id FROM messages WHERE seq = 1)", asyncpg.UniqueViolationError),
+        ("UPDATE conversations SET owner_id = 'bob'", asyncpg.ForeignKeyViolationError),
+        ("UPDATE conversations SET metadata = NULL", asyncpg.NotNullViolationError),
+    ],
+)
+async def test_database_refuses(url: str, talk: Conversation, statement: str, error: type[Exception]) -> None:
+    """Roles, statuses, keys and owners are the database's own rules, not only chatkeep's."""
+    async with raw(url) as connection:
+        with pytest.raises(error):
+            await connection.execute(statement)
+        if statement.startswith("UPDATE conversations SET metadata"):
+            await connection.execute(MESSAGE)  # what the others vary is accepted as it stands
+
+
+async def test_database_cascades(url: str, store: Store, talk: Conversation) -> None:
+    """Removing a user removes their conversations, removing a conversation its messages."""
+    other = await store.create_conversation(OWNER, NewConversation())
+    await store.append(OWNER, other.id, turns(2))
+    async with raw(url) as connection:
+        await connection.execute("DELETE FROM conversations WHERE id = $1", talk.id)
+        assert await connection.fetchval("SELECT count(*) FROM messages") == 2
+        await connection.execute("DELETE FROM users WHERE id = $1", OWNER)
+        assert await connection.fetchval("SELECT count(*) FROM conversations") == 0
+        assert await connection.fetchval("SELECT count(*) FROM messages") == 0
+
+
+@pytest.mark.parametrize("text", ["\0", "a\0b", "\ufdd0", "\ufdd00000", "\ufdd0fdd0\0", "\ufdd0zz"])
+async def test_text_that_postgres_cannot_hold(store: Store, text: str) -> None:
+    """NUL is kept in every field that takes text, the owner included; encoded texts stay different."""
+    assert decode_text(encode_text(text)) == text
+    assert "\0" not in encode_text(text)
+    new = NewConversation(title=text, context_id=text, external_id=text, metadata={text: text})
+    talk = await store.create_conversation(text, new)
+    await store.append(text, talk.id, [user(text, external_id=text), assistant(text)])
+    read = await store.get_conversation(text, talk.id)
+    assert (read.owner_id, read.title, read.context_id, read.external_id) == (text, text, text, text)
+    assert (await store.list_conversations(text, context_id=text)).items == [read]
+    assert (await store.get_or_create_conversation(text, NewConversation(context_id=text))).id == talk.id
+    assert contents(await store.log(text, talk.id)) == [text, text]
+    changed = await store.update_conversation(text, talk.id, ConversationChange(title=f"new {text}"))
+    assert changed.title == f"new {text}"
+    assert (await store.erase_owner(text)).messages == 2
+
+
+# --- locks and pools -------------------------------------------------------------------------------------
+
+
+async def test_locked_row_stalls_nobody_else(url: str, store: Store) -> None:
+    """While somebody holds one conversation's row, appends to it wait, and the others go on."""
+    talks = [await store.create_conversation(OWNER, NewConversation()) for _ in range(32)]
+    slowest = 0.0
+
+    async def write(number: int) -> None:
+        nonlocal slowest
+        for _ in range(30):
+            before = time.perf_counter()
+            await store.append(OWNER, talks[number].id, turns(1))
+            slowest = max(slowest, time.perf_counter() - before)
+
+    async with raw(url) as holder, holder.transaction():
+        await holder.execute("SELECT 1 FROM conversations WHERE id = $1 FOR UPDATE", talks[0].id)
+        waiting = [asyncio.create_task(store.append(OWNER, talks[0].id, turns(1))) for _ in range(20)]
+        began = time.perf_counter()
+        while time.perf_counter() - began < 1.5:
+            await asyncio.gather(*map(write, range(1, 32)))
+        assert not any(task.done() for task in waiting)
+    stored = await asyncio.gather(*waiting)
+    assert sorted(batch[0].seq for batch in stored) == list(range(1, 21))
+    assert slowest < 0.5, "200 ms are the promise; a busy machine gets more here"
+
+
+async def test_exhausted_pool_is_said(url: str) -> None:
+    """Who finds all connections in use for the set time is told so, and what to do."""
+    async with open_store(url, pool_size=3, pool_timeout=0.2) as store, raw(url) as holder:
+        talks = [await store.create_conversation(OWNER, NewConversation()) for _ in range(3)]
+        async with holder.transaction():
+            await holder.execute("SELECT 1 FROM conversations FOR UPDATE")
+            stuck = [asyncio.create_task(store.append(OWNER, talk.id, turns(2))) for talk in talks]
+            await asyncio.sleep(0.2)
+            with pytest.raises(StoreUnavailable, match=r"all 3 connections were in use for 0\.2 s.*pool_size"):
+                await store.get_conversation(OWNER, talks[0].id)
+        assert [seqs(batch) for batch in await asyncio.gather(*stuck)] == [[1, 2]] * 3
+
+
+async def test_writer_that_waits_too_long_gives_up(url: str) -> None:
+    """A lock that is held for longer than write_timeout ends in StoreUnavailable; the retry is safe."""
+    async with open_store(url, write_timeout=0.3) as store, raw(url) as holder:
+        talk = await store.create_conversation(OWNER, NewConversation())
+        message = user("once", id=uuid4())
+        async with holder.transaction():
+            await holder.execute("SELECT 1 FROM conversations FOR UPDATE")
+            with pytest.raises(StoreUnavailable, match="too long"):
+                await store.append(OWNER, talk.id, [message])
+        await store.append(OWNER, talk.id, [message])
+        assert len(await whole_log(store, OWNER, talk.id)) == 1
+
+
+# --- opening ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "reason"),
+    [
+        ((f":{PASSWORD}@", ":zq7wrong@"), StoreUnavailable, "user or the password"),
+        (("/chatkeep_", "/zq7absent_"), StoreUnavailable, "no such database"),
+        (("@127.0.0.1:", "@127.0.0.2:"), StoreUnavailable, "cannot be reached"),
+        (("@127.0.0.1:", "@127.0.0.1:zq7"), InvalidInput, "not one of a PostgreSQL database"),
+    ],
+)
+async def test_opening_what_is_not_there(
+    url: str, change: tuple[str, str], error: type[Exception], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Errors say what is wrong and never hold the password."""
+    with pytest.raises(error, match=reason) as caught:
+        await open_store(url.replace(*change))
+    assert PASSWORD not in f"{caught.value!r} {caught.value} {caplog.text}"
+    assert "zq7wrong" not in f"{caught.value!r} {caught.value} {caplog.text}"
+
+
+async def test_database_that_forgets_is_refused(empty_url: str) -> None:
+    """With synchronous_commit off, acknowledged messages could be lost: such a database is not used."""
+    async with raw(empty_url) as connection:
+        name = await connection.fetchval("SELECT current_database()")
+        await connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+    with pytest.raises(InvalidInput, match="synchronous_commit is off"):
+        await open_store(empty_url)
+
+
+async def test_driver_options_reach_the_driver(url: str) -> None:
+    """What chatkeep does not know in the URL is asyncpg's; what it knows is not."""
+    async with open_store(f"{url}?search=off&application_name=zq7name") as store:
+        assert isinstance(store, PostgresStore)
+        await store.create_conversation(OWNER, NewConversation())
+        async with raw(url) as connection:
+            names = await connection.fetch("SELECT application_name FROM pg_stat_activity")
+    assert "chatkeep" in {name for (name,) in names}
+    with pytest.raises(InvalidInput, match="search"):
+        open_store(f"{url}?search=maybe")
+
+
+# --- the schema ------------------------------------------------------------------------------------------
+
+OBJECTS = """
+    SELECT c.oid::regclass::text AS name, c.relkind::text AS kind, pg_get_indexdef(c.oid) AS definition
+    FROM pg_class c WHERE relnamespace = 'public'::regnamespace AND relkind IN ('r', 'i', 'S', 'v')
+    UNION ALL SELECT p.oid::regprocedure::text, 'f', pg_get_functiondef(p.oid) FROM pg_proc p
+    WHERE pronamespace = 'public'::regnamespace
+    UNION ALL SELECT conrelid::regclass::text || conname, 'c', pg_get_constraintdef(oid) FROM pg_constraint
+    WHERE connamespace = 'public'::regnamespace
+    UNION ALL SELECT attrelid::regclass::text || '.' || attname, 'a', format_type(atttypid, atttypmod) || attnotnull
+    FROM pg_attribute JOIN pg_class ON pg_class.oid = attrelid
+    WHERE relnamespace = 'public'::regnamespace AND relkind = 'r' AND attnum > 0
+    ORDER BY 1, 2
+"""
+
+
+async def objects(url: str) -> list[tuple[str, ...]]:
+    """Everything in the schema."""
+    async with raw(url) as connection:
+        return [tuple(row) for row in await connection.fetch(OBJECTS)]
+
+
+async def test_schema_goes_up_and_down(empty_url: str) -> None:
+    """Down leaves nothing behind, and up again makes the same schema as a new database has."""
+    before = await objects(empty_url)
+    async with open_store(empty_url, migrate=False) as store:
+        assert await store.schema_revision() is None
+        with pytest.raises(SchemaMismatch, match="db upgrade"):
+            await store.create_conversation(OWNER, NewConversation())
+        with pytest.raises(SchemaMismatch):
+            await store.ping()
+        await store.migrate()
+        first = await objects(empty_url)
+        await store.migrate("base")
+        assert await objects(empty_url) == before
+        await store.migrate()
+        assert await objects(empty_url) == first
+        await store.ping()
+    assert first != before
+
+
+async def test_newer_schema_is_refused(empty_url: str) -> None:
+    """A database that a newer chatkeep has migrated is not touched."""
+    async with open_store(empty_url):
+        pass
+    async with raw(empty_url) as connection:
+        await connection.execute("UPDATE chatkeep_schema SET version_num = '9999'")
+    with pytest.raises(SchemaMismatch, match="newer schema"):
+        await open_store(empty_url)
+
+
+def test_ten_processes_migrate_at_once(empty_url: str) -> None:
+    """One migrates, the others wait; all end well."""
+    command = [sys.executable, "-m", "chatkeep", "db", "upgrade", "--database-url", empty_url]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(10)]
+    ended = [(process.communicate()[0].decode(), process.returncode) for process in running]
+    assert [code for _, code in ended] == [0] * 10, ended
+    assert not [output for output, _ in ended if PASSWORD in output]
+
+
+async def test_messages_without_terms_are_indexed_when_search_is_on(url: str) -> None:
+    """What was stored with search=off is found after the next opening with search on."""
+    async with open_store(url, search="off") as store:
+        talk = await store.create_conversation(OWNER, NewConversation())
+        await store.append(OWNER, talk.id, [assistant(f"pebble {number}") for number in range(1_200)])
+        with pytest.raises(InvalidInput, match="search=off"):
+            await store.search_messages(OWNER, "pebble")
+    async with open_store(url) as store:
+        found = await store.search_messages(OWNER, "pebble", limit=1_000)
+        assert len(found.items) == 1_000
+        assert len((await store.search_messages(OWNER, "pebble", limit=1_000, cursor=found.next)).items) == 200
+
+
+# --- statements ------------------------------------------------------------------------------------------
+
+NOT_OF_AN_OWNER = (
+    "SELECT 1 FROM conversations WHERE id = $1 AND deleted_at IS NULL LIMIT 1",  # whether somebody else has it
+    "SELECT version_num FROM chatkeep_schema",
+    "SELECT 1 FROM pg_class WHERE relname = 'chatkeep_schema'",
+    "SELECT current_setting('synchronous_commit')",
+    "WITH RECURSIVE typeinfo_tree",  # the driver's own
+    "SELECT current_setting('jit')",
+    "SELECT DISTINCT owner_id FROM conversations WHERE deleted_at IS NOT NULL",  # when it is opened
+    "SELECT owner_id, conversation_id, seq, content FROM messages WHERE terms IS NULL",  # when it is opened
+)
+
+
+async def test_every_statement_names_the_owner(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the path of requests no statement asks for rows without saying whose."""
+    seen: set[str] = set()
+    connect: Any = asyncpg.connect
+
+    async def connect_and_listen(*arguments: Any, **options: Any) -> Any:
+        connection = await connect(*arguments, **options)
+        connection.add_query_logger(lambda record: seen.add(" ".join(record.query.split())))
+        return connection
+
+    monkeypatch.setattr(asyncpg, "connect", connect_and_listen)
+    async with open_store(url) as store:
+        await use_everything(store)
+    control = re.compile(r"(BEGIN|COMMIT|ROLLBACK)\b")
+    asked = {text for text in seen if not control.match(text) and not text.startswith(NOT_OF_AN_OWNER)}
+    named = re.compile(r"owner_id = \$1|chatkeep_append\(\$1|users \(id\) VALUES \(\$1\)|users WHERE id = \$1")
+    assert [text for text in asked if not named.search(text)] == []
+    assert len(asked) > 25
+
+
+async def use_everything(store: Store) -> None:
+    """Call every method of the port, on straight and branched conversations."""
+    talk = await store.create_conversation(OWNER, NewConversation(context_id="c"))
+    await store.create_conversation(OWNER, NewConversation(id=talk.id, context_id="c"))
+    for context in ("c", "d", None):
+        await store.get_or_create_conversation(OWNER, NewConversation(context_id=context))
+    first = (await store.append(OWNER, talk.id, [user("pebble")]))[0]
+    await asyncio.gather(*(store.append(OWNER, talk.id, [user(f"pebble {number}")]) for number in range(20)))
+    for parent in (first.id, None):
+        await store.append(OWNER, talk.id, [NewMessage(role=Role.ASSISTANT, content="x", parent_id=parent)])
+    for order in ("desc", "asc"):
+        page = await store.history(OWNER, talk.id, limit=2, order=order, total=True)
+        await store.history(OWNER, talk.id, limit=2, offset=3, leaf=first.id)
+        assert page.items
+    await store.siblings(OWNER, talk.id, first.id)
+    await store.get_message(OWNER, talk.id, first.id)
+    await store.log(OWNER, talk.id)
+    await store.update_conversation(OWNER, talk.id, ConversationChange(head_id=first.id, title="t", metadata={"a": 1}))
+    await store.search_messages(OWNER, "pebble")
+    await store.delete_message(OWNER, talk.id, first.id)
+    for order in ("updated", "id"):
+        listed = await store.list_conversations(OWNER, order=order, limit=1, total=True)  # type: ignore[arg-type]
+        await store.list_conversations(OWNER, order=order, limit=1, cursor=listed.next)  # type: ignore[arg-type]
+    await store.list_conversations(OWNER, context_id="c")
+    with suppress(Exception):
+        await store.get_conversation("bob", talk.id)
+    await store.delete_conversation(OWNER, talk.id)
+    await store.erase_owner(OWNER)
+
+
+# --- many processes, restarts ----------------------------------------------------------------------------
+
+WRITER = """
+import asyncio, random, sys
+from typing import Any
+from uuid import UUID, uuid4
+from chatkeep import NewMessage, Role, open_store
+
+async def main(url, ids):
+    async with open_store(url, migrate=False) as store:
+        async def write(dice):
+            for _ in range(6):
+                message = NewMessage(id=uuid4(), role=Role.USER, content=f"hello {dice.random()}")
+                talk = dice.choice(ids)
+                times = 2 if dice.random() < 0.5 else 1
+                answers = await asyncio.gather(*(store.append("ada", talk, [message]) for _ in range(times)))
+                assert len({batch[0].seq for batch in answers}) == 1
+                print(talk, message.id, answers[0][0].seq, flush=True)
+        await asyncio.gather(*(write(random.Random()) for _ in range(32)))
+
+asyncio.run(main(sys.argv[1], [UUID(text) for text in sys.argv[2:]]))
+"""
+
+
+async def test_eight_processes_share_conversations(url: str, store: Store) -> None:
+    """8 processes with 32 tasks each, half of the appends sent twice at once: none lost, none doubled, seq dense."""
+    talks = [await store.create_conversation(OWNER, NewConversation()) for _ in range(12)]
+    command = [sys.executable, "-c", WRITER, url, *(str(talk.id) for talk in talks)]
+    running = [
+        await asyncio.create_subprocess_exec(*command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE)
+        for _ in range(8)
+    ]
+    ended = await asyncio.gather(*(process.communicate() for process in running))
+    assert [errors.decode() for _, errors in ended] == [""] * 8
+    said = [line.split() for output, _ in ended for line in output.decode().splitlines()]
+    assert len(said) == 8 * 32 * 6
+    stored: dict[UUID, tuple[UUID, int]] = {}
+    for talk in talks:
+        log = await whole_log(store, OWNER, talk.id)
+        assert seqs(log) == dense(len(log))
+        stored |= {message.id: (talk.id, message.seq) for message in log}
+    assert {UUID(id_): (UUID(talk), int(seq)) for talk, id_, seq in said} == stored
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A server of the test's own, which it may stop."""
+    server = Server(**{**FAST, "full_page_writes": "on"})
+    server.start()
+    yield server
+    server.remove()
+
+
+@pytest.mark.parametrize("mode", ["fast", "immediate"])
+async def test_server_restarts_under_load(server: Server, mode: str) -> None:
+    """Errors only while it is down; nothing acknowledged is lost, and no retry is stored twice."""
+    async with open_store(server.url(), write_timeout=0.5) as store:
+        talks = [await store.create_conversation(OWNER, NewConversation()) for _ in range(8)]
+        acknowledged: dict[UUID, int] = {}
+        failed: list[float] = []
+        stopping = asyncio.Event()
+
+        async def write(number: int) -> None:
+            talk = talks[number % 8].id
+            while not stopping.is_set():
+                message = user("hello", id=uuid4())
+                while True:
+                    try:
+                        (stored,) = await store.append(OWNER, talk, [message])
+                    except StoreUnavailable:
+                        failed.append(time.monotonic())
+                        await asyncio.sleep(0.01)
+                        continue
+                    acknowledged[stored.id] = stored.seq
+                    break
+
+        writers = [asyncio.create_task(write(number)) for number in range(32)]
+        await asyncio.sleep(0.3)
+        before = len(acknowledged)
+        await asyncio.to_thread(server.stop, mode)
+        await asyncio.sleep(0.7)
+        await asyncio.to_thread(server.start)
+        up = time.monotonic()
+        await asyncio.sleep(1.0)
+        stopping.set()
+        await asyncio.gather(*writers)
+        assert failed, "nobody noticed that the server was down"
+        assert max(failed) < up + 0.6
+        assert 0 < before < len(acknowledged)
+        logs = [await whole_log(store, OWNER, talk.id) for talk in talks]
+        assert [seqs(log) for log in logs] == [dense(len(log)) for log in logs]
+        assert {message.id: message.seq for log in logs for message in log} == acknowledged
