@@ -41,12 +41,12 @@ class Imported(NamedTuple):
 
 def run(plan: Plan) -> Report:
     """Import every data set alone, then all of them in one command."""
-    files = _files()
+    files = data_files()
     if not files:
         note = f"Import: not measured, no data sets in {_data()} (CHATKEEP_DATA names another folder)."
         return Report(rows=[not_measured("import of real conversations", "-", GATE)], notes=[note])
     compile_modules(plan)
-    sizes = {file: _messages(file) for file in files}
+    sizes = {file: count_messages(file) for file in files}
     alone = [] if plan.quick else files
     rows = [_row(plan, [file], sizes, search) for file in alone for search in SEARCHES]
     return Report(rows=rows + [_row(plan, files, sizes, search) for search in SEARCHES], notes=[NOTE])
@@ -57,11 +57,13 @@ def _data() -> Path:
     return (Path(given) if given else ROOT.parent / "shared" / "data").resolve() / "conversations"
 
 
-def _files() -> list[Path]:
+def data_files() -> list[Path]:
+    """The data sets, none where they are absent."""
     return sorted(_data().glob("*.jsonl.gz"))
 
 
-def _messages(file: Path) -> int:
+def count_messages(file: Path) -> int:
+    """How many messages a data set holds."""
     with gzip.open(file, "rt", encoding="utf-8", newline="\n") as lines:
         return sum(len(json.loads(line)["messages"]) for line in lines)
 

