@@ -20,8 +20,9 @@ lint: $(UV)  ## format, lint and types
 bench: $(UV)  ## the speed table, into benchmarks/RESULTS.md
 	$(RUN) --group bench python -m benchmarks
 
-crash: $(UV)  ## 50 rounds of SIGKILL in the middle of appends
+crash: $(UV)  ## 50 rounds of SIGKILL in the middle of appends, 40 restarts of PostgreSQL under load
 	CHATKEEP_CRASH_ROUNDS=50 $(RUN) pytest tests/test_crash.py
+	CHATKEEP_CRASH_ROUNDS=20 $(RUN) pytest tests/test_postgres.py -k restarts
 
 openapi: $(UV)  ## write docs/openapi.json anew
 	$(RUN) python -m chatkeep.api.openapi > docs/openapi.json

@@ -1,6 +1,6 @@
 """Processes are killed in the middle of their writes. Run as a script, this file is their parent.
 
-CHATKEEP_CRASH_ROUNDS says how many rounds are run on one file, 6 unless told; `make crash` runs 50.
+CHATKEEP_CRASH_ROUNDS says how many rounds are run on one database, 6 unless told; `make crash` runs 50.
 """
 
 import asyncio
@@ -16,13 +16,18 @@ from pathlib import Path
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import apsw
+import asyncpg
 import pytest
 
 from chatkeep import Message, NewConversation, NewMessage, Role, Status, Store, open_store
 from chatkeep.testing import dense, path_to, seqs, whole_history, whole_log, whole_search
 
+if __name__ != "__main__":
+    from postgres import databases
+
 OWNER = "ada"
-TASKS = 8
+TASKS = {"sqlite": 8, "postgresql": 64}
+"""How many tasks of a process write at once, by the URL's scheme."""
 ROUNDS = int(os.environ.get("CHATKEEP_CRASH_ROUNDS", "6"))
 
 
@@ -44,6 +49,11 @@ def batch(life: str, task: int, turn: int) -> list[NewMessage]:
 def target(conversations: list[UUID], task: int, turn: int) -> UUID:
     """The conversation that a turn is sent to."""
     return conversations[(task + turn) % len(conversations)]
+
+
+def scheme(url: str) -> str:
+    """Which database a URL names."""
+    return url.partition(":")[0]
 
 
 # --- the processes that are killed -----------------------------------------------------------------------
@@ -72,7 +82,7 @@ async def write(url: str, life: str, conversations: list[UUID]) -> None:
                 await store.delete_message(OWNER, conversation, stored[0].id)
 
     async with open_store(url) as store, asyncio.TaskGroup() as group:
-        for number in range(TASKS):
+        for number in range(TASKS[scheme(url)]):
             group.create_task(task(number))
 
 
@@ -114,11 +124,57 @@ class Parent:
         return self.process.stdout.readline().split()
 
 
+class InSqlite:
+    """A file, and what is to be seen in it without chatkeep."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.url = f"sqlite:///{path}"
+
+    async def settle(self) -> None:
+        """Nothing goes on after the writer's death; SQLite finds nothing wrong with the file."""
+        check_file(self.path)
+
+    async def count(self, pattern: str) -> int:
+        """How many messages are like `pattern`."""
+        connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
+        counted: int = connection.execute("SELECT count(*) FROM messages WHERE content LIKE ?", (pattern,)).get
+        connection.close()
+        return counted
+
+
+class InPostgres:
+    """A database, and what is to be seen in it without chatkeep."""
+
+    def __init__(self) -> None:
+        self.url = databases().clean()
+
+    async def settle(self) -> None:
+        """Wait until the server has done what the killed process sent: it may still commit."""
+        others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+        connection = await asyncpg.connect(self.url)
+        while await connection.fetchval(others):  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.01)
+        await connection.close()
+
+    async def count(self, pattern: str) -> int:
+        """How many messages are like `pattern`."""
+        connection = await asyncpg.connect(self.url)
+        counted: int = await connection.fetchval("SELECT count(*) FROM messages WHERE content LIKE $1", pattern)
+        await connection.close()
+        return counted
+
+
+@pytest.fixture(params=["sqlite", "postgres"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> InSqlite | InPostgres:
+    """A database of each kind in turn."""
+    return InSqlite(tmp_path / "chat.db") if request.param == "sqlite" else InPostgres()
+
+
 @pytest.mark.timeout(60 + 10 * ROUNDS)
-async def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
+async def test_nothing_acknowledged_is_lost(database: InSqlite | InPostgres) -> None:
     """After SIGKILL at a random moment every acknowledged message is there, once, in its place; nothing by halves."""
-    path = tmp_path / "chat.db"
-    url = f"sqlite:///{path}"
+    url = database.url
     async with open_store(url) as store:
         conversations = [(await store.create_conversation(OWNER, NewConversation())).id for _ in range(3)]
     expected: dict[UUID, dict[UUID, int]] = {conversation: {} for conversation in conversations}
@@ -128,16 +184,17 @@ async def test_nothing_acknowledged_is_lost(tmp_path: Path) -> None:
             for task, turn, seq in acknowledged:
                 places = {message.id: seq + n for n, message in enumerate(batch(life, task, turn)) if message.id}
                 expected[target(conversations, task, turn)] |= places
+            await database.settle()
             async with open_store(url) as store:
-                check_file(path)
                 logs = {id_: await check_conversation(store, id_, expected[id_]) for id_ in conversations}
-                await check_search(store, path)
-                await retry_the_last(store, life, logs, acknowledged)
+                found = await whole_search(store, OWNER, "word2 说话", limit=1_000)
+                assert len(found) == await database.count("% word2, %")
+                await retry_the_last(store, life, logs, acknowledged, TASKS[scheme(url)])
                 for conversation in conversations:
                     log = await whole_log(store, OWNER, conversation)
                     assert seqs(log) == dense(len(log))
                     expected[conversation] = {message.id: message.seq for message in log}
-    assert sum(map(len, expected.values())) > ROUNDS * TASKS
+    assert sum(map(len, expected.values())) > ROUNDS * TASKS[scheme(url)]
 
 
 async def check_conversation(store: Store, conversation: UUID, expected: dict[UUID, int]) -> list[Message]:
@@ -184,18 +241,12 @@ def check_file(path: Path) -> None:
         connection.close()
 
 
-async def check_search(store: Store, path: Path) -> None:
-    """A search finds the messages that say the word and are not deleted."""
-    connection = apsw.Connection(str(path), flags=apsw.SQLITE_OPEN_READWRITE)
-    expected = connection.execute("SELECT count(*) FROM messages WHERE content LIKE '% word2, %'").get
-    connection.close()
-    assert len(await whole_search(store, OWNER, "word2 说话", limit=1_000)) == expected
-
-
-async def retry_the_last(store: Store, life: str, logs: dict[UUID, list[Message]], acknowledged: Acknowledged) -> None:
+async def retry_the_last(
+    store: Store, life: str, logs: dict[UUID, list[Message]], acknowledged: Acknowledged, tasks: int
+) -> None:
     """What each task sent when it was killed can be sent again: it is stored now, or was and is returned."""
     known = {message.id: message for log in logs.values() for message in log}
-    for number in range(TASKS):
+    for number in range(tasks):
         turn = max([turn for task, turn, _ in acknowledged if task == number], default=-1) + 1
         for message in await store.append(OWNER, target(list(logs), number, turn), batch(life, number, turn)):
             assert known.get(message.id, message) == message

@@ -1,6 +1,7 @@
 """The store in PostgreSQL: what the database itself enforces, locks, pools, restarts, many processes."""
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -319,24 +320,73 @@ NOT_OF_AN_OWNER = (
 )
 
 
-async def test_every_statement_names_the_owner(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the path of requests no statement asks for rows without saying whose."""
-    seen: set[str] = set()
+type Asked = dict[str, tuple[object, ...]]
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
+    """Every statement of the stores that are opened, with the arguments it had last."""
+    seen: Asked = {}
     connect: Any = asyncpg.connect
 
     async def connect_and_listen(*arguments: Any, **options: Any) -> Any:
         connection = await connect(*arguments, **options)
-        connection.add_query_logger(lambda record: seen.add(" ".join(record.query.split())))
+        if "server_settings" in options:  # a store's, not a test's
+            connection.add_query_logger(lambda record: seen.update({record.query: tuple(record.args)}))
         return connection
 
     monkeypatch.setattr(asyncpg, "connect", connect_and_listen)
+    return seen
+
+
+def of_requests(asked: Asked) -> Asked:
+    """Those that requests cause, without what controls transactions and what names no owner."""
+    control = re.compile(r"\s*(BEGIN|COMMIT|ROLLBACK|SET)\b")
+    return {
+        text: arguments
+        for text, arguments in asked.items()
+        if not control.match(text) and not " ".join(text.split()).startswith(NOT_OF_AN_OWNER)
+    }
+
+
+async def test_every_statement_names_the_owner(url: str, asked: Asked) -> None:
+    """On the path of requests no statement asks for rows without saying whose."""
     async with open_store(url) as store:
         await use_everything(store)
-    control = re.compile(r"(BEGIN|COMMIT|ROLLBACK)\b")
-    asked = {text for text in seen if not control.match(text) and not text.startswith(NOT_OF_AN_OWNER)}
     named = re.compile(r"owner_id = \$1|chatkeep_append\(\$1|users \(id\) VALUES \(\$1\)|users WHERE id = \$1")
-    assert [text for text in asked if not named.search(text)] == []
-    assert len(asked) > 25
+    statements = of_requests(asked)
+    assert [text for text in statements if not named.search(text)] == []
+    assert len(statements) > 25
+
+
+SCALE = int(os.environ.get("CHATKEEP_EXPLAIN_SCALE", "1"))
+"""10 is 100,000 conversations and 1,000,000 messages."""
+FILL = """
+    INSERT INTO users SELECT 'owner ' || n FROM generate_series(0, 9_999) n;
+    INSERT INTO conversations (owner_id, id, context_id, metadata, last_seq, head_seq, fingerprint, updated_at)
+    SELECT 'owner ' || n % 10, md5(n::text)::uuid, 'c' || n % 7, '{}', 10, 10, '', now() - n * interval '1 s'
+    FROM generate_series(1, 10_000 * scale) n;
+    INSERT INTO messages (owner_id, conversation_id, seq, id, run, depth, role, content, status, fingerprint, terms)
+    SELECT owner_id, id, n, md5(id::text || n)::uuid, 0, n, 'user', 'hello', 'complete', '', '{x}'
+    FROM conversations, generate_series(1, 10) n;
+    VACUUM ANALYZE
+"""
+
+
+@pytest.mark.timeout(600)
+async def test_every_query_uses_an_index(url: str, asked: Asked) -> None:
+    """No statement of a request reads a whole table, however the planner sees 10,000 conversations times SCALE."""
+    async with raw(url) as connection:
+        for statement in FILL.replace("scale", str(SCALE)).split(";"):
+            await connection.execute(statement, timeout=600)
+        async with open_store(url) as store:
+            await use_everything(store)
+        scans = {}
+        for text, arguments in of_requests(asked).items():
+            plan = "\n".join(line for (line,) in await connection.fetch(f"EXPLAIN {text}", *arguments))
+            if re.search(r"Seq Scan on (messages|conversations|users)", plan):
+                scans[text] = plan
+        assert scans == {}
 
 
 async def use_everything(store: Store) -> None:
@@ -422,9 +472,20 @@ def server() -> Iterator[Server]:
     server.remove()
 
 
+ROUNDS = int(os.environ.get("CHATKEEP_CRASH_ROUNDS", "1"))
+"""How often the server is stopped in each way; `make crash` says 20."""
+
+
+@pytest.mark.timeout(60 + 10 * ROUNDS)
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
 async def test_server_restarts_under_load(server: Server, mode: str) -> None:
     """Errors only while it is down; nothing acknowledged is lost, and no retry is stored twice."""
+    for _ in range(ROUNDS):
+        await restart_under_load(server, mode)
+
+
+async def restart_under_load(server: Server, mode: str) -> None:
+    """Stop the server while 64 tasks write, start it again, and compare what they know with what is there."""
     async with open_store(server.url(), write_timeout=0.5) as store:
         talks = [await store.create_conversation(OWNER, NewConversation()) for _ in range(8)]
         acknowledged: dict[UUID, int] = {}
@@ -445,7 +506,7 @@ async def test_server_restarts_under_load(server: Server, mode: str) -> None:
                     acknowledged[stored.id] = stored.seq
                     break
 
-        writers = [asyncio.create_task(write(number)) for number in range(32)]
+        writers = [asyncio.create_task(write(number)) for number in range(64)]
         await asyncio.sleep(0.3)
         before = len(acknowledged)
         await asyncio.to_thread(server.stop, mode)
