@@ -16,7 +16,7 @@ import asyncpg
 
 from chatkeep.errors import ChatkeepError, InvalidInput, SchemaMismatch, StoreUnavailable
 from chatkeep.migrations import HEAD, REVISIONS, render
-from chatkeep.stores.postgres_pool import Connection, Pool
+from chatkeep.stores.postgres_pool import FATAL, Connection, Pool
 
 logger = logging.getLogger(__name__)
 
@@ -227,17 +227,14 @@ class Database:
         return StoreUnavailable(meaning, got=f"{self.name}: {state}")
 
 
-DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, OSError)
+DRIVER_ERRORS = (asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError, OSError)
 """Everything that the driver raises."""
 
 LOST = (
-    asyncpg.PostgresConnectionError,
-    asyncpg.AdminShutdownError,
-    asyncpg.CrashShutdownError,
-    asyncpg.CannotConnectNowError,
-    asyncpg.IdleInTransactionSessionTimeoutError,
+    *FATAL,
     asyncpg.ReadOnlySQLTransactionError,  # the server is no longer the primary
     asyncpg.InterfaceError,
+    asyncpg.InternalClientError,
     ConnectionError,
 )
 """Errors of a connection that is no more, or that could not be made."""
@@ -271,7 +268,7 @@ MEANINGS: tuple[tuple[type[Exception], str], ...] = (
     (asyncpg.SerializationError, "others wrote the same rows again and again; try again"),
     (asyncpg.DeadlockDetectedError, "others wrote the same rows again and again; try again"),
     (TimeoutError, "PostgreSQL did not answer in time"),
-    (LOST[0], "the connection to PostgreSQL was lost"),
+    (asyncpg.PostgresConnectionError, "the connection to PostgreSQL was lost"),
     (OSError, "PostgreSQL cannot be reached"),
 )
 """What the driver's errors mean to a person."""

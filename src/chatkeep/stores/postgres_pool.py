@@ -14,6 +14,16 @@ from chatkeep.errors import ChatkeepError, StoreUnavailable
 type Connection = asyncpg.Connection[asyncpg.Record]
 
 
+FATAL = (
+    asyncpg.PostgresConnectionError,
+    asyncpg.AdminShutdownError,
+    asyncpg.CrashShutdownError,
+    asyncpg.CannotConnectNowError,
+    asyncpg.IdleInTransactionSessionTimeoutError,
+)
+"""Answers with which the server ends the connection, although the driver may not have seen it end yet."""
+
+
 class Pool:
     """At most `size` connections, made when they are needed; the one used last is used next."""
 
@@ -36,10 +46,9 @@ class Pool:
             connection = self._take() or await self._connect()
             try:
                 yield connection
-            except (ChatkeepError, asyncpg.PostgresError):
-                raise
-            except BaseException:
-                connection.terminate()
+            except BaseException as error:
+                if isinstance(error, FATAL) or not isinstance(error, (ChatkeepError, asyncpg.PostgresError)):
+                    connection.terminate()
                 raise
             finally:
                 self._give_back(connection)
