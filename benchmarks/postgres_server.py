@@ -33,7 +33,7 @@ class Server:
         self.folder = Path(tempfile.mkdtemp(prefix="chatkeep-pg-"))
         self.programs = _programs(self.folder)
         self.data = self.folder / "data"
-        self.port = _free_port()
+        self.port = free_port()
         self._as_nobody: dict[str, Any] = {}
         if os.geteuid() == 0:
             os.chown(self.folder, NOBODY, NOBODY)
@@ -91,8 +91,15 @@ def _programs(folder: Path) -> Path:
     return folder / installed.name / "pginstall" / "bin"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """A port of this machine that nobody listens on."""
     with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
         port: int = listener.getsockname()[1]
         return port
+
+
+def reachable(port: int) -> bool:
+    """Whether something listens on a port of this machine."""
+    with socket.socket() as client:
+        return client.connect_ex(("127.0.0.1", port)) == 0

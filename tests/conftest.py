@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+import pgbouncer
 from postgres import databases
 
 pytest.register_assert_rewrite("chatkeep.testing")
@@ -27,9 +28,9 @@ settings.load_profile(os.environ.get("CHATKEEP_HYPOTHESIS_PROFILE", "quick"))
 opened_with_sqlite3: list[str] = []
 
 
-def pytest_report_header() -> str:
-    """Say which servers the stores are tested on. One that cannot be had fails the run: nothing is skipped."""
-    return databases().version()
+def pytest_report_header() -> list[str]:
+    """Say which servers the stores are tested on. A database that cannot be had fails the run: none is skipped."""
+    return [databases().version(), pgbouncer.version()]
 
 
 def pytest_unconfigure() -> None:

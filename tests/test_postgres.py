@@ -362,10 +362,10 @@ async def test_every_statement_names_the_owner(url: str, asked: Asked) -> None:
 SCALE = int(os.environ.get("CHATKEEP_EXPLAIN_SCALE", "1"))
 """10 is 100,000 conversations and 1,000,000 messages."""
 FILL = """
-    INSERT INTO users SELECT 'owner ' || n FROM generate_series(0, 9_999) n;
+    INSERT INTO users SELECT 'owner ' || n FROM generate_series(0, 9999) n;
     INSERT INTO conversations (owner_id, id, context_id, metadata, last_seq, head_seq, fingerprint, updated_at)
     SELECT 'owner ' || n % 10, md5(n::text)::uuid, 'c' || n % 7, '{}', 10, 10, '', now() - n * interval '1 s'
-    FROM generate_series(1, 10_000 * scale) n;
+    FROM generate_series(1, 10000 * scale) n;
     INSERT INTO messages (owner_id, conversation_id, seq, id, run, depth, role, content, status, fingerprint, terms)
     SELECT owner_id, id, n, md5(id::text || n)::uuid, 0, n, 'user', 'hello', 'complete', '', '{x}'
     FROM conversations, generate_series(1, 10) n;

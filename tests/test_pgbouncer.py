@@ -1,0 +1,93 @@
+"""The PostgreSQL store behind PgBouncer in transaction mode: each transaction may meet another connection."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+from uuid import uuid4
+
+import asyncpg
+import pytest
+
+import pgbouncer
+from chatkeep import NewConversation, Store, open_store
+from chatkeep.testing import Opener, StoreContract, dense, seqs, user, whole_log
+from postgres import databases
+
+pytestmark = pytest.mark.skipif(pgbouncer.program() is None, reason=pgbouncer.version())
+
+OWNER = "ada"
+
+
+@pytest.fixture(scope="module")
+def bouncer() -> Iterator[pgbouncer.Bouncer]:
+    """A PgBouncer before the server of the tests."""
+    bouncer = pgbouncer.Bouncer(databases().clean())
+    yield bouncer
+    bouncer.remove()
+
+
+@pytest.fixture
+def url(bouncer: pgbouncer.Bouncer) -> str:
+    """An empty database, through PgBouncer."""
+    databases().clean()
+    return bouncer.url
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    """A store that finds out by itself what it talks to."""
+    async with open_store(url) as store:
+        yield store
+
+
+class TestStoreContract(StoreContract):
+    """The public suite, with the option that says so."""
+
+    @pytest.fixture
+    def open_store_with(self, url: str) -> Opener:
+        """Open the store of this run."""
+        return partial(open_store, f"{url}?pgbouncer=on")
+
+
+async def test_pooler_does_what_the_store_is_kept_from(url: str) -> None:
+    """The pooler of these tests does lose prepared statements: else they would show nothing."""
+    first, second = [await asyncpg.connect(url) for _ in range(2)]
+
+    async def ask() -> None:
+        for _ in range(50):
+            await asyncio.gather(*(c.fetchval("SELECT $1::int", 1) for c in (first, second)))
+
+    try:
+        with pytest.raises((asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)):
+            await ask()
+    finally:
+        first.terminate()
+        second.terminate()
+
+
+async def test_pooler_is_found_out(store: Store) -> None:
+    """Without the option, the pooler's refusal of settings tells; 32 writers at once store what they should."""
+    talks = [await store.create_conversation(OWNER, NewConversation()) for _ in range(8)]
+    messages = [user(f"hello {number}", id=uuid4()) for number in range(320)]
+
+    async def write(number: int) -> None:
+        for message in messages[number::32]:
+            await store.append(OWNER, talks[number % 8].id, [message])
+            await store.append(OWNER, talks[number % 8].id, [message])
+
+    await asyncio.gather(*map(write, range(32)))
+    logs = [await whole_log(store, OWNER, talk.id) for talk in talks]
+    assert [seqs(log) for log in logs] == [dense(40)] * 8
+    assert {message.id for log in logs for message in log} == {message.id for message in messages}
+
+
+async def test_schema_is_made_through_the_pooler(bouncer: pgbouncer.Bouncer) -> None:
+    """Migrations run through it, too: their lock ends with their transaction."""
+    name = databases().empty().rpartition("/")[2]
+    url = f"{bouncer.url.rpartition('/')[0]}/{name}"
+    try:
+        stores = await asyncio.gather(*(open_store(url) for _ in range(4)))
+        await asyncio.gather(*(store.ping() for store in stores))
+        await asyncio.gather(*(store.aclose() for store in stores))
+    finally:
+        databases().drop(url)
