@@ -313,6 +313,7 @@ NOT_OF_AN_OWNER = (
     "SELECT version_num FROM chatkeep_schema",
     "SELECT 1 FROM pg_class WHERE relname = 'chatkeep_schema'",
     "SELECT current_setting('synchronous_commit')",
+    "SELECT extversion FROM pg_extension WHERE extname = 'citus'",  # with each connection
     "WITH RECURSIVE typeinfo_tree",  # the driver's own
     "SELECT current_setting('jit')",
     "SELECT DISTINCT owner_id FROM conversations WHERE deleted_at IS NOT NULL",  # when it is opened

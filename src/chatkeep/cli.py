@@ -386,6 +386,18 @@ def status(database_url: DatabaseUrl = None) -> None:
         raise typer.Exit(1)
 
 
+@db.command()
+def distribute(database_url: DatabaseUrl = None) -> None:
+    """Spread the tables over the machines of a Citus cluster, by owner. Safe to run again."""
+    _run(_distribute(_url(database_url)))
+
+
+async def _distribute(url: str) -> None:
+    async with _existing(url) as store:
+        spread = await store.distribute()
+        out.print(f"distributed: {', '.join(spread)}" if spread else "everything is distributed already")
+
+
 async def _migrate(url: str, revision: str) -> None:
     async with open_store(url, migrate=False) as store:
         await store.migrate(revision)

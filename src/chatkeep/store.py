@@ -51,8 +51,9 @@ class StoreOptions(Given):
 
     max_content_chars: int = Field(MAX_CONTENT_CHARS, ge=0)
     """Longest content of a user or system message, in characters; 0 means no limit."""
-    hide_foreign: bool = False
-    """Answer NotFound where somebody else's conversation is asked for, instead of NotYours."""
+    hide_foreign: bool | None = None
+    """Answer NotFound where somebody else's conversation is asked for, instead of NotYours. Absent: no, but
+    yes on a database of many machines, all of which would have to be asked."""
     search: bool = True
     """Keep the full-text index up to date with every write. `?search=off` makes appends cheaper."""
     synchronous: Literal["full", "normal"] = "full"
@@ -247,6 +248,13 @@ class Store(ABC):
     @abstractmethod
     async def schema_revision(self) -> str | None:
         """Return the revision of the database's schema, None where there is none yet."""
+
+    async def distribute(self) -> list[str]:
+        """Spread the data over the machines of a distributed database, by owner, and return what was spread now.
+
+        Idempotent. Raises InvalidInput when the database cannot be spread.
+        """
+        raise InvalidInput("only a PostgreSQL database with Citus can be distributed")
 
     @abstractmethod
     async def ping(self) -> None:

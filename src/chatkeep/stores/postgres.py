@@ -32,6 +32,7 @@ from chatkeep.store import ListOrder, Order, Store, StoreOptions
 from chatkeep.stores import postgres_rows as rows
 from chatkeep.stores.append import Placed, State, check, ids_to_look_up, plan
 from chatkeep.stores.group_commit import GroupCommit
+from chatkeep.stores.postgres_citus import append_of_owner, distribute
 from chatkeep.stores.postgres_database import Database
 from chatkeep.stores.postgres_pool import Connection
 from chatkeep.stores.window import Window, list_scope, valid_page
@@ -224,6 +225,10 @@ class PostgresStore(Store):
         self._open()
         return await self._database.revision()
 
+    async def distribute(self) -> list[str]:
+        self._open()
+        return await self._database.write(distribute)
+
     async def ping(self) -> None:
         revision = await self.schema_revision()
         if revision != HEAD:
@@ -270,9 +275,25 @@ class PostgresStore(Store):
         """
         first = {simple.item.id: simple for simple in reversed(batch)}
         items = [simple.item for simple in batch if first[simple.item.id] is simple]
-        stored = await self._database.attempt(lambda connection: rows.append(connection, items)) or {}
+        stored = await self._store(items)
         taken = {id_: rows.appended(first[id_].item, first[id_].message, row) for id_, row in stored.items()}
         return [taken.get(s.item.id) if first[s.item.id] is s else None for s in batch]
+
+    async def _store(self, items: Sequence[rows.Item]) -> dict[UUID, rows.Row]:
+        """Write items where that is simple; on Citus, each owner's in a transaction of their own."""
+        if not self._database.citus:
+            return await self._database.attempt(lambda connection: rows.append(connection, items)) or {}
+        owners: dict[str, list[rows.Item]] = {}
+        for item in items:
+            owners.setdefault(item.owner, []).append(item)
+        stored = await asyncio.gather(*(self._store_of_owner(*of_owner) for of_owner in owners.items()))
+        return {id_: row for found in stored for id_, row in found.items()}
+
+    async def _store_of_owner(self, owner: str, items: Sequence[rows.Item]) -> dict[UUID, rows.Row]:
+        if len(items) == 1:
+            return await self._database.attempt(lambda connection: rows.append(connection, items)) or {}
+        work = partial(append_of_owner, owner=owner, items=items)
+        return await self._database.attempt(work, transaction=True) or {}
 
     async def _append_carefully(
         self, key: Key, messages: Sequence[NewMessage], fingerprints: Sequence[bytes], expected_seq: int | None
@@ -319,7 +340,11 @@ class PostgresStore(Store):
 
     async def _missing(self, connection: Connection, id_: UUID) -> ChatkeepError:
         """Why there is no row: nobody has it, or, where the store may say so, somebody else does."""
-        if not self._options.hide_foreign and await rows.exists_elsewhere(connection, id_):
+        hidden = self._options.hide_foreign
+        # Asking for an id without its owner would ask every machine of Citus.
+        if hidden is None:
+            hidden = self._database.citus
+        if not hidden and await rows.exists_elsewhere(connection, id_):
             return NotYours("this conversation belongs to somebody else", got=id_)
         return NotFound("there is no such conversation", got=id_)
 

@@ -16,6 +16,7 @@ import asyncpg
 
 from chatkeep.errors import ChatkeepError, InvalidInput, SchemaMismatch, StoreUnavailable
 from chatkeep.migrations import HEAD, REVISIONS, render
+from chatkeep.stores.postgres_citus import has_citus
 from chatkeep.stores.postgres_pool import FATAL, Connection, Pool
 
 logger = logging.getLogger(__name__)
@@ -63,20 +64,25 @@ class Database:
         self._pgbouncer = "-pooler." in (parts.hostname or "") if pgbouncer is None else pgbouncer
         self._may_find_pgbouncer = pgbouncer is None
         self._pool = Pool(self._connect, size=pool_size, patience=pool_timeout)
+        self.citus = False
+        """Whether the database is spread over many machines: known with the first connection."""
         self._writes = 0
         self._idle = asyncio.Event()
 
-    async def attempt[T](self, work: Work[T]) -> T | None:
-        """Run `work`, one statement that writes; None where it failed, or nobody knows: `write` is next then."""
+    async def attempt[T](self, work: Work[T], *, transaction: bool = False) -> T | None:
+        """Run `work`, which writes with one statement, or with several in a transaction.
+
+        None where it failed, or nobody knows: `write` is next then.
+        """
         try:
-            return await self._statement(work)
+            return await self._statement(work, transaction=transaction)
         except DRIVER_ERRORS:
             return None
 
-    async def _statement[T](self, work: Work[T]) -> T:
+    async def _statement[T](self, work: Work[T], *, transaction: bool = False) -> T:
         """Run one statement that commits by itself and waits for locks only briefly."""
         async with self._pool.connection() as connection:
-            if not self._pgbouncer:
+            if not (self._pgbouncer or transaction):
                 return await work(connection)
             return await self._in_transaction(connection, work, LOCK_MILLISECONDS)
 
@@ -187,9 +193,10 @@ class Database:
         return connection
 
     async def _check(self, connection: Connection) -> None:
-        """Refuse a database that forgets what it acknowledged."""
+        """Refuse a database that forgets what it acknowledged, and see what kind it is."""
         async with connection.transaction():
             durable = await connection.fetchval("SELECT current_setting('synchronous_commit')")
+            self.citus = await has_citus(connection)
         if durable == "off":
             raise InvalidInput(
                 "synchronous_commit is off: PostgreSQL would lose messages it acknowledged;"

@@ -749,10 +749,9 @@ async def remove_owner(connection: Connection, owner: str) -> int | None:
     if await connection.fetchval("SELECT 1 FROM conversations WHERE owner_id = $1 LIMIT 1", owner):
         return None
     await connection.execute("DELETE FROM users WHERE id = $1", owner)
-    left = await connection.fetchval(
-        "SELECT (SELECT count(*) FROM messages WHERE owner_id = $1) + (SELECT count(*) FROM users WHERE id = $1)", owner
-    )
-    return cast("int", left)
+    users = await connection.fetchval("SELECT count(*) FROM users WHERE id = $1", owner)
+    messages_left = await connection.fetchval("SELECT count(*) FROM messages WHERE owner_id = $1", owner)
+    return cast("int", users + messages_left)
 
 
 def place_after(cursor: str, scope: tuple[object, ...]) -> Row:

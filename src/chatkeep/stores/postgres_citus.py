@@ -1,0 +1,139 @@
+"""Citus: the same tables, spread over many machines by owner.
+
+What one owner has lies on one machine. A statement that locks or changes rows names one owner, and so does a
+batch: Citus refuses to lock the rows of several. Its functions run at the coordinator, so there is none here.
+"""
+
+from collections.abc import Sequence
+from functools import cache
+from typing import Any, NamedTuple
+from uuid import UUID
+
+from chatkeep.errors import InvalidInput
+from chatkeep.stores.postgres_pool import Connection
+from chatkeep.stores.postgres_rows import Item, Row
+
+DISTRIBUTED = {"users": "id", "conversations": "owner_id", "messages": "owner_id"}
+"""The tables and the column whose hash says where a row lies; the first one's rows draw the others' to them."""
+
+REFERENCES = (
+    ("conversations", "conversations_owner_id_fkey"),
+    ("messages", "messages_owner_id_conversation_id_fkey"),
+)
+"""The foreign keys between them. While one table is spread and the next is not yet, Citus has no place for them."""
+
+VERSION = "SELECT extversion FROM pg_extension WHERE extname = 'citus'"
+
+LOCK = """
+    SELECT id, last_seq, head_id, now() FROM conversations
+    WHERE owner_id = $1 AND id = ANY($2) AND deleted_at IS NULL AND runs IS NULL
+        AND head_seq IS NOT DISTINCT FROM nullif(last_seq, 0)
+    ORDER BY id FOR NO KEY UPDATE
+"""
+KNOWN = "SELECT conversation_id FROM messages WHERE owner_id = $1 AND conversation_id = ANY($2) AND id = ANY($3)"
+MOVE = """
+    UPDATE conversations c
+    SET last_seq = t.seq, head_seq = t.seq, head_id = t.id, title = coalesce(c.title, t.title),
+        updated_at = greatest(c.updated_at, $6)
+    FROM unnest($2::uuid[], $3::bigint[], $4::uuid[], $5::text[]) AS t (conversation_id, seq, id, title)
+    WHERE c.owner_id = $1 AND c.id = t.conversation_id
+"""
+COLUMNS = (
+    "conversation_id", "seq", "id", "depth", "parent_id", "fingerprint", "role", "content", "status", "sources",
+    "metadata", "external_id", "sent_at", "terms",
+)  # fmt: skip
+
+
+class End(NamedTuple):
+    """Where the next message of a conversation goes."""
+
+    seq: int
+    head_id: UUID | None
+    title: str | None = None
+
+
+async def append_of_owner(connection: Connection, owner: str, items: Sequence[Item]) -> dict[UUID, Row]:
+    """Append each item of one owner where that is simple, in the transaction that is open: what
+    `postgres_rows.append` does for many owners at once, and returns.
+    """
+    ids = list({item.conversation_id for item in items})
+    locked = await connection.fetch(LOCK, owner, ids)
+    known = {row[0] for row in await connection.fetch(KNOWN, owner, ids, [item.id for item in items])}
+    ends = {id_: End(last_seq, head_id) for id_, last_seq, head_id, _ in locked if id_ not in known}
+    if not ends:
+        return {}
+    moment = locked[0][3]
+    stored: dict[UUID, Row] = {}
+    values: list[object] = []
+    for number, item in enumerate(items, 1):
+        end = ends.get(item.conversation_id)
+        if end is not None:
+            seq = end.seq + 1
+            values += _values(item, seq, end.head_id)
+            stored[item.id] = (number, seq, end.head_id, moment)
+            ends[item.conversation_id] = End(seq, item.id, end.title or item.title)
+    await connection.execute(MOVE, owner, *_columns(ends), moment)
+    await connection.execute(_insert(len(stored)), owner, moment, *values)
+    return stored
+
+
+def _columns(ends: dict[UUID, End]) -> tuple[list[Any], ...]:
+    return (list(ends), *map(list, zip(*ends.values(), strict=True)))
+
+
+def _values(item: Item, seq: int, parent_id: UUID | None) -> tuple[object, ...]:
+    before, after = (item.conversation_id, seq, item.id, seq, parent_id), item[3:11]
+    return *before, *after, None if item.terms is None else item.terms.split(" ")
+
+
+@cache
+def _insert(count: int) -> str:
+    """The statement that inserts so many messages: rows of VALUES go straight to their machine, a SELECT does not."""
+    width = len(COLUMNS)
+    rows = (", ".join(f"${3 + n * width + column}" for column in range(width)) for n in range(count))
+    lines = ", ".join(f"($1, 0, $2, {row})" for row in rows)
+    return f"INSERT INTO messages (owner_id, run, created_at, {', '.join(COLUMNS)}) VALUES {lines}"  # noqa: S608
+
+
+async def distribute(connection: Connection) -> list[str]:
+    """Spread the tables that are not spread yet, in the transaction that is open; return their names."""
+    if not await has_citus(connection):
+        raise InvalidInput(
+            "this PostgreSQL has no Citus, so there is nothing to distribute to;"
+            " install it and run CREATE EXTENSION citus, or stay on one machine"
+        )
+    missing = [table for table in DISTRIBUTED if not await _is_distributed(connection, table)]
+    if missing:
+        await _spread(connection, missing)
+    return missing
+
+
+async def _is_distributed(connection: Connection, table: str) -> bool:
+    asked = "SELECT 1 FROM pg_dist_partition WHERE logicalrelid = $1::text::regclass"
+    return await connection.fetchval(asked, table) is not None
+
+
+async def _spread(connection: Connection, tables: Sequence[str]) -> None:
+    # Tables that refer to each other are changed over one connection to each machine.
+    await connection.execute("SET LOCAL citus.multi_shard_modify_mode = 'sequential'")
+    definitions = [await _definition(connection, name) for _, name in REFERENCES]
+    for table, name in REFERENCES:
+        await connection.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
+    for table in tables:
+        others = "default" if table == "users" else "users"
+        statement = "SELECT create_distributed_table($1::text::regclass, $2, colocate_with => $3)"
+        await connection.execute(statement, table, DISTRIBUTED[table], others, timeout=None)
+    for (table, name), definition in zip(REFERENCES, definitions, strict=True):
+        await connection.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}", timeout=None)
+
+
+async def _definition(connection: Connection, name: str) -> str:
+    text: str = await connection.fetchval(
+        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = $1", name
+    )
+    return text
+
+
+async def has_citus(connection: Connection) -> bool:
+    """Whether the database is one of Citus."""
+    return await connection.fetchval(VERSION) is not None

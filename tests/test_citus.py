@@ -1,0 +1,154 @@
+"""The PostgreSQL store where it finds Citus.
+
+No Citus can be installed here. A stand-in makes the store believe in one: the extension's row, its catalog and
+its functions, on an ordinary PostgreSQL. So the store's own way on Citus is tested, not Citus: docs/scaling.md.
+"""
+
+import asyncio
+import re
+from collections.abc import AsyncIterator, Iterator
+from functools import partial
+
+import asyncpg
+import pytest
+from typer.testing import CliRunner
+
+from chatkeep import InvalidInput, NewConversation, NotFound, NotYours, Store, open_store
+from chatkeep.cli import app
+from chatkeep.testing import Opener, StoreContract, dense, seqs, turns, user, whole_log
+from postgres import databases
+from test_postgres import Asked, asked, of_requests, use_everything
+
+STAND_IN = """
+    SET allow_system_table_mods = on;
+    INSERT INTO pg_extension (oid, extname, extowner, extnamespace, extrelocatable, extversion)
+    VALUES (99999, 'citus', 10, 'public'::regnamespace, false, 'stand-in');
+    CREATE TABLE pg_dist_partition (logicalrelid regclass PRIMARY KEY, partkey text, colocation text);
+    CREATE FUNCTION create_distributed_table(name regclass, key text, colocate_with text DEFAULT 'default')
+    RETURNS void LANGUAGE plpgsql AS $$
+    BEGIN
+        IF EXISTS (SELECT 1 FROM pg_constraint WHERE contype = 'f' AND conrelid = name) THEN
+            RAISE 'the referenced table must be distributed';
+        END IF;
+        INSERT INTO pg_dist_partition VALUES (name, key, colocate_with);
+    END $$
+"""
+__all__ = ["asked"]
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[str]:
+    """A database with the stand-in and a distributed schema."""
+    url = databases().empty()
+    asyncio.run(_prepare(url))
+    yield url
+    databases().drop(url)
+
+
+async def _prepare(url: str) -> None:
+    connection = await asyncpg.connect(url)
+    await connection.execute(STAND_IN)
+    await connection.close()
+    async with open_store(url) as store:
+        await store.distribute()
+
+
+@pytest.fixture
+async def url(database: str) -> str:
+    """The same, with nothing in it."""
+    connection = await asyncpg.connect(database)
+    await connection.execute("TRUNCATE users, conversations, messages")
+    await connection.close()
+    return database
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    """A store on it."""
+    async with open_store(url) as store:
+        yield store
+
+
+class TestStoreContract(StoreContract):
+    """The public suite; who has an id is said, as the suite expects where nothing else was asked for."""
+
+    @pytest.fixture
+    def open_store_with(self, url: str) -> Opener:
+        """Open the store of this run."""
+        return partial(open_store, f"{url}?hide_foreign=off")
+
+
+async def test_distributing(url: str) -> None:
+    """Every table is spread by its owner beside the others, once; the foreign keys are as they were."""
+    connection = await asyncpg.connect(url)
+    spread = await connection.fetch("SELECT logicalrelid::regclass::text, partkey, colocation FROM pg_dist_partition")
+    keys = await connection.fetch(
+        "SELECT conrelid::regclass::text, pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'f' ORDER BY 1"
+    )
+    tables = await connection.fetch("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 2200::oid")
+    await connection.close()
+    assert sorted(map(tuple, spread)) == [
+        ("conversations", "owner_id", "users"),
+        ("messages", "owner_id", "users"),
+        ("users", "id", "default"),
+    ]
+    assert {name for (name,) in tables} - {row[0] for row in spread} == {"chatkeep_schema", "pg_dist_partition"}
+    parent = "REFERENCES conversations(owner_id, id) ON DELETE CASCADE"
+    assert [tuple(row) for row in keys] == [
+        ("conversations", "FOREIGN KEY (owner_id) REFERENCES users(id) ON DELETE CASCADE"),
+        ("messages", f"FOREIGN KEY (owner_id, conversation_id) {parent}"),
+    ]
+
+
+def test_distributing_by_command(database: str) -> None:
+    """A second run changes nothing and says so; a database without Citus is told what is missing."""
+    said = CliRunner().invoke(app, ["db", "distribute", "--database-url", database])
+    assert (said.exit_code, said.stdout) == (0, "everything is distributed already\n")
+    said = CliRunner().invoke(app, ["db", "distribute", "--database-url", databases().clean()])
+    assert said.exit_code == 1
+    assert "CREATE EXTENSION citus" in said.stderr
+
+
+@pytest.mark.parametrize("kind", ["postgres", "memory"])
+async def test_where_there_is_nothing_to_distribute_to(kind: str) -> None:
+    """A database of one machine says so."""
+    async with open_store(databases().clean() if kind == "postgres" else "memory://") as store:
+        with pytest.raises(InvalidInput, match="Citus"):
+            await store.distribute()
+
+
+async def test_batches_of_many_owners(store: Store) -> None:
+    """Groups of appends of many owners store everything, in order."""
+    owners = [f"owner {number}" for number in range(4)]
+    talks = {owner: await store.create_conversation(owner, NewConversation()) for owner in owners}
+    await asyncio.gather(
+        *(store.append(owner, talks[owner].id, [user(f"hello {n}")]) for n in range(50) for owner in owners)
+    )
+    for owner in owners:
+        log = await whole_log(store, owner, talks[owner].id)
+        assert seqs(log) == dense(50)
+        assert [m.content for m in log] == [f"hello {n}" for n in range(50)]
+        assert [m.parent_id for m in log] == [None, *(m.id for m in log[:-1])]
+
+
+async def test_statements_are_ones_that_citus_takes(url: str, asked: Asked) -> None:
+    """None locks or changes rows of more than one owner, none calls the function of batches over owners."""
+    async with open_store(url) as store:
+        await use_everything(store)
+    statements = of_requests(asked)
+    one_owner = re.compile(r"owner_id = \$1|users \(id\) VALUES \(\$1\)|users WHERE id = \$1|INTO messages .*\(\$1, 0")
+    refused = [text for text in statements if "chatkeep_append" in text or "clock_timestamp" in text]
+    assert refused == []
+    assert [text for text in statements if not one_owner.search(text)] == []
+    assert any("INSERT INTO messages (owner_id, run, created_at" in text for text in statements)
+
+
+async def test_whose_it_is_is_not_said(store: Store, url: str) -> None:
+    """The question that would go to every machine is not asked, unless somebody wants the answer."""
+    talk = await store.create_conversation("ada", NewConversation())
+    await store.append("ada", talk.id, turns(1))
+    with pytest.raises(NotFound):
+        await store.get_conversation("bob", talk.id)
+    async with open_store(url, hide_foreign="off") as telling:
+        with pytest.raises(NotYours):
+            await telling.get_conversation("bob", talk.id)
