@@ -23,6 +23,7 @@ BENCHES = (
     "import_files",
     "peers",
     "postgres",
+    "postgres_peers",
 )
 
 

@@ -89,7 +89,7 @@ async def google_adk(folder: Path, count: int) -> AsyncIterator[Box]:
             names = ("journal_mode", "synchronous")
             pragmas = [(await connection.exec_driver_sql(f"PRAGMA {name}")).scalar() for name in names]
         yield Box(
-            lambda writer, number: service.append_event(made[writer], _event(writer, number)),
+            lambda writer, number: service.appendadk_event(made[writer], adk_event(writer, number)),
             lambda writer, _number: service.get_session(
                 app_name="bench", user_id=OWNER, session_id=made[writer].id, config=newest
             ),
@@ -109,7 +109,8 @@ def _set_pragmas(engine: Any) -> None:
     event.listen(engine.sync_engine, "connect", set_pragmas)
 
 
-def _event(writer: int, number: int) -> Any:
+def adk_event(writer: int, number: int) -> Any:
+    """A message as an event of Google's ADK."""
     events: Any = importlib.import_module("google.adk.events")
     types: Any = importlib.import_module("google.genai.types")
     content = types.Content(role="user", parts=[types.Part(text=text(writer, number))])
@@ -129,12 +130,17 @@ PEERS: dict[str, Opener] = {
 def run(plan: Plan) -> Report:
     """Measure each peer beside chatkeep."""
     report = Report()
+    ours: dict[str, Opener] = {
+        "chatkeep": partial(chatkeep, search=False),
+        "with search": partial(chatkeep, search=True),
+    }
     for name, opener in PEERS.items():
-        report.add(asyncio.run(_peer(plan, name, opener)))
+        report.add(asyncio.run(measure(plan, ours, name, opener, NOTES[name], many=32)))
     return report
 
 
-async def _peer(plan: Plan, name: str, opener: Opener) -> Report:
+async def measure(plan: Plan, ours: dict[str, Opener], name: str, opener: Opener, note: str, *, many: int) -> Report:
+    """Measure one peer beside chatkeep, `ours` being that without and with search: 1 writer, `many`, 1 reader."""
     say(name)
     try:
         with plan.fresh() as folder:
@@ -142,24 +148,20 @@ async def _peer(plan: Plan, name: str, opener: Opener) -> Report:
                 durability = box.durability
     except ImportError as error:
         return Report(peers=[not_measured("append", name)], notes=[f"{name}: not measured: {error}"])
-    report = Report(notes=[f"{name}: {NOTES[name]}; {durability}."])
-    for writers in (1, 32):
-        report.add(await _appends(plan, name, opener, writers))
-    report.add(await _reads(plan, name, opener))
+    report = Report(notes=[f"{name}: {note}; {durability}."])
+    openers = {**ours, name: opener}
+    for writers in (1, many):
+        report.add(await _appends(plan, name, openers, writers))
+    report.add(await _reads(plan, name, openers))
     return report
 
 
-def _sides(name: str, opener: Opener, work: Callable[[Opener, Path], Awaitable[Run]]) -> dict[str, Side]:
-    openers: dict[str, Opener] = {
-        "chatkeep": partial(chatkeep, search=False),
-        "with search": partial(chatkeep, search=True),
-        name: opener,
-    }
-    return {side: partial(work, opened) for side, opened in openers.items()}
+def _sides(openers: dict[str, Opener], work: Callable[[Opener, Path], Awaitable[Run]]) -> dict[str, Side]:
+    return {side: partial(work, opener) for side, opener in openers.items()}
 
 
-async def _appends(plan: Plan, name: str, opener: Opener, writers: int) -> Report:
-    runs = await alternate(plan, _sides(name, opener, partial(_append_run, writers=writers, seconds=plan.seconds / 2)))
+async def _appends(plan: Plan, name: str, openers: dict[str, Opener], writers: int) -> Report:
+    runs = await alternate(plan, _sides(openers, partial(_append_run, writers=writers, seconds=plan.seconds / 2)))
     work = "append, 1 writer" if writers == 1 else f"append, {writers} writers to {writers} conversations"
     return Report(
         peers=[
@@ -175,8 +177,8 @@ async def _append_run(opener: Opener, folder: Path, *, writers: int, seconds: fl
         return await drive(writers, seconds, box.append)
 
 
-async def _reads(plan: Plan, name: str, opener: Opener) -> Report:
-    sides = _sides(name, opener, partial(_read_run, seconds=plan.seconds / 2))
+async def _reads(plan: Plan, name: str, openers: dict[str, Opener]) -> Report:
+    sides = _sides(openers, partial(_read_run, seconds=plan.seconds / 2))
     runs = await alternate(plan, {side: sides[side] for side in ("chatkeep", name)})
     row = rate_row(f"latest 50 of {STORED} messages, 1 reader", name, runs["chatkeep"], runs[name])
     return Report(peers=[row], latencies=[Latency.of(f"latest 50, beside {name}: {side}", runs[side]) for side in runs])

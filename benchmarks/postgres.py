@@ -1,10 +1,11 @@
 """PostgreSQL: durable appends, the latest 50 and growth, against a plain table on the same server."""
 
 import asyncio
+import statistics
 import subprocess
 import time
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from uuid import UUID, uuid4
@@ -14,11 +15,12 @@ import asyncpg
 from benchmarks.children import ROOT, command, environment
 from benchmarks.import_files import count_messages, data_files
 from benchmarks.measure import Plan, Run, Side, alternate, drive, in_turn, say
-from benchmarks.postgres_server import Server
+from benchmarks.plot import latency_by_writers
+from benchmarks.postgres_server import Server, fresh_database, serving
 from benchmarks.results import Gate, Latency, Report, Row, not_measured, rate_row, time_row
 from benchmarks.stores import OWNER, conversations, message
 from benchmarks.texts import text
-from chatkeep import ImportedConversation, Store, open_store
+from chatkeep import ImportedConversation, NewMessage, Store, open_store
 from chatkeep.words import index_terms
 
 PLAIN = "asyncpg, one-row INSERT, autocommit, plain table"
@@ -41,8 +43,10 @@ GATES = {FEW: Gate(0.5), MANY: Gate(1.5)}
 READ_GATE = Gate(0.6)
 GROWTH_GATE = Gate(1.2, at_most=True)
 LIST_GATE = Gate(1.5, at_most=True)
+STALL_GATE = Gate(200, "ms", at_most=True)
 IMPORT_GATE = Gate(10_000, "messages/s")
 PAIRS = 200
+PLOT = Path(__file__).with_name("postgres_latency.png")
 STORED = 100
 NOTE = (
     "PostgreSQL: one server, started for this run with its own defaults (fsync and synchronous_commit on, 256 MB of"
@@ -55,11 +59,15 @@ NOTE = (
 def run(plan: Plan) -> Report:
     """Measure all rows of PostgreSQL on one server."""
     report = Report(notes=[NOTE])
-    with _server() as server:
+    with serving() as server:
         for writers in (FEW, MANY):
             report.add(asyncio.run(_appends(plan, server, writers)))
         report.add(asyncio.run(_one_conversation(plan, server)))
+        report.add(asyncio.run(_retries(plan, server)))
+        report.add(asyncio.run(_locked(plan, server)))
         report.add(asyncio.run(_latencies(plan, server)))
+        if not plan.quick:
+            _plot(report)
         report.add(asyncio.run(_reads(plan, server)))
         report.add(asyncio.run(_growth(plan, server)))
         report.add(asyncio.run(_lists(plan, server)))
@@ -67,36 +75,12 @@ def run(plan: Plan) -> Report:
     return report
 
 
-@contextmanager
-def _server() -> Iterator[Server]:
-    server = Server(shared_buffers="256MB", max_wal_size="4GB")
-    server.start()
-    try:
-        yield server
-    finally:
-        server.remove()
-
-
-@asynccontextmanager
-async def _database(server: Server) -> AsyncIterator[str]:
-    """The URL of a new database, which goes afterwards."""
-    name = f"bench_{uuid4().hex}"
-    admin = await asyncpg.connect(server.url())
-    await admin.execute(f'CREATE DATABASE "{name}"')
-    try:
-        yield server.url(name)
-    finally:
-        await admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
-        await admin.execute("CHECKPOINT")
-        await admin.close()
-
-
 # --- appends ---------------------------------------------------------------------------------------------
 
 
 async def append_run(_folder: Path, *, server: Server, writers: int, talks: int, seconds: float, search: bool) -> Run:
     """Each writer appends one message at a time, durably; they share `talks` conversations."""
-    async with _database(server) as url, open_store(url, search="on" if search else "off") as store:
+    async with fresh_database(server) as url, open_store(url, search="on" if search else "off") as store:
         ids = await conversations(store, talks)
 
         async def append(writer: int, number: int) -> object:
@@ -107,7 +91,7 @@ async def append_run(_folder: Path, *, server: Server, writers: int, talks: int,
 
 async def insert_run(_folder: Path, *, server: Server, writers: int, seconds: float, search: bool) -> Run:
     """Each writer inserts one row at a time on a connection of its own."""
-    async with _database(server) as url:
+    async with fresh_database(server) as url:
         connections = [await asyncpg.connect(url) for _ in range(writers)]
         await connections[0].execute(TABLE)
         if search:
@@ -155,6 +139,74 @@ async def _one_conversation(plan: Plan, server: Server) -> Report:
     return Report(latencies=[Latency.of(f"{name}: search off", runs["one conversation"])])
 
 
+async def _retries(plan: Plan, server: Server) -> Report:
+    """64 writers, each of whose messages is sent a second time, as a client does that saw no answer."""
+    name = f"PostgreSQL append, {MANY} writers, half of the requests retries"
+    say(name)
+    runs = await alternate(plan, {"retries": partial(retry_run, server=server, seconds=plan.seconds)})
+    return Report(latencies=[Latency.of(f"{name}: search off", runs["retries"])])
+
+
+async def retry_run(_folder: Path, *, server: Server, seconds: float) -> Run:
+    """Every second append repeats the one before it."""
+    async with fresh_database(server) as url, open_store(url, search="off") as store:
+        ids = await conversations(store, MANY)
+        last: dict[int, NewMessage] = {}
+
+        async def append(writer: int, number: int) -> object:
+            if number % 2 == 0:
+                last[writer] = message(writer, number).model_copy(update={"id": uuid4()})
+            return await store.append(OWNER, ids[writer], [last[writer]])
+
+        return await drive(MANY, seconds, append)
+
+
+async def _locked(plan: Plan, server: Server) -> Report:
+    """64 writers while somebody holds the row of one more conversation, to which others append."""
+    name = f"PostgreSQL append, {MANY} writers, one row locked by somebody: slowest append of the others"
+    say(name)
+    runs = (await alternate(plan, {"locked": partial(locked_run, server=server, seconds=plan.seconds)}))["locked"]
+    slowest = [run.latencies[-1] * 1e3 for run in runs]
+    row = Row(name, "-", f"{statistics.median(slowest):.0f} ms", "-", slowest, "ms", STALL_GATE)
+    return Report(rows=[row], latencies=[Latency.of(f"PostgreSQL append, {MANY} writers, one row locked", runs)])
+
+
+async def locked_run(_folder: Path, *, server: Server, seconds: float) -> Run:
+    """Eight tasks append to the locked conversation and get nowhere; the others are measured."""
+    async with fresh_database(server) as url, open_store(url, search="off") as store, _holding(url) as holder:
+        ids = await conversations(store, MANY + 1)
+        await holder.execute("SELECT 1 FROM conversations WHERE id = $1 FOR UPDATE", ids[MANY])
+        stuck = [asyncio.create_task(store.append(OWNER, ids[MANY], [message(MANY, n)])) for n in range(8)]
+        run = await drive(MANY, seconds, lambda writer, n: store.append(OWNER, ids[writer], [message(writer, n)]))
+        if any(task.done() for task in stuck):
+            raise RuntimeError("the row was not locked")
+        await holder.execute("ROLLBACK")
+        await asyncio.gather(*stuck)
+        return run
+
+
+@asynccontextmanager
+async def _holding(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A connection in a transaction."""
+    connection = await asyncpg.connect(url)
+    await connection.execute("BEGIN")
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+def _plot(report: Report) -> None:
+    """p50 and p99 over the number of writers."""
+    found = {latency.work: latency for latency in report.latencies}
+    names = {n: f"PostgreSQL append, {n} writer{'s' if n > 1 else ''}" for n in (FEW, 16, MANY, 256)}
+    series = {
+        f"search {search}": [(writers, found[f"{name}: {search}"]) for writers, name in names.items()]
+        for search in ("off", "on")
+    }
+    latency_by_writers(PLOT, "PostgreSQL: one append, while others append", series)
+
+
 async def _latencies(plan: Plan, server: Server) -> Report:
     """How long one append takes while others append."""
     report = Report()
@@ -173,7 +225,7 @@ async def _latencies(plan: Plan, server: Server) -> Report:
 async def _reads(plan: Plan, server: Server) -> Report:
     """The latest 50 of a conversation, records built, against a fetch of the same rows."""
     say("PostgreSQL latest 50")
-    async with _database(server) as url, open_store(url, search="off") as store:
+    async with fresh_database(server) as url, open_store(url, search="off") as store:
         (id_,) = await conversations(store, 1)
         await _fill(store, id_, STORED)
         sides: dict[str, Side] = {
@@ -213,7 +265,7 @@ async def _growth(plan: Plan, server: Server) -> Report:
     say(f"PostgreSQL, {size:,} messages in one conversation")
     appends: tuple[list[Run], list[Run]] = ([], [])
     reads: tuple[list[Run], list[Run]] = ([], [])
-    async with _database(server) as url, open_store(url, search="off") as store:
+    async with fresh_database(server) as url, open_store(url, search="off") as store:
         (long,) = await conversations(store, 1)
         await _fill(store, long, size)
         await _vacuum(url)
@@ -255,7 +307,7 @@ async def _lists(plan: Plan, server: Server) -> Report:
     """The newest 20 of an owner's 100,000 conversations against of 100."""
     many = plan.size(100_000, 5_000)
     say(f"PostgreSQL, {many:,} conversations")
-    async with _database(server) as url, open_store(url) as store:
+    async with fresh_database(server) as url, open_store(url) as store:
         for owner, count in (("many", many), ("few", 100)):
             for start in range(0, count, 500):
                 new = [store.create_conversation(owner, ImportedConversation()) for _ in range(min(500, count - start))]
@@ -291,7 +343,7 @@ async def _imports(plan: Plan, server: Server) -> Report:
 
 async def _import(plan: Plan, server: Server, files: list[Path], total: int, search: str) -> Row:
     say(f"PostgreSQL import, search {search}")
-    async with _database(server) as url:
+    async with fresh_database(server) as url:
         line = command("chatkeep", "import", "--database-url", f"{url}?search={search}", *map(str, files))
         before = time.perf_counter()
         done = await asyncio.create_subprocess_exec(*line, cwd=ROOT, env=environment(plan), stdout=subprocess.PIPE)

@@ -9,9 +9,14 @@ import shutil
 import socket
 import subprocess
 import tempfile
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
+
+import asyncpg
 
 USER, PASSWORD = "chatkeep", "zq7password"
 NOBODY = 65534
@@ -72,6 +77,31 @@ class Server:
         if done.returncode:
             log = self.folder / "log"
             raise RuntimeError(f"{program} failed: {done.stderr.decode()} {log.read_text() if log.exists() else ''}")
+
+
+@contextmanager
+def serving() -> Iterator[Server]:
+    """A server for benches, with its own defaults of durability."""
+    server = Server(shared_buffers="256MB", max_wal_size="4GB")
+    server.start()
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+@asynccontextmanager
+async def fresh_database(server: Server) -> AsyncIterator[str]:
+    """The URL of a new database, which goes afterwards."""
+    name = f"bench_{uuid4().hex}"
+    admin = await asyncpg.connect(server.url())
+    await admin.execute(f'CREATE DATABASE "{name}"')
+    try:
+        yield server.url(name)
+    finally:
+        await admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
+        await admin.execute("CHECKPOINT")
+        await admin.close()
 
 
 def _programs(folder: Path) -> Path:
