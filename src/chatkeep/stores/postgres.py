@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, cast
 from uuid import UUID
 from weakref import WeakValueDictionary
 
-from chatkeep.errors import ChatkeepError, InvalidInput, NotFound, NotYours, SchemaMismatch, StoreUnavailable
+from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours, SchemaMismatch, StoreUnavailable
 from chatkeep.migrations import HEAD
 from chatkeep.model import (
     Conversation,
@@ -22,6 +22,7 @@ from chatkeep.model import (
     Status,
     clean_text,
     dump_json,
+    from_micros,
     merge_patch,
     new_id,
     now,
@@ -41,6 +42,8 @@ from chatkeep.words import query_phrases
 
 type Key = tuple[str, UUID]
 """The owner as PostgreSQL stores it, and the conversation."""
+
+EPOCH = from_micros(0)
 
 FLUSHERS = 2
 """Batches under way at the same time: while one waits for the disk, the other is filled and sent."""
@@ -135,12 +138,19 @@ class PostgresStore(Store):
     ) -> list[Message]:
         key = self._key(owner, conversation_id)
         fingerprints = check(messages, self._options.max_content_chars)
+        may_repeat = messages[0].id is not None
         messages = rows.to_new_ids(messages)
         with self._database.writing():
             if expected_seq is None and _is_simple(messages) and key not in self._turns:
                 stored = await self._append_simply(key, messages[0], fingerprints[0])
+                if stored is None and may_repeat:
+                    stored = await self._repeated(key, messages[0], fingerprints[0])
                 if stored is not None:
                     return [stored]
+            if expected_seq is None and isinstance(messages[0], ImportedMessage):
+                imported = await self._append_first(key, messages, fingerprints)
+                if imported is not None:
+                    return imported
             return await self._append_carefully(key, messages, fingerprints, expected_seq)
 
     async def history(
@@ -295,6 +305,25 @@ class PostgresStore(Store):
         work = partial(append_of_owner, owner=owner, items=items)
         return await self._database.attempt(work, transaction=True) or {}
 
+    async def _repeated(self, key: Key, message: NewMessage, fingerprint: bytes) -> Message | None:
+        """The stored message, where this append repeats it; None where this is not so, or nobody knows."""
+        assert message.id is not None  # noqa: S101 - append gave it one
+        work = partial(rows.repeated, owner=key[0], id_=key[1], message_id=message.id, fingerprint=fingerprint)
+        return await self._database.attempt(work)
+
+    async def _append_first(
+        self, key: Key, messages: Sequence[NewMessage], fingerprints: Sequence[bytes]
+    ) -> list[Message] | None:
+        """Append to an empty conversation in one statement, as imports do; None where it must go the careful way."""
+        state = State(Tree(), None, None, None, EPOCH)
+        try:
+            results = plan(key[1], state, messages, fingerprints, {}, now())
+        except (Conflict, NotFound):  # by what the conversation may hold
+            return None
+        placed = [result for result in results if isinstance(result, Placed)]
+        work = partial(rows.save, owner=key[0], id_=key[1], state=state, new=_once(placed), search=self._options.search)
+        return [one.message for one in placed] if await self._database.attempt(work) else None
+
     async def _append_carefully(
         self, key: Key, messages: Sequence[NewMessage], fingerprints: Sequence[bytes], expected_seq: int | None
     ) -> list[Message]:
@@ -322,7 +351,7 @@ class PostgresStore(Store):
         head = None if thread.head_seq is None else await rows.position(connection, owner, id_, tree, thread.head_seq)
         state = State(tree, head, thread.head_id, thread.title, thread.updated_at)
         results = plan(id_, state, messages, fingerprints, known, thread.moment, expected_seq)
-        new = list({r.message.id: r for r in results if isinstance(r, Placed)}.values())
+        new = _once([result for result in results if isinstance(result, Placed)])
         if new:
             await rows.save(connection, owner, id_, state, new, search=self._options.search)
         old = [r for r in results if isinstance(r, UUID)]
@@ -490,6 +519,11 @@ class PostgresStore(Store):
 def _is_simple(messages: Sequence[NewMessage]) -> bool:
     """Whether an append only needs the end of its conversation: one message that follows the head."""
     return len(messages) == 1 and not messages[0].names_parent and not isinstance(messages[0], ImportedMessage)
+
+
+def _once(placed: Sequence[Placed]) -> list[Placed]:
+    """The new messages of an append, each once: it may name one twice."""
+    return list({one.message.id: one for one in placed}.values())
 
 
 async def _purge_slice(owner: str, connection: Connection) -> rows.Removed | None:

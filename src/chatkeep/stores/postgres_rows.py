@@ -89,18 +89,21 @@ APPEND = """
 APPEND_MANY = """
     SELECT * FROM chatkeep_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
 """
+# Only where the conversation is still as it was when the places were given: nothing is stored otherwise.
 SAVE = """
     WITH c AS (
         UPDATE conversations
-        SET last_seq = $3, head_seq = $4, head_id = $5, runs = $6, title = $7, updated_at = $8
-        WHERE owner_id = $1 AND id = $2
+        SET last_seq = $3, head_seq = $4, head_id = $5, runs = $6, title = coalesce(title, $7),
+            updated_at = greatest(updated_at, $8)
+        WHERE owner_id = $1 AND id = $2 AND last_seq = $9 AND deleted_at IS NULL
+        RETURNING 1
     )
-    INSERT INTO messages (owner_id, conversation_id, seq, id, run, depth, parent_id, role, content, status, sources,
-                          metadata, external_id, sent_at, fingerprint, terms)
-    SELECT $1, $2, t.seq, t.id, t.run, t.depth, t.parent_id, t.role, t.content, t.status, t.sources::json,
+    INSERT INTO messages (owner_id, conversation_id, created_at, seq, id, run, depth, parent_id, role, content, status,
+                          sources, metadata, external_id, sent_at, fingerprint, terms)
+    SELECT $1, $2, $10, t.seq, t.id, t.run, t.depth, t.parent_id, t.role, t.content, t.status, t.sources::json,
            t.metadata::json, t.external_id, t.sent_at, t.fingerprint, string_to_array(t.terms, ' ')
-    FROM unnest($9::bigint[], $10::uuid[], $11::integer[], $12::bigint[], $13::uuid[], $14::text[], $15::text[],
-                $16::text[], $17::text[], $18::text[], $19::text[], $20::timestamptz[], $21::bytea[], $22::text[])
+    FROM c, unnest($11::bigint[], $12::uuid[], $13::integer[], $14::bigint[], $15::uuid[], $16::text[], $17::text[],
+                   $18::text[], $19::text[], $20::text[], $21::text[], $22::timestamptz[], $23::bytea[], $24::text[])
         AS t (seq, id, run, depth, parent_id, role, content, status, sources, metadata, external_id, sent_at,
               fingerprint, terms)
 """
@@ -416,10 +419,11 @@ def appended(item: Item, message: NewMessage, row: Row) -> Message:
 
 async def save(
     connection: Connection, owner: str, id_: UUID, state: State, new: Sequence[Placed], *, search: bool
-) -> None:
-    """Write what an append changed of its conversation, and its messages."""
+) -> bool:
+    """Write what an append changed of its conversation, and its messages; False where others were faster."""
+    first = new[0].message
     columns = zip(*(_message_values(owner, placed, search=search) for placed in new), strict=True)
-    await connection.execute(
+    status = await connection.execute(
         SAVE,
         owner,
         id_,
@@ -429,8 +433,11 @@ async def save(
         state.tree.dump(),
         _encode(state.title),
         state.updated_at,
+        first.seq - 1,
+        first.created_at,
         *map(list, columns),
     )
+    return status != "INSERT 0 0"
 
 
 def _message_values(owner: str, placed: Placed, *, search: bool) -> Row:
@@ -456,6 +463,21 @@ def _message_values(owner: str, placed: Placed, *, search: bool) -> Row:
 def _terms(owner: str, content: str) -> str:
     """The terms of a message as one text, divided by spaces, which no term holds."""
     return " ".join(index_terms(owner, content))
+
+
+async def repeated(
+    connection: Connection, owner: str, id_: UUID, message_id: UUID, fingerprint: bytes
+) -> Message | None:
+    """The stored message that an append with this fingerprint repeats."""
+    row = await connection.fetchrow(
+        f"SELECT m.fingerprint, {MESSAGE_COLUMNS} FROM messages m"  # noqa: S608
+        " JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id"
+        " WHERE m.owner_id = $1 AND m.conversation_id = $2 AND m.id = $3 AND c.deleted_at IS NULL",
+        owner,
+        id_,
+        message_id,
+    )
+    return _to_message(id_, row[1:]) if row is not None and row[0] == fingerprint else None
 
 
 async def known(connection: Connection, owner: str, id_: UUID, ids: Collection[UUID]) -> dict[UUID, Known]:
