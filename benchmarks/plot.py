@@ -1,7 +1,9 @@
 """Plots beside RESULTS.md, of the numbers that stand in it."""
 
+import importlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from benchmarks.results import Latency
 
@@ -11,11 +13,8 @@ type Series = Mapping[str, Sequence[tuple[int, Latency]]]
 
 def latency_by_writers(path: Path, title: str, series: Series) -> None:
     """Draw p50 and p99 over the number of writers, both axes logarithmic."""
-    import matplotlib as mpl
-
-    mpl.use("agg")
-    from matplotlib import pyplot
-
+    importlib.import_module("matplotlib").use("agg")
+    pyplot: Any = importlib.import_module("matplotlib.pyplot")
     figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
     for (name, points), colour in zip(series.items(), ("tab:blue", "tab:orange"), strict=False):
         writers = [count for count, _ in points]

@@ -89,7 +89,7 @@ async def _clean(url: str) -> None:
     async with open_store(url):
         pass
     connection = await asyncpg.connect(url)
-    await connection.execute("TRUNCATE users, conversations, messages")
+    await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests")
     await connection.close()
 
 

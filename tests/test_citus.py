@@ -31,7 +31,10 @@ STAND_IN = """
             RAISE 'the referenced table must be distributed';
         END IF;
         INSERT INTO pg_dist_partition VALUES (name, key, colocate_with);
-    END $$
+    END $$;
+    CREATE FUNCTION create_reference_table(name regclass) RETURNS void LANGUAGE sql AS $$
+        INSERT INTO pg_dist_partition VALUES (name, NULL, 'everywhere')
+    $$
 """
 __all__ = ["asked"]
 
@@ -57,7 +60,7 @@ async def _prepare(url: str) -> None:
 async def url(database: str) -> str:
     """The same, with nothing in it."""
     connection = await asyncpg.connect(database)
-    await connection.execute("TRUNCATE users, conversations, messages")
+    await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests")
     await connection.close()
     return database
 
@@ -77,6 +80,15 @@ class TestStoreContract(StoreContract):
         """Open the store of this run."""
         return partial(open_store, f"{url}?hide_foreign=off")
 
+    async def test_renaming_an_owner(self, store: Store, owner: str) -> None:
+        """Citus refuses to change the column that says on which machine a row lies, and so does the store."""
+        with pytest.raises(InvalidInput, match="export the conversations"):
+            await store.access.rename_owner(owner, "zoe")
+
+    async def test_renaming_refuses_a_clash(self, store: Store, owner: str) -> None:
+        """It refuses in every case."""
+        await self.test_renaming_an_owner(store, owner)
+
 
 async def test_distributing(url: str) -> None:
     """Every table is spread by its owner beside the others, once; the foreign keys are as they were."""
@@ -88,8 +100,10 @@ async def test_distributing(url: str) -> None:
     tables = await connection.fetch("SELECT relname FROM pg_class WHERE relkind = 'r' AND relnamespace = 2200::oid")
     await connection.close()
     assert sorted(map(tuple, spread)) == [
+        ("api_keys", None, "everywhere"),
         ("conversations", "owner_id", "users"),
         ("messages", "owner_id", "users"),
+        ("requests", "owner_id", "users"),
         ("users", "id", "default"),
     ]
     assert {name for (name,) in tables} - {row[0] for row in spread} == {"chatkeep_schema", "pg_dist_partition"}

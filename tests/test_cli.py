@@ -19,6 +19,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from chatkeep import __main__, cli
+from chatkeep.migrations import HEAD
 
 SAMPLE = Path(__file__).parents[1] / "examples" / "conversations.jsonl"
 COMMAND = [sys.executable, "-m", "chatkeep"]
@@ -150,7 +151,7 @@ def test_errors_are_sentences(env: dict[str, str], url: str) -> None:
 def test_the_schema_is_managed(env: dict[str, str], url: str) -> None:
     """status, upgrade and downgrade say where the schema is; without a schema the other commands say what to do."""
     run(env, "db", "upgrade", "--database-url", url)
-    assert "revision 0001, newest 0001" in run(env, "db", "status", "--database-url", url).stdout
+    assert f"revision {HEAD}, newest {HEAD}" in run(env, "db", "status", "--database-url", url).stdout
     run(env, "db", "downgrade", "base", "--database-url", url, code=1)  # nobody confirms
     run(env, "db", "downgrade", "base", "--yes", "--database-url", url)
     assert "revision none" in run(env, "db", "status", "--database-url", url, code=1).stdout

@@ -27,8 +27,8 @@ from chatkeep import (
     StoreUnavailable,
     open_store,
 )
+from chatkeep.model import decode_nul, encode_nul
 from chatkeep.stores.postgres import PostgresStore
-from chatkeep.stores.postgres_rows import decode_text, encode_text
 from chatkeep.testing import assistant, contents, dense, seqs, turns, user, whole_log
 from postgres import databases
 
@@ -122,8 +122,8 @@ async def test_database_cascades(url: str, store: Store, talk: Conversation) -> 
 @pytest.mark.parametrize("text", ["\0", "a\0b", "\ufdd0", "\ufdd00000", "\ufdd0fdd0\0", "\ufdd0zz"])
 async def test_text_that_postgres_cannot_hold(store: Store, text: str) -> None:
     """NUL is kept in every field that takes text, the owner included; encoded texts stay different."""
-    assert decode_text(encode_text(text)) == text
-    assert "\0" not in encode_text(text)
+    assert decode_nul(encode_nul(text)) == text
+    assert "\0" not in encode_nul(text)
     new = NewConversation(title=text, context_id=text, external_id=text, metadata={text: text})
     talk = await store.create_conversation(text, new)
     await store.append(text, talk.id, [user(text, external_id=text), assistant(text)])

@@ -15,6 +15,7 @@ SOURCE = ROOT / "src" / "chatkeep"
 LAYERS = (
     {"errors", "py"},
     {"model", "tree", "words", "cursor", "migrations"},
+    {"access"},
     {"store"},
     {"stores"},
     {"jsonl", "settings"},

@@ -251,6 +251,25 @@ def valid_owner(owner: str) -> str:
     return owner
 
 
+_MARK = "\ufdd0"
+"""A noncharacter, which begins the four hexadecimal digits of what stands for itself or for NUL."""
+
+_NOT_AS_IT_IS = re.compile(f"[\0{_MARK}]")
+_ENCODED = re.compile(f"{_MARK}(0000|fdd0)")
+
+
+def encode_nul(text: str) -> str:
+    """Return `text` without NUL, which not every database can hold; different texts stay different."""
+    if "\0" not in text and _MARK not in text:
+        return text
+    return _NOT_AS_IT_IS.sub(lambda match: f"{_MARK}{ord(match.group()):04x}", text)
+
+
+def decode_nul(text: str) -> str:
+    """The inverse of `encode_nul`."""
+    return _ENCODED.sub(lambda match: chr(int(match.group(1), 16)), text) if _MARK in text else text
+
+
 def valid_range(name: str, value: int, low: int, high: int) -> int:
     """Return `value` where it lies in low … high. Raises InvalidInput; nothing is coerced."""
     if not low <= value <= high:
@@ -477,6 +496,8 @@ class ErasureReceipt(Record):
     conversations: int
     messages: int
     search_entries: int
+    api_keys: int = 0
+    requests: int = Field(0, description="Replies that were kept for requests that might be sent again.")
     remaining: int = Field(description="Rows of this owner that a re-count found when all was removed.")
     erased_at: datetime
 

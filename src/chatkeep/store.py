@@ -22,6 +22,7 @@ from uuid import UUID
 
 from pydantic import Field, ValidationError
 
+from chatkeep.access import Access
 from chatkeep.errors import InvalidInput
 from chatkeep.model import (
     MAX_CONTENT_CHARS,
@@ -79,6 +80,11 @@ class Store(ABC):
     def __init__(self, url: str, options: StoreOptions) -> None:  # noqa: ARG002 - adapters use it
         """Take the URL without the options, and those; connect to nothing yet. Raises InvalidInput."""
         self._options = options
+
+    @property
+    @abstractmethod
+    def access(self) -> Access:
+        """API keys and the replies to repeated requests, in the same database."""
 
     @abstractmethod
     async def create_conversation(self, owner: str, new: NewConversation) -> Conversation:

@@ -9,10 +9,10 @@ import io
 from functools import cache
 from pathlib import Path
 
-HEAD = "0001"
+HEAD = "0002"
 """The newest revision; a test compares it with the files in versions/."""
 
-REVISIONS = ("0001",)
+REVISIONS = ("0001", "0002")
 """Every revision, oldest first."""
 
 

@@ -7,9 +7,11 @@ can come between its steps.
 from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
 from uuid import UUID
 
+from chatkeep.access import IDS_CLASH, KEPT, LEASE, Access, ApiKey, Forgotten, Reply
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours, StoreUnavailable
 from chatkeep.migrations import HEAD
@@ -50,6 +52,15 @@ class _Entry:
 
 
 @dataclass
+class _Request:
+    """A request that was sent with a key."""
+
+    fingerprint: bytes
+    began: datetime
+    reply: Reply | None = None
+
+
+@dataclass
 class _Thread:
     """A conversation with its messages, the one with seq n at n - 1."""
 
@@ -61,6 +72,81 @@ class _Thread:
     by_id: dict[UUID, _Entry] = field(default_factory=dict)
 
 
+class MemoryAccess(Access):
+    """API keys and replies in this process's memory."""
+
+    def __init__(self, threads: dict[str, dict[UUID, _Thread]]) -> None:
+        self._threads = threads
+        self._keys: dict[str, tuple[ApiKey, bytes]] = {}
+        self._requests: dict[tuple[str, str], _Request] = {}
+
+    async def create_key(self, key: ApiKey, secret_hash: bytes) -> None:
+        if key.id in self._keys:
+            raise Conflict("there is an API key with this id", got=key.id)
+        self._keys[key.id] = key, secret_hash
+
+    async def find_key(self, key_id: str) -> tuple[ApiKey, bytes] | None:
+        return self._keys.get(key_id)
+
+    async def list_keys(self, owner: str | None = None) -> list[ApiKey]:
+        keys = [key for key, _ in self._keys.values() if owner in (None, key.owner_id)]
+        return sorted(keys, key=lambda key: (key.created_at, key.id))
+
+    async def revoke_key(self, key_id: str) -> bool:
+        return self._keys.pop(key_id, None) is not None
+
+    async def key_used(self, key_id: str, moment: datetime) -> None:
+        if key_id in self._keys:
+            key, secret_hash = self._keys[key_id]
+            self._keys[key_id] = key.model_copy(update={"last_used_at": moment}), secret_hash
+
+    async def begin_request(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
+        moment = now()
+        self._requests = {place: request for place, request in self._requests.items() if request.began + KEPT > moment}
+        known = self._requests.get((owner, key))
+        if known is None or (known.reply is None and known.fingerprint == fingerprint and known.began + LEASE < moment):
+            self._requests[owner, key] = _Request(fingerprint, moment)
+            return None
+        if known.fingerprint != fingerprint:
+            raise InvalidInput("this idempotency key was used for another request; take a new one")
+        if known.reply is None:
+            raise Conflict("a request with this idempotency key is under way; send it again in a moment")
+        return known.reply
+
+    async def finish_request(self, owner: str, key: str, reply: Reply) -> None:
+        known = self._requests.get((owner, key))
+        if known is not None:
+            known.reply = reply
+
+    async def abandon_request(self, owner: str, key: str) -> None:
+        known = self._requests.get((owner, key))
+        if known is not None and known.reply is None:
+            del self._requests[owner, key]
+
+    async def forget_owner(self, owner: str) -> Forgotten:
+        keys = [key.id for key in await self.list_keys(owner)]
+        requests = [place for place in self._requests if place[0] == owner]
+        for key_id in keys:
+            del self._keys[key_id]
+        for place in requests:
+            del self._requests[place]
+        return Forgotten(len(keys), len(requests))
+
+    async def rename_owner(self, old: str, new: str) -> int:
+        threads = self._threads.get(valid_owner(old), {})
+        if old == valid_owner(new):
+            return 0
+        if threads.keys() & self._threads.get(new, {}).keys():
+            raise Conflict(IDS_CLASH)
+        for thread in threads.values():
+            thread.conversation = thread.conversation.model_copy(update={"owner_id": new})
+        self._threads.setdefault(new, {}).update(self._threads.pop(old, {}))
+        for key in await self.list_keys(old):
+            self._keys[key.id] = key.model_copy(update={"owner_id": new}), self._keys[key.id][1]
+        self._requests = {place: request for place, request in self._requests.items() if place[0] != old}
+        return len(threads)
+
+
 class MemoryStore(Store):
     """Conversations in this process's memory."""
 
@@ -69,8 +155,13 @@ class MemoryStore(Store):
         if file_path(url):
             raise InvalidInput("a memory store has no path: memory://", got=file_path(url))
         self._threads: dict[str, dict[UUID, _Thread]] = {}
+        self._access = MemoryAccess(self._threads)
         self._stored = 0
         self._closed = False
+
+    @property
+    def access(self) -> Access:
+        return self._access
 
     # --- conversations ------------------------------------------------------------------------------------
 
@@ -225,11 +316,14 @@ class MemoryStore(Store):
     async def erase_owner(self, owner: str) -> ErasureReceipt:
         threads = self._threads.pop(self._open(owner), {}).values()
         entries = [entry for thread in threads for entry in thread.log]
+        forgotten = await self._access.forget_owner(owner)
         return ErasureReceipt(
             owner_id=owner,
             conversations=len(threads),
             messages=len(entries),
             search_entries=sum(1 for entry in entries if entry.message.content) if self._options.search else 0,
+            api_keys=forgotten.api_keys,
+            requests=forgotten.requests,
             remaining=len(self._threads.get(owner, ())),
             erased_at=now(),
         )

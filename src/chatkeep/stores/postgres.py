@@ -7,6 +7,7 @@ from typing import Any, NamedTuple, cast
 from uuid import UUID
 from weakref import WeakValueDictionary
 
+from chatkeep.access import Access
 from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours, SchemaMismatch, StoreUnavailable
 from chatkeep.migrations import HEAD
 from chatkeep.model import (
@@ -22,6 +23,7 @@ from chatkeep.model import (
     Status,
     clean_text,
     dump_json,
+    encode_nul,
     from_micros,
     merge_patch,
     new_id,
@@ -31,6 +33,7 @@ from chatkeep.model import (
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions
 from chatkeep.stores import postgres_rows as rows
+from chatkeep.stores.access_sql import Row, SqlAccess
 from chatkeep.stores.append import Placed, State, check, ids_to_look_up, plan
 from chatkeep.stores.group_commit import GroupCommit
 from chatkeep.stores.postgres_citus import append_of_owner, distribute
@@ -70,10 +73,15 @@ class PostgresStore(Store):
             write_timeout=options.write_timeout,
             pgbouncer=options.pgbouncer,
         )
+        self._access = PostgresAccess(self._database, search=options.search)
         self._batches: GroupCommit[Simple] = GroupCommit(self._append_batch, flushers=FLUSHERS)
         self._turns: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._background: set[asyncio.Task[Any]] = set()
         self._closed = False
+
+    @property
+    def access(self) -> Access:
+        return self._access
 
     # --- conversations ------------------------------------------------------------------------------------
 
@@ -253,7 +261,7 @@ class PostgresStore(Store):
     def _owner(self, owner: str) -> str:
         """The owner as PostgreSQL stores it."""
         self._open()
-        return rows.encode_text(valid_owner(owner))
+        return encode_nul(valid_owner(owner))
 
     def _open(self) -> None:
         if self._closed:
@@ -405,7 +413,7 @@ class PostgresStore(Store):
         now_stored = await self._get(connection, owner, id_, lock=True)
         new: dict[str, Any] = {}
         if "title" in change.model_fields_set:
-            new["title"] = change.title and rows.encode_text(change.title)
+            new["title"] = change.title and encode_nul(change.title)
         if "metadata" in change.model_fields_set:
             patched = {} if change.metadata is None else merge_patch(now_stored.metadata, change.metadata)
             new["metadata"] = dump_json(patched)
@@ -443,11 +451,14 @@ class PostgresStore(Store):
             await self._database.write(lambda connection: rows.hide_all(connection, owner))
             total = rows.Removed(*map(sum, zip(total, await self._purge(owner), strict=True)))
             remaining = await self._database.write(lambda connection: rows.remove_owner(connection, owner))
+        forgotten = await self._access.forget_owner(name)
         return ErasureReceipt(
             owner_id=name,
             conversations=total.conversations,
             messages=total.messages,
             search_entries=total.indexed,
+            api_keys=forgotten.api_keys,
+            requests=forgotten.requests,
             remaining=remaining,
             erased_at=now(),
         )
@@ -514,6 +525,30 @@ class PostgresStore(Store):
         if found is None or found.status == Status.DELETED:
             raise NotFound("there is no such message in this conversation", got=message_id)
         return found
+
+
+class PostgresAccess(SqlAccess):
+    """API keys and replies in the same database."""
+
+    def __init__(self, database: Database, *, search: bool) -> None:
+        self._database = database
+        self._search = search
+
+    async def _read(self, statement: str, *values: object) -> Sequence[Row]:
+        return await self._database.read(lambda connection: connection.fetch(statement, *values))
+
+    async def _write(self, statement: str, *values: object) -> Sequence[Row]:
+        return await self._database.write(lambda connection: connection.fetch(statement, *values))
+
+    async def _rename_conversations(self, old: str, new: str) -> int:
+        owners = encode_nul(valid_owner(old)), encode_nul(valid_owner(new))
+        await self._database.revision()  # which tells what kind of database it is
+        if self._database.citus:
+            raise InvalidInput("Citus cannot move rows to another owner; export the conversations and import them")
+        count = await self._database.write(lambda connection: rows.rename_owner(connection, *owners))
+        while self._search and await self._database.write(rows.index_slice):
+            pass
+        return count
 
 
 def _is_simple(messages: Sequence[NewMessage]) -> bool:

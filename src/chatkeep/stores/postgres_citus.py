@@ -13,8 +13,11 @@ from chatkeep.errors import InvalidInput
 from chatkeep.stores.postgres_pool import Connection
 from chatkeep.stores.postgres_rows import Item, Row
 
-DISTRIBUTED = {"users": "id", "conversations": "owner_id", "messages": "owner_id"}
+DISTRIBUTED = {"users": "id", "conversations": "owner_id", "messages": "owner_id", "requests": "owner_id"}
 """The tables and the column whose hash says where a row lies; the first one's rows draw the others' to them."""
+
+EVERYWHERE = ("api_keys",)
+"""The tables that every machine has a copy of: a key is looked up before its owner is known."""
 
 REFERENCES = (
     ("conversations", "conversations_owner_id_fkey"),
@@ -102,7 +105,7 @@ async def distribute(connection: Connection) -> list[str]:
             "this PostgreSQL has no Citus, so there is nothing to distribute to;"
             " install it and run CREATE EXTENSION citus, or stay on one machine"
         )
-    missing = [table for table in DISTRIBUTED if not await _is_distributed(connection, table)]
+    missing = [table for table in (*DISTRIBUTED, *EVERYWHERE) if not await _is_distributed(connection, table)]
     if missing:
         await _spread(connection, missing)
     return missing
@@ -120,11 +123,18 @@ async def _spread(connection: Connection, tables: Sequence[str]) -> None:
     for table, name in REFERENCES:
         await connection.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
     for table in tables:
-        others = "default" if table == "users" else "users"
-        statement = "SELECT create_distributed_table($1::text::regclass, $2, colocate_with => $3)"
-        await connection.execute(statement, table, DISTRIBUTED[table], others, timeout=None)
+        await _spread_one(connection, table)
     for (table, name), definition in zip(REFERENCES, definitions, strict=True):
         await connection.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}", timeout=None)
+
+
+async def _spread_one(connection: Connection, table: str) -> None:
+    if table in EVERYWHERE:
+        await connection.execute("SELECT create_reference_table($1::text::regclass)", table, timeout=None)
+        return
+    others = "default" if table == "users" else "users"
+    statement = "SELECT create_distributed_table($1::text::regclass, $2, colocate_with => $3)"
+    await connection.execute(statement, table, DISTRIBUTED[table], others, timeout=None)
 
 
 async def _definition(connection: Connection, name: str) -> str:

@@ -1,10 +1,9 @@
 """The SQL of the PostgreSQL store, and how its rows become records. Every statement names the owner first.
 
-Owners are encoded (`encode_text`) by whoever calls this, all other text here.
+Owners are encoded (`encode_nul`) by whoever calls this, all other text here.
 """
 
 import json
-import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, cast
@@ -12,6 +11,7 @@ from uuid import UUID
 
 import asyncpg
 
+from chatkeep.access import IDS_CLASH
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.model import (
@@ -28,6 +28,8 @@ from chatkeep.model import (
     Role,
     SearchHit,
     Source,
+    decode_nul,
+    encode_nul,
     from_micros,
     json_text,
     new_id,
@@ -163,31 +165,13 @@ class Item(NamedTuple):
 
 # --- text ------------------------------------------------------------------------------------------------
 
-_MARK = "\ufdd0"
-"""A noncharacter, which begins the four hexadecimal digits of what stands for itself or for NUL."""
-
-_NOT_AS_IT_IS = re.compile(f"[\0{_MARK}]")
-_ENCODED = re.compile(f"{_MARK}(0000|fdd0)")
-
-
-def encode_text(text: str) -> str:
-    """Return `text` without NUL, which PostgreSQL's text cannot hold; different texts stay different."""
-    if "\0" not in text and _MARK not in text:
-        return text
-    return _NOT_AS_IT_IS.sub(lambda match: f"{_MARK}{ord(match.group()):04x}", text)
-
-
-def decode_text(text: str) -> str:
-    """The inverse of `encode_text`."""
-    return _ENCODED.sub(lambda match: chr(int(match.group(1), 16)), text) if _MARK in text else text
-
 
 def _encode(text: str | None) -> str | None:
-    return None if text is None else encode_text(text)
+    return None if text is None else encode_nul(text)
 
 
 def _decode(text: str | None) -> str | None:
-    return None if text is None else decode_text(text)
+    return None if text is None else decode_nul(text)
 
 
 def _in_utc(moment: datetime) -> datetime:
@@ -254,7 +238,7 @@ async def created_before(connection: Connection, owner: str, id_: UUID, new: New
 
 async def newest(connection: Connection, owner: str, context_id: str | None) -> Conversation | None:
     """The owner's most recently updated conversation of a context."""
-    where, values = ("IS NULL", ()) if context_id is None else ("= $2", (encode_text(context_id),))
+    where, values = ("IS NULL", ()) if context_id is None else ("= $2", (encode_nul(context_id),))
     row = await connection.fetchrow(
         f"{CONVERSATION} AND c.context_id {where} ORDER BY c.updated_at DESC, c.id DESC LIMIT 1", owner, *values
     )
@@ -277,7 +261,7 @@ async def list_conversations(
     values: list[object] = [owner]
     where = ""
     if context_id is not None:
-        values.append(encode_text(context_id))
+        values.append(encode_nul(context_id))
         where = " AND c.context_id = $2"
     counted = await connection.fetchval(f"SELECT count(*) FROM ({CONVERSATION}{where}) c", *values) if total else None  # noqa: S608
     start, position = _list_start(order, scope, cursor, len(values))
@@ -328,7 +312,7 @@ def _to_conversation(row: Row) -> Conversation:
         Conversation,
         CONVERSATION_FIELDS,
         id=id_,
-        owner_id=decode_text(owner),
+        owner_id=decode_nul(owner),
         title=_decode(title),
         context_id=_decode(context),
         external_id=_decode(external),
@@ -353,7 +337,7 @@ def to_item(
         id_,
         fingerprint,
         message.role,
-        encode_text(message.content),
+        encode_nul(message.content),
         message.status,
         json_text(message.sources) if message.sources else None,
         json_text(message.metadata) if message.metadata else None,
@@ -449,7 +433,7 @@ def _message_values(owner: str, placed: Placed, *, search: bool) -> Row:
         position.depth,
         message.parent_id,
         message.role,
-        encode_text(message.content),
+        encode_nul(message.content),
         message.status,
         json_text(message.sources) if message.sources else None,
         json_text(message.metadata) if message.metadata else None,
@@ -514,11 +498,11 @@ def _to_message(conversation_id: UUID, row: Row) -> Message:
         seq=seq,
         parent_id=parent,
         role=ROLES[role],
-        content=decode_text(content) if _MARK in content else content,
+        content=decode_nul(content),
         status=STATUSES[status],
         sources=tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
         metadata=json.loads(metadata) if metadata else {},
-        external_id=None if external is None else decode_text(external),
+        external_id=None if external is None else decode_nul(external),
         sent_at=None if sent is None else _in_utc(sent),
         created_at=created,
     )
@@ -676,7 +660,7 @@ async def index_slice(connection: Connection) -> bool:
     )
     if not found:
         return False
-    terms = [_terms(owner, decode_text(content)) for owner, _, _, content in found]
+    terms = [_terms(owner, decode_nul(content)) for owner, _, _, content in found]
     await connection.execute(
         "UPDATE messages m SET terms = string_to_array(t.terms, ' ')"
         " FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[]) AS t (owner_id, conversation_id, seq, terms)"
@@ -774,6 +758,26 @@ async def remove_owner(connection: Connection, owner: str) -> int | None:
     users = await connection.fetchval("SELECT count(*) FROM users WHERE id = $1", owner)
     messages_left = await connection.fetchval("SELECT count(*) FROM messages WHERE owner_id = $1", owner)
     return cast("int", users + messages_left)
+
+
+async def rename_owner(connection: Connection, old: str, new: str) -> int:
+    """Give the conversations of one owner to another one; their messages are indexed anew next."""
+    clash = (
+        "SELECT 1 FROM conversations a JOIN conversations b ON b.owner_id = $2 AND b.id = a.id WHERE a.owner_id = $1"
+    )
+    if await connection.fetchval(f"{clash} LIMIT 1", old, new):
+        raise Conflict(IDS_CLASH)
+    await connection.execute("INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING", new)
+    # One statement: the foreign key between the tables is checked at its end.
+    moved = await connection.fetchval(
+        "WITH c AS (UPDATE conversations SET owner_id = $2 WHERE owner_id = $1 RETURNING 1),"
+        " m AS (UPDATE messages SET owner_id = $2, terms = NULL WHERE owner_id = $1)"
+        " SELECT count(*) FROM c",
+        old,
+        new,
+    )
+    await connection.execute("DELETE FROM users WHERE id = $1", old)
+    return cast("int", moved)
 
 
 def place_after(cursor: str, scope: tuple[object, ...]) -> Row:

@@ -9,6 +9,7 @@ from uuid import UUID
 
 import apsw
 
+from chatkeep.access import Access
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import ChatkeepError, InvalidInput, NotFound, NotYours, SchemaMismatch
 from chatkeep.migrations import HEAD
@@ -34,6 +35,7 @@ from chatkeep.model import (
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions, file_path
 from chatkeep.stores import sqlite_rows as rows
+from chatkeep.stores.access_sql import Row, SqlAccess
 from chatkeep.stores.append import Known, Placed, State, check, ids_to_look_up, plan
 from chatkeep.stores.sqlite_file import SqliteFile, Transaction
 from chatkeep.stores.window import Window, list_scope, valid_page
@@ -55,8 +57,13 @@ class SqliteStore(Store):
             write_timeout=options.write_timeout,
             readers=options.readers,
         )
+        self._access = SqliteAccess(self._file)
         self._background: set[asyncio.Task[Any]] = set()
         self._indexing: asyncio.Task[None] | None = None
+
+    @property
+    def access(self) -> Access:
+        return self._access
 
     # --- conversations ------------------------------------------------------------------------------------
 
@@ -290,6 +297,7 @@ class SqliteStore(Store):
             conversations, messages = conversations + purged[0], messages + purged[1]
             remaining = await self._file.write(partial(rows.remove_owner, owner))
         left = await self._file.read(partial(rows.count_indexed, owner))
+        forgotten = await self._access.forget_owner(owner)
         # The index marks what is deleted and drops it when it merges; pages and the log keep copies.
         if await self._file.write(partial(rows.merge_index, -rows.MERGE_PAGES)):
             while await self._file.write(partial(rows.merge_index, rows.MERGE_PAGES)):
@@ -300,6 +308,8 @@ class SqliteStore(Store):
             conversations=conversations,
             messages=messages,
             search_entries=before - left,
+            api_keys=forgotten.api_keys,
+            requests=forgotten.requests,
             remaining=remaining + left,
             erased_at=now(),
         )
@@ -408,6 +418,25 @@ class SqliteStore(Store):
             return False
         rows.erase_message(connection, owner, id_, message_id)
         return True
+
+
+class SqliteAccess(SqlAccess):
+    """API keys and replies in the same file."""
+
+    def __init__(self, file: SqliteFile) -> None:
+        self._file = file
+
+    async def _read(self, statement: str, *values: object) -> Sequence[Row]:
+        return await self._file.read(lambda connection: rows.fetch(connection, statement, values))
+
+    async def _write(self, statement: str, *values: object) -> Sequence[Row]:
+        return await self._file.write(lambda transaction: rows.fetch(transaction.connection, statement, values))
+
+    async def _rename_conversations(self, old: str, new: str) -> int:
+        count = await self._file.write(partial(rows.rename_owner, valid_owner(old), valid_owner(new)))
+        while await self._file.write(rows.index_slice):
+            pass
+        return count
 
 
 def _are_imported(messages: Sequence[NewMessage]) -> bool:

@@ -7,6 +7,7 @@ from uuid import UUID
 
 import apsw
 
+from chatkeep.access import IDS_CLASH
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import Conflict
 from chatkeep.model import (
@@ -564,6 +565,27 @@ def remove_owner(owner: str, transaction: Transaction) -> int | None:
         (owner, owner),
     ).get
     return cast("int", left)
+
+
+def rename_owner(old: str, new: str, transaction: Transaction) -> int:
+    """Give the conversations of one owner to another one; their messages are indexed anew next."""
+    connection, both = transaction.connection, (new, old)
+    clash = "SELECT 1 FROM conversations a JOIN conversations b ON b.owner_id = ? AND b.id = a.id WHERE a.owner_id = ?"
+    if connection.execute(f"{clash} LIMIT 1", both).get:
+        raise Conflict(IDS_CLASH)
+    first = cast("int | None", connection.execute("SELECT min(rid) FROM messages WHERE owner_id = ?", (old,)).get)
+    connection.execute("PRAGMA defer_foreign_keys = ON")
+    connection.execute("INSERT OR IGNORE INTO users (id) VALUES (?)", (new,))
+    if first is not None:
+        indexed = "SELECT rid FROM messages JOIN message_words_docsize d ON d.id = rid WHERE owner_id = ?"
+        connection.execute(f"DELETE FROM message_words WHERE rowid IN ({indexed})", (old,))  # noqa: S608
+        mark_unindexed(transaction, first)
+    connection.execute("UPDATE conversations SET owner_id = ? WHERE owner_id = ?", both)
+    count = connection.changes()
+    connection.execute("UPDATE messages SET owner_id = ? WHERE owner_id = ?", both)
+    connection.execute("DELETE FROM users WHERE id = ?", (old,))
+    transaction.owners.discard(old)
+    return count
 
 
 def count_indexed(owner: str, connection: apsw.Connection) -> int:

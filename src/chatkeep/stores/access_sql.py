@@ -1,0 +1,145 @@
+"""API keys and replies in a SQL database: the same statements on SQLite and PostgreSQL.
+
+Both number parameters as $1, $2 …; on SQLite those are names, which get their numbers in the order in which
+they first appear, so they appear in order. Text is stored as PostgreSQL can hold it, on both.
+"""
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+
+from chatkeep.access import KEPT, LEASE, Access, ApiKey, Forgotten, Reply
+from chatkeep.errors import Conflict, InvalidInput
+from chatkeep.model import decode_nul, encode_nul, from_micros, now, to_micros
+
+type Row = Any
+"""A tuple, or what the driver returns in place of one."""
+
+CREATE = """
+    INSERT INTO api_keys (id, secret_hash, owner_id, name, scopes, created_at, expires_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7) ON CONFLICT DO NOTHING RETURNING id
+"""
+KEY = "SELECT id, owner_id, name, scopes, created_at, expires_at, last_used_at, secret_hash FROM api_keys"
+BEGIN = """
+    INSERT INTO requests (owner_id, key, fingerprint, lease_until, expires_at) VALUES ($1, $2, $3, $4, $5)
+    ON CONFLICT (owner_id, key) DO UPDATE
+    SET fingerprint = excluded.fingerprint, lease_until = excluded.lease_until, expires_at = excluded.expires_at,
+        status = NULL, body = NULL, location = NULL
+    WHERE requests.expires_at <= $6 OR (
+        requests.status IS NULL AND requests.lease_until <= $6 AND requests.fingerprint = excluded.fingerprint
+    )
+    RETURNING owner_id
+"""
+
+
+class SqlAccess(Access):
+    """API keys and replies, given a way to execute statements."""
+
+    @abstractmethod
+    async def _read(self, statement: str, *values: object) -> Sequence[Row]:
+        """Return the rows of one statement that only reads."""
+
+    @abstractmethod
+    async def _write(self, statement: str, *values: object) -> Sequence[Row]:
+        """Return the rows of one statement that writes, when they are on the disk."""
+
+    async def create_key(self, key: ApiKey, secret_hash: bytes) -> None:
+        owner, name, scopes = encode_nul(key.owner_id), encode_nul(key.name), " ".join(key.scopes)
+        times = to_micros(key.created_at), _micros(key.expires_at)
+        if not await self._write(CREATE, key.id, secret_hash, owner, name, scopes, *times):
+            raise Conflict("there is an API key with this id", got=key.id)
+
+    async def find_key(self, key_id: str) -> tuple[ApiKey, bytes] | None:
+        found = await self._read(f"{KEY} WHERE id = $1", key_id)
+        return (_to_key(found[0]), bytes(found[0][7])) if found else None
+
+    async def list_keys(self, owner: str | None = None) -> list[ApiKey]:
+        if owner is None:
+            return [_to_key(row) for row in await self._read(f"{KEY} ORDER BY created_at, id")]
+        found = await self._read(f"{KEY} WHERE owner_id = $1 ORDER BY created_at, id", encode_nul(owner))
+        return [_to_key(row) for row in found]
+
+    async def revoke_key(self, key_id: str) -> bool:
+        return bool(await self._write("DELETE FROM api_keys WHERE id = $1 RETURNING id", key_id))
+
+    async def key_used(self, key_id: str, moment: datetime) -> None:
+        await self._write("UPDATE api_keys SET last_used_at = $1 WHERE id = $2 RETURNING id", to_micros(moment), key_id)
+
+    async def begin_request(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
+        owner, key = encode_nul(owner), encode_nul(key)
+        moment = now()
+        past, lease, expiry = to_micros(moment), to_micros(moment + LEASE), to_micros(moment + KEPT)
+        await self._forget_old(owner, past)
+        while True:
+            if await self._write(BEGIN, owner, key, fingerprint, lease, expiry, past):
+                return None
+            asked = "SELECT fingerprint, status, body, location FROM requests WHERE owner_id = $1 AND key = $2"
+            found = await self._read(asked, owner, key)
+            if found:  # and not abandoned meanwhile
+                return _judged(found[0], fingerprint)
+
+    async def finish_request(self, owner: str, key: str, reply: Reply) -> None:
+        await self._write(
+            "UPDATE requests SET status = $1, body = $2, location = $3 WHERE owner_id = $4 AND key = $5"
+            " AND status IS NULL RETURNING key",
+            *reply,
+            encode_nul(owner),
+            encode_nul(key),
+        )
+
+    async def abandon_request(self, owner: str, key: str) -> None:
+        statement = "DELETE FROM requests WHERE owner_id = $1 AND key = $2 AND status IS NULL RETURNING key"
+        await self._write(statement, encode_nul(owner), encode_nul(key))
+
+    async def forget_owner(self, owner: str) -> Forgotten:
+        owner = encode_nul(owner)
+        keys = await self._write("DELETE FROM api_keys WHERE owner_id = $1 RETURNING id", owner)
+        requests = await self._write("DELETE FROM requests WHERE owner_id = $1 RETURNING key", owner)
+        return Forgotten(len(keys), len(requests))
+
+    async def rename_owner(self, old: str, new: str) -> int:
+        if old == new:
+            return 0
+        count = await self._rename_conversations(old, new)
+        statement = "UPDATE api_keys SET owner_id = $1 WHERE owner_id = $2 RETURNING id"
+        await self._write(statement, encode_nul(new), encode_nul(old))
+        # Replies name ids and owners of before.
+        await self._write("DELETE FROM requests WHERE owner_id = $1 RETURNING key", encode_nul(old))
+        return count
+
+    @abstractmethod
+    async def _rename_conversations(self, old: str, new: str) -> int:
+        """Give the conversations of `old` to `new`, in one transaction, and index them for `new`."""
+
+    async def _forget_old(self, owner: str, past: int) -> None:
+        statement = "DELETE FROM requests WHERE owner_id = $1 AND expires_at <= $2 RETURNING key"
+        asked = "SELECT 1 FROM requests WHERE owner_id = $1 AND expires_at <= $2 LIMIT 1"
+        if await self._read(asked, owner, past):
+            await self._write(statement, owner, past)
+
+
+def _judged(row: Row, fingerprint: bytes) -> Reply:
+    known, status, body, location = row
+    if bytes(known) != fingerprint:
+        raise InvalidInput("this idempotency key was used for another request; take a new one")
+    if status is None:
+        raise Conflict("a request with this idempotency key is under way; send it again in a moment")
+    return Reply(status, bytes(body), location)
+
+
+def _to_key(row: Row) -> ApiKey:
+    id_, owner, name, scopes, created, expires, used, _ = row
+    return ApiKey(
+        id=id_,
+        owner_id=decode_nul(owner),
+        name=decode_nul(name),
+        scopes=tuple(scopes.split()),
+        created_at=from_micros(created),
+        expires_at=None if expires is None else from_micros(expires),
+        last_used_at=None if used is None else from_micros(used),
+    )
+
+
+def _micros(moment: datetime | None) -> int | None:
+    return None if moment is None else to_micros(moment)
