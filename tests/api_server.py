@@ -11,6 +11,7 @@ import httpx2
 import uvicorn
 
 from chatkeep.api.app import create_app
+from chatkeep.api.door import Door
 from chatkeep.settings import Settings
 from chatkeep.store import Store
 
@@ -22,6 +23,11 @@ class Api:
     store: Store
     client: httpx2.AsyncClient
     port: int
+    door: Door
+
+    async def forget_failures(self) -> None:
+        """Let this address try again."""
+        await self.door.forget_failures()
 
     async def raw(self, request: bytes) -> bytes:
         """Send the bytes of a request, which has to ask for `Connection: close`, and return all that comes back."""
@@ -76,7 +82,7 @@ async def serving(store: Store, **settings: Any) -> AsyncIterator[Api]:
     try:
         # The socket listens already: what is sent before the server has started waits for it.
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            yield Api(store, client, port)
+            yield Api(store, client, port, app.state.door)
     finally:
         server.should_exit = True
         await running

@@ -68,6 +68,7 @@ def test_the_operations() -> None:
         "DELETE /api/conversations/{conversation_id}/messages/{message_id}": "delete_message",
         "GET /api/conversations/{conversation_id}/messages/{message_id}/siblings": "list_siblings",
         "GET /api/search": "search_messages",
+        "DELETE /api/me": "erase_me",
         "GET /healthz": "health",
         "GET /readyz": "readiness",
     }
@@ -106,7 +107,12 @@ def test_every_error_is_a_problem(name: str, operation: dict[str, Any]) -> None:
     if name != "GET /healthz":
         expected |= {"503"}
     if "/api" in name:
+        expected |= {"401", "429"}
+        assert operation["security"] == [{"bearer": []}]
+    if "/api" in name and name != "DELETE /api/me":
         expected |= {"422"}
+    if name == "DELETE /api/me":
+        expected |= {"403"}
     if "{conversation_id}" in name:
         expected |= {"403", "404"}
     if "requestBody" in operation:

@@ -207,7 +207,7 @@ def test_without_a_url_the_file_is_in_the_users_data_folder(env: dict[str, str],
 def test_serving_other_machines_is_refused(env: dict[str, str], url: str, host: str) -> None:
     """Without authentication only this machine is served, and the refusal says why."""
     done = run(env, "serve", "--host", host, "--database-url", url, code=2)
-    assert "no authentication yet" in " ".join(done.stderr.replace("│", " ").split())
+    assert "CHATKEEP_AUTH=jwt" in " ".join(done.stderr.replace("│", " ").split())
 
 
 def test_a_port_that_is_taken_is_an_error(env: dict[str, str], url: str) -> None:

@@ -78,8 +78,8 @@ def test_nothing_opens_sqlite_with_the_standard_library() -> None:
 
 
 def test_only_the_settings_read_the_environment() -> None:
-    """os.environ and os.getenv appear nowhere in the package."""
-    for path in modules():
+    """os.environ and os.getenv appear in one module of the package."""
+    for path in set(modules()) - {SOURCE / "settings.py"}:
         assert not re.search(r"os\.environ|os\.getenv", path.read_text("utf-8")), path
 
 

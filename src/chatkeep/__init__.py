@@ -17,6 +17,7 @@ from chatkeep.errors import (
     NotYours,
     SchemaMismatch,
     StoreUnavailable,
+    Unauthenticated,
 )
 from chatkeep.model import (
     Conversation,
@@ -59,5 +60,6 @@ __all__ = [
     "Store",
     "StoreOptions",
     "StoreUnavailable",
+    "Unauthenticated",
     "open_store",
 ]

@@ -3,40 +3,40 @@
 import asyncio
 import gc
 import gzip
-import ipaddress
 import sys
 import time
 import zlib
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import datetime, timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast
+from typing import Annotated, Any, BinaryIO, cast
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from chatkeep.errors import ChatkeepError, InvalidInput
+from chatkeep.errors import ChatkeepError, InvalidInput, NotFound
 from chatkeep.jsonl import Imported, export_lines, import_lines
 from chatkeep.migrations import HEAD
 from chatkeep.model import Conversation, Message
 from chatkeep.settings import LOCAL_OWNER, Settings
 from chatkeep.store import Store, open_store, without_password
 
-if TYPE_CHECKING:
-    from chatkeep.api.server import Server
-
 SHOW_SECONDS = 0.1
 """How often the progress of an import is shown."""
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
 db = typer.Typer(no_args_is_help=True, help="The database's schema.")
-app.add_typer(db, name="db")
+keys = typer.Typer(no_args_is_help=True, help="API keys, for scripts.")
+owners = typer.Typer(no_args_is_help=True, help="Those whose conversations these are.")
+for name, group in (("db", db), ("keys", keys), ("owners", owners)):
+    app.add_typer(group, name=name)
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
@@ -69,44 +69,51 @@ def _options(
 @app.command()
 def serve(
     database_url: DatabaseUrl = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on: this machine only.")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]", show_default=False)] = None,
     port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. [8765]")] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Processes that serve. [1]")] = None,
 ) -> None:
-    """Serve the REST API. Ctrl-C finishes what is under way and stops."""
-    given = {"database_url": database_url, "host": host, "port": port}
+    """Serve the REST API. Ctrl-C finishes what is under way and stops.
+
+    Without CHATKEEP_AUTH=jwt there is one user, local, and the server listens on this machine only.
+    """
+    given = {"database_url": database_url, "host": host, "port": port, "workers": workers}
+    settings = _settings().model_copy(update={name: value for name, value in given.items() if value is not None})
+    _refuse_what_cannot_be_served(settings)
     # Here, because it is a second of start-up that the other commands need not take.
-    import uvicorn
+    from chatkeep.api.server import Server, Workers, config_of
 
-    from chatkeep.api.server import Server
+    config = config_of(settings)
+    with closing(config.bind_socket()) as socket:
+        socket.listen(config.backlog)  # from here on a client that connects is served, if not at once
+        _run(_prepare(settings))
+        _say_where(settings, f"http://{_in_url(settings.host)}:{socket.getsockname()[1]}")
+        if settings.workers == 1:
+            _run(Server(settings).serve(sockets=[socket]), config.get_loop_factory())
+        else:
+            Workers(settings, [socket]).run()
 
-    settings = Settings().model_copy(update={name: value for name, value in given.items() if value is not None})
-    _refuse_foreign_hosts(settings.host)
-    config = uvicorn.Config("", host=settings.host, port=settings.port, log_level="warning", access_log=False)
-    _run(_serve(settings, Server(config)), config.get_loop_factory())
 
-
-def _refuse_foreign_hosts(host: str) -> None:
-    try:
-        loopback = host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        loopback = False
-    if not loopback:
+def _refuse_what_cannot_be_served(settings: Settings) -> None:
+    if settings.auth == "none" and not settings.listens_on_loopback:
         raise typer.BadParameter(
-            f"{host} can be reached from other machines, and there is no authentication yet: whoever reaches the"
-            " server reads and deletes everything. Use 127.0.0.1, ::1 or localhost.",
+            f"{settings.host} can be reached from other machines, and without authentication whoever reaches the"
+            " server reads and deletes everything. Set CHATKEEP_AUTH=jwt, or use 127.0.0.1, ::1 or localhost.",
             param_hint="--host",
+        )
+    if settings.workers > 1 and settings.store_url.startswith("memory:"):
+        raise typer.BadParameter(
+            "memory:// is the memory of one process; several need a database that they share", param_hint="--workers"
         )
 
 
-async def _serve(settings: Settings, server: "Server") -> None:
-    from chatkeep.api.app import create_app
+async def _prepare(settings: Settings) -> None:
+    """Bring the schema up to date once, before several processes open the store, and say early what is wrong."""
+    from chatkeep.api.app import quota_of
 
-    async with open_store(settings.store_url) as store:
-        server.config.app = create_app(store, settings)
-        with closing(server.config.bind_socket()) as socket:
-            socket.listen()  # from here on a client that connects is served, if not at once
-            _say_where(settings, f"http://{_in_url(settings.host)}:{socket.getsockname()[1]}")
-            await server.serve(sockets=[socket])
+    quota_of(settings)
+    async with open_store(settings.store_url):
+        pass
 
 
 def _in_url(host: str) -> str:
@@ -355,6 +362,103 @@ def _when(moment: datetime) -> str:
     return f"{moment.astimezone():%Y-%m-%d %H:%M}"
 
 
+# --- who may do what -------------------------------------------------------------------------------------
+
+OwnerName = Annotated[str, typer.Argument(help="The owner: the sub of their tokens.")]
+
+
+@keys.command("create")
+def create_key(
+    owner: OwnerName,
+    name: Annotated[str, typer.Option(help="What the key is for.")] = "",
+    scope: Annotated[
+        list[str] | None,
+        typer.Option(help="chatkeep:read, chatkeep:write, chatkeep:admin; may be given again. [read and write]"),
+    ] = None,
+    days: Annotated[int | None, typer.Option(min=1, help="Days that it is valid for. [for ever]")] = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """Make an API key for an owner and show it: this once."""
+    _run(_create_key(_url(database_url), owner, name, tuple(scope or ()), days))
+
+
+async def _create_key(url: str, owner: str, name: str, scopes: tuple[str, ...], days: int | None) -> None:
+    from chatkeep.api.auth import READ, WRITE, hash_secret, make_key, secret_of
+
+    lifetime = None if days is None else timedelta(days=days)
+    key, text = make_key(owner, name, scopes or (READ, WRITE), lifetime)
+    async with _existing(url) as store:
+        await store.access.create_key(key, hash_secret(secret_of(text)))
+    err.print("Keep it safe: it is not shown again. Send it as: Authorization: Bearer KEY")
+    typer.echo(text)
+
+
+@keys.command("list")
+def list_keys(
+    owner: Annotated[str | None, typer.Argument(help="Only this owner's.", show_default=False)] = None,
+    database_url: DatabaseUrl = None,
+) -> None:
+    """List the API keys, without their secrets."""
+    _run(_list_keys(_url(database_url), owner))
+
+
+async def _list_keys(url: str, owner: str | None) -> None:
+    async with _existing(url) as store:
+        found = await store.access.list_keys(owner)
+    table = Table("id", "owner", "name", "scopes", "made", "expires", "last used", box=None)
+    for key in found:
+        times = (_when(moment) if moment else "-" for moment in (key.expires_at, key.last_used_at))
+        table.add_row(
+            key.id, _plain(key.owner_id), _plain(key.name), " ".join(key.scopes), _when(key.created_at), *times
+        )
+    out.print(table if found else "There are no API keys.")
+
+
+@keys.command("revoke")
+def revoke_key(
+    key_id: Annotated[str, typer.Argument(help="The id, as `keys list` shows it.")], database_url: DatabaseUrl = None
+) -> None:
+    """Revoke an API key: it is refused from now on."""
+    _run(_revoke_key(_url(database_url), key_id))
+
+
+async def _revoke_key(url: str, key_id: str) -> None:
+    async with _existing(url) as store:
+        if not await store.access.revoke_key(key_id):
+            raise NotFound("there is no API key with this id; `chatkeep keys list` shows them", got=key_id)
+    out.print("revoked")
+
+
+@owners.command("rename")
+def rename_owner(old: OwnerName, new: OwnerName, database_url: DatabaseUrl = None) -> None:
+    """Give everything that one owner has to another: `rename local SUB` on the day authentication is switched on."""
+    _run(_rename_owner(_url(database_url), old, new))
+
+
+async def _rename_owner(url: str, old: str, new: str) -> None:
+    async with _existing(url) as store:
+        count = await store.access.rename_owner(old, new)
+        out.print(f"{count:,} conversations have a new owner")
+
+
+@app.command()
+def erase(
+    owner: OwnerName,
+    database_url: DatabaseUrl = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Erase everything of an owner, and print the receipt as JSON. It cannot be undone."""
+    url = _url(database_url)
+    if not yes:
+        typer.confirm(f"Erase everything of {owner} from {without_password(url)}?", abort=True)
+    _run(_erase(url, owner))
+
+
+async def _erase(url: str, owner: str) -> None:
+    async with _existing(url) as store:
+        typer.echo((await store.erase_owner(owner)).model_dump_json(indent=2))
+
+
 # --- db --------------------------------------------------------------------------------------------------
 
 
@@ -413,8 +517,20 @@ async def _revision(url: str) -> str | None:
 # ---------------------------------------------------------------------------------------------------------
 
 
+def _settings() -> Settings:
+    """The settings; one that is not valid is a sentence, without its value."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        for each in error.errors(include_url=False, include_input=False):
+            name = "_".join(str(part) for part in each["loc"]).upper()
+            text = str(each.get("ctx", {}).get("error") or f"CHATKEEP_{name}: {each['msg']}")
+            err.print(f"Error: {text}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+
+
 def _url(given: str | None) -> str:
-    return given or Settings().store_url
+    return given or _settings().store_url
 
 
 @asynccontextmanager

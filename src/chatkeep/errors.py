@@ -6,6 +6,7 @@
     ├── Conflict                    same id with other content, or expected_seq missed
     ├── NotFound                    there is no such thing
     ├── NotYours                    it exists and belongs to another owner
+    ├── Unauthenticated             it is not known for whom a request acts
     ├── SchemaMismatch              the database's schema is not the one this version works with
     └── StoreUnavailable            the database cannot be used now; repeating the call later is safe
 
@@ -47,6 +48,10 @@ class NotFound(ChatkeepError):
 
 class NotYours(ChatkeepError):
     """The conversation exists and belongs to another owner."""
+
+
+class Unauthenticated(ChatkeepError):
+    """It is not known for whom a request acts: its token or API key is missing, or not valid."""
 
 
 class SchemaMismatch(ChatkeepError):

@@ -14,7 +14,7 @@ write was stored: repeating it with the same ids tells.
 
 import importlib
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from types import TracebackType
 from typing import ClassVar, Literal, cast
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
@@ -254,6 +254,10 @@ class Store(ABC):
     @abstractmethod
     async def schema_revision(self) -> str | None:
         """Return the revision of the database's schema, None where there is none yet."""
+
+    def state(self) -> Mapping[str, int]:
+        """Return what the store tells of itself, such as how many connections are in use, by name."""
+        return {}
 
     async def distribute(self) -> list[str]:
         """Spread the data over the machines of a distributed database, by owner, and return what was spread now.

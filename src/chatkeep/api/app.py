@@ -3,11 +3,17 @@
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 
-from chatkeep.api import conversations, docs, health, messages, search
+from chatkeep.api import conversations, docs, health, me, messages, metrics, search
+from chatkeep.api.auth import Authenticator
+from chatkeep.api.door import Door
 from chatkeep.api.errors import add_handlers
-from chatkeep.api.guard import Guard
+from chatkeep.api.guard import Guard, Stopping
+from chatkeep.api.metrics import watch
+from chatkeep.api.once import REPLAYED
 from chatkeep.api.openapi import DESCRIPTION, document
+from chatkeep.api.quota import Quota
 from chatkeep.settings import Settings
 from chatkeep.store import Store
 
@@ -38,10 +44,36 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.store = store
+    app.state.stopping = stopping = Stopping()
+    quota = quota_of(settings)
+    app.state.door = Door(Authenticator(settings, store.access), quota)
     app.add_middleware(
-        Guard, allowed_hosts=[settings.host, *settings.allowed_hosts], max_body_bytes=settings.max_body_bytes
+        Guard,
+        store=store,
+        door=app.state.door,
+        stopping=stopping,
+        allowed_hosts=[settings.host, *settings.allowed_hosts],
+        allowed_origins=settings.cors_origins,
+        max_body_bytes=settings.max_body_bytes,
     )
+    if settings.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=settings.cors_origins,
+            allow_methods=["GET", "POST", "PATCH", "DELETE"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
+            expose_headers=["Location", "X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy", REPLAYED],
+        )
     add_handlers(app)
-    for module in (conversations, messages, search, health, docs):
+    watch(store)
+    modules = (conversations, messages, search, me, health, docs, *([metrics] if settings.metrics else []))
+    for module in modules:
         app.include_router(module.router)
     return app
+
+
+def quota_of(settings: Settings) -> Quota | None:
+    """How many requests each owner has. Raises InvalidInput where the settings say it in no known way."""
+    if settings.requests is None:
+        return None
+    return Quota(settings.requests, settings.rate_limit_storage, share=settings.workers)

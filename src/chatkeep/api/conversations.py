@@ -1,19 +1,21 @@
 """Conversations over HTTP."""
 
+from functools import partial
 from typing import Annotated, Self
-from uuid import UUID
+from uuid import NAMESPACE_OID, UUID, uuid5
 
-from fastapi import APIRouter, Body, Path, Query, Response
+from fastapi import APIRouter, Body, Path, Query, Request, Response
 from pydantic import Field, StrictBool, model_validator
 
 from chatkeep.api.body import MERGE_PATCH, JsonRoute, reply
-from chatkeep.api.errors import problems
+from chatkeep.api.errors import api_problems
 from chatkeep.api.examples import CONVERSATION_ID
+from chatkeep.api.once import IdempotencyKey, once
 from chatkeep.api.owner import OpenedStore, Owner
 from chatkeep.api.paging import MAX_PAGE_LIMIT, Limit, ListQuery, WholeNumber
 from chatkeep.errors import NotFound
 from chatkeep.model import Conversation, ConversationChange, Label, Message, NewConversation, Page
-from chatkeep.store import MAX_OFFSET, ListOrder
+from chatkeep.store import MAX_OFFSET, ListOrder, Store
 
 router = APIRouter(prefix="/api/conversations", tags=["conversations"], route_class=JsonRoute)
 
@@ -56,7 +58,7 @@ class ConversationsQuery(ListQuery):
     response_model=Conversation,
     responses={
         200: {"model": Conversation, "description": "The latest conversation of the context, found or created."},
-        **problems(403, 409, 413, 415, 422, 503),
+        **api_problems(403, 409, 413, 415, 422),
     },
     response_description="The conversation.",
     summary="Create a conversation, or get the latest one",
@@ -64,14 +66,24 @@ class ConversationsQuery(ListQuery):
 async def create_conversation(
     owner: Owner,
     store: OpenedStore,
+    request: Request,
     new: Annotated[ConversationRequest, Body()],
+    idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Create an empty conversation, or, with `reuse_latest`, get the most recently updated one of the context.
 
     Sending the same id with the same values again changes nothing and returns the conversation; the same id
     with other values is a conflict (409). With `reuse_latest` the answer has status 200, and one conversation
-    is created however many requests ask at the same moment.
+    is created however many requests ask at the same moment. With an `Idempotency-Key` the same request can be
+    sent again for 24 hours: it is executed once, and later answers say `Idempotency-Replayed: true`.
     """
+    if idempotency_key is not None and new.id is None:
+        # A server that dies between creating and keeping the reply leaves a conversation that is found again.
+        new = new.model_copy(update={"id": uuid5(uuid5(NAMESPACE_OID, owner), idempotency_key)})
+    return await once(store.access, owner, idempotency_key, request, partial(_create, store, owner, new))
+
+
+async def _create(store: Store, owner: str, new: ConversationRequest) -> Response:
     if new.reuse_latest:
         return reply(await store.get_or_create_conversation(owner, new))
     conversation = await store.create_conversation(owner, new)
@@ -81,7 +93,7 @@ async def create_conversation(
 @router.get(
     "",
     response_model=Page[Conversation],
-    responses=problems(422, 503),
+    responses=api_problems(422),
     response_description="A page of conversations.",
     summary="List conversations",
 )
@@ -108,7 +120,7 @@ async def list_conversations(
 @router.get(
     "/{conversation_id}",
     response_model=ConversationWithMessages,
-    responses=problems(403, 404, 422, 503),
+    responses=api_problems(403, 404, 422),
     response_description="The conversation and its newest messages.",
     summary="Get a conversation with its newest messages",
 )
@@ -135,7 +147,7 @@ async def get_conversation(
 @router.patch(
     "/{conversation_id}",
     response_model=Conversation,
-    responses=problems(403, 404, 413, 415, 422, 503),
+    responses=api_problems(403, 404, 413, 415, 422),
     response_description="The changed conversation.",
     summary="Change a conversation",
 )
@@ -156,7 +168,7 @@ async def update_conversation(
 @router.delete(
     "/{conversation_id}",
     status_code=204,
-    responses=problems(403, 404, 422, 503),
+    responses=api_problems(403, 404, 422),
     response_description="It is gone, with everything in it.",
     summary="Delete a conversation",
 )

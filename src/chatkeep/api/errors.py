@@ -28,6 +28,7 @@ from chatkeep.errors import (
     NotYours,
     SchemaMismatch,
     StoreUnavailable,
+    Unauthenticated,
 )
 from chatkeep.model import Record
 
@@ -44,6 +45,7 @@ STATUS: Mapping[type[ChatkeepError], int] = {
     Conflict: 409,
     NotFound: 404,
     NotYours: 403,
+    Unauthenticated: 401,
     SchemaMismatch: 503,
     StoreUnavailable: 503,
 }
@@ -78,9 +80,14 @@ class Kind:
 
 KINDS: Mapping[int, Kind] = {
     400: Kind("Bad Request", "The request ended early.", "the request ended before all of it had arrived"),
+    401: Kind(
+        "Unauthorized",
+        "There is no token or API key, or it is not valid.",
+        "send a valid token or API key, with the header Authorization: Bearer …",
+    ),
     403: Kind(
         "Forbidden",
-        "The conversation is somebody else's, or the request comes from another web site.",
+        "The conversation is somebody else's, the key may only read, or the request comes from another web site.",
         "this conversation belongs to somebody else",
     ),
     404: Kind(
@@ -112,6 +119,11 @@ KINDS: Mapping[int, Kind] = {
         "this server does not answer to the name in the Host header; CHATKEEP_ALLOWED_HOSTS adds names",
     ),
     422: Kind("Unprocessable Content", "Something in the request is not valid.", "limit must be at most 200"),
+    429: Kind(
+        "Too Many Requests",
+        "There were too many requests in too short a time.",
+        "there were too many requests; send this one again after the seconds in the Retry-After header",
+    ),
     500: Kind(
         "Internal Server Error",
         "The server failed; its log has the reason under the id in the X-Request-ID header.",
@@ -152,12 +164,17 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     return {status: _described(status) for status in sorted({*statuses, 421, 500})}
 
 
+def api_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """The same for a route that acts for an owner."""
+    return problems(*statuses, 401, 429, 503)
+
+
 def _described(status: int) -> dict[str, Any]:
     kind = KINDS[status]
     example = Problem(title=kind.title, status=status, detail=kind.detail).model_dump(exclude_none=True)
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example}}
     described: dict[str, Any] = {"description": kind.when, "content": content}
-    if status == 503:
+    if status in (429, 503):
         described["headers"] = {
             "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}, "example": 1}
         }

@@ -93,6 +93,16 @@ RESPONSES: dict[str, Any] = {
     "get_message": ANSWER,
     "list_siblings": _page(ANSWER),
     "search_messages": _page({"message": ANSWER, "title": "Tea", "snippet": "About 80 °C for green tea."}),
+    "erase_me": {
+        "owner_id": "local",
+        "conversations": 12,
+        "messages": 340,
+        "search_entries": 338,
+        "api_keys": 1,
+        "requests": 0,
+        "remaining": 0,
+        "erased_at": "2026-01-31T12:05:00.000000Z",
+    },
     "health": {"status": "ok"},
     "readiness": {"status": "ok"},
 }

@@ -3,13 +3,14 @@
 from typing import Annotated, Self
 from uuid import UUID, uuid5
 
-from fastapi import APIRouter, Body, Header, Path, Query, Response
+from fastapi import APIRouter, Body, Path, Query, Response
 from pydantic import Field, model_validator
 
 from chatkeep.api.body import JsonRoute, reply
 from chatkeep.api.conversations import ConversationId
-from chatkeep.api.errors import problems
+from chatkeep.api.errors import api_problems
 from chatkeep.api.examples import ANSWER_ID
+from chatkeep.api.once import REPLAYED, IdempotencyKey
 from chatkeep.api.owner import OpenedStore, Owner
 from chatkeep.api.paging import Limit, ListQuery, WholeNumber
 from chatkeep.errors import InvalidInput, NotFound
@@ -21,15 +22,6 @@ router = APIRouter(prefix="/api/conversations/{conversation_id}/messages", tags=
 MAX_SEQ = 2**63 - 1
 
 MessageId = Annotated[UUID, Path(description="The message's id.", examples=[ANSWER_ID])]
-IdempotencyKey = Annotated[
-    str | None,
-    Header(
-        min_length=1,
-        max_length=255,
-        description="A key of the client's own, in place of a message id: the id is made of it.",
-        examples=["turn-17"],
-    ),
-]
 
 
 class MessagesQuery(ListQuery):
@@ -56,7 +48,7 @@ class MessagesQuery(ListQuery):
     "",
     status_code=201,
     response_model=Message,
-    responses=problems(403, 404, 409, 413, 415, 422, 503),
+    responses=api_problems(403, 404, 409, 413, 415, 422),
     response_description="The message as it is stored.",
     summary="Append a message",
 )
@@ -71,19 +63,24 @@ async def append_message(
 
     The message id is the idempotency key: sending the same message with the same id again changes nothing and
     returns it; the same id with other content is a conflict (409). Without an id in the body, the header
-    `Idempotency-Key` makes one. A message follows the conversation's head unless it names a `parent_id`, where
-    null means the root.
+    `Idempotency-Key` makes one; the answer to a repeated request says `Idempotency-Replayed: true` then.
+    A message follows the conversation's head unless it names a `parent_id`, where null means the root.
     """
+    replayed = False
     if idempotency_key is not None:
         message = _identified(message, owner, conversation_id, idempotency_key)
+        replayed = await _is_there(store, owner, conversation_id, message)
     [appended] = await store.append(owner, conversation_id, [message])
-    return reply(appended, 201, location=f"/api/conversations/{conversation_id}/messages/{appended.id}")
+    response = reply(appended, 201, location=f"/api/conversations/{conversation_id}/messages/{appended.id}")
+    if replayed:
+        response.headers[REPLAYED] = "true"
+    return response
 
 
 @router.get(
     "",
     response_model=Page[Message],
-    responses=problems(403, 404, 422, 503),
+    responses=api_problems(403, 404, 422),
     response_description="A page of messages.",
     summary="List the messages of a conversation",
 )
@@ -113,7 +110,7 @@ async def list_messages(
 @router.get(
     "/{message_id}",
     response_model=Message,
-    responses=problems(403, 404, 422, 503),
+    responses=api_problems(403, 404, 422),
     response_description="The message.",
     summary="Get a message",
 )
@@ -127,7 +124,7 @@ async def get_message(
 @router.delete(
     "/{message_id}",
     status_code=204,
-    responses=problems(403, 404, 422, 503),
+    responses=api_problems(403, 404, 422),
     response_description="Its content, sources and metadata are erased.",
     summary="Delete a message",
 )
@@ -146,7 +143,7 @@ async def delete_message(
 @router.get(
     "/{message_id}/siblings",
     response_model=Page[Message],
-    responses=problems(403, 404, 422, 503),
+    responses=api_problems(403, 404, 422),
     response_description="All of them, by seq.",
     summary="List the alternatives to a message",
 )
@@ -168,6 +165,14 @@ def _identified(message: NewMessage, owner: str, conversation_id: UUID, key: str
     if message.id != made and str(message.id) != key.lower():
         raise InvalidInput("the Idempotency-Key header and the message's id differ; send one of them")
     return message
+
+
+async def _is_there(store: Store, owner: str, conversation_id: UUID, message: NewMessage) -> bool:
+    """Whether the message was stored before. Of two that come at the same moment both may not know it."""
+    try:
+        return await store.get_message(owner, conversation_id, message.id or "") is not None
+    except NotFound:
+        return False
 
 
 async def _seq(store: Store, owner: str, conversation_id: UUID, seq: int | None, message_id: UUID | None) -> int | None:

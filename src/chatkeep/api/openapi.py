@@ -8,8 +8,10 @@ from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
 from chatkeep.api.body import JSON, MERGE_PATCH
+from chatkeep.api.door import is_guarded
 from chatkeep.api.errors import Problem
 from chatkeep.api.examples import REQUESTS, RESPONSES
+from chatkeep.api.once import REPLAYED
 
 DESCRIPTION = """Conversations of AI applications, kept so that nothing acknowledged is lost, doubled or out of order.
 
@@ -18,14 +20,26 @@ Lists are always `{"items": […], "total": n or null, "next": cursor or null}`.
 its id in the header `X-Request-ID`. Every GET answers HEAD, too."""
 
 
+BEARER = {
+    "type": "http",
+    "scheme": "bearer",
+    "description": "A token of the issuer, or an API key (`chatkeep keys create`). A server without authentication,"
+    " which serves its own machine only, takes requests without it.",
+}
+REPLAYED_HEADER = {"description": "`true` when this request was executed before.", "schema": {"type": "string"}}
+
+
 def document(app: FastAPI) -> dict[str, Any]:
     """Return the OpenAPI document of `app`: the framework's, with examples and the schema of problems."""
     described = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     described["components"]["schemas"] |= {**schema.pop("$defs"), "Problem": schema}
-    for path in described["paths"].values():
-        for operation in path.values():
+    described["components"]["securitySchemes"] = {"bearer": BEARER}
+    for path, methods in described["paths"].items():
+        for operation in methods.values():
             _complete(operation)
+            if is_guarded(path):
+                operation["security"] = [{"bearer": []}]
     return described
 
 
@@ -41,7 +55,7 @@ def _complete(operation: dict[str, Any]) -> None:
             response["content"][JSON]["example"] = RESPONSES[name]
         if status == "201":
             location = {"description": "The path of what was made.", "schema": {"type": "string"}}
-            response["headers"] = {"Location": location}
+            response["headers"] = {"Location": location, REPLAYED: REPLAYED_HEADER}
 
 
 def text(app: FastAPI) -> str:

@@ -1,21 +1,25 @@
 """Whom a request acts for, and the store that it works with: what every route depends on."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 from fastapi import Depends, Request
 
-from chatkeep.settings import LOCAL_OWNER
+from chatkeep.errors import Unauthenticated
 from chatkeep.store import Store
 
+if TYPE_CHECKING:
+    from chatkeep.api.auth import Principal
 
-async def current_owner() -> str:
-    """Return whose conversations the request sees and writes: always `local`.
 
-    There is no authentication yet. The command line therefore serves on loopback addresses only, where
-    everybody who can connect is the user of this machine. Every route takes its owner from here and from
-    nowhere else, so that authentication, once it exists, changes this function alone.
+async def current_owner(request: Request) -> str:
+    """Return whose conversations the request sees and writes: what its token or key says, and nothing else.
+
+    The door has let it in. A route that lies where the door does not look is refused here.
     """
-    return LOCAL_OWNER
+    principal: Principal | None = getattr(request.state, "principal", None)
+    if principal is None:
+        raise Unauthenticated("send a token or an API key, with the header Authorization: Bearer …")
+    return principal.owner
 
 
 async def opened_store(request: Request) -> Store:

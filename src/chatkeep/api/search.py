@@ -6,7 +6,7 @@ from fastapi import APIRouter, Query, Response
 from pydantic import Field
 
 from chatkeep.api.body import reply
-from chatkeep.api.errors import problems
+from chatkeep.api.errors import api_problems
 from chatkeep.api.owner import OpenedStore, Owner
 from chatkeep.api.paging import Cursor, Limit
 from chatkeep.model import Given, Page, SearchHit
@@ -25,7 +25,7 @@ class SearchQuery(Given):
 @router.get(
     "",
     response_model=Page[SearchHit],
-    responses=problems(422, 503),
+    responses=api_problems(422),
     response_description="A page of what was found.",
     summary="Search all messages",
 )

@@ -11,6 +11,7 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 from chatkeep.errors import StoreUnavailable
 
@@ -35,6 +36,9 @@ class GroupCommit[Item]:
     are never a caller's: a caller that is cancelled takes its item back if it was not taken yet, and
     disturbs nobody.
     """
+
+    listeners: ClassVar[list[Callable[[int], None]]] = []
+    """Told how many items each commit of this process took along."""
 
     def __init__(self, flush: Callable[[Sequence[Item]], Awaitable[Sequence[object]]], *, flushers: int = 1) -> None:
         self._flush = flush
@@ -111,6 +115,8 @@ class GroupCommit[Item]:
     async def _commit(self, batch: list[_Entry[Item]]) -> None:
         outcomes: Sequence[object]
         self._idle -= 1
+        for listener in self.listeners:
+            listener(len(batch))
         try:
             outcomes = await self._flush([entry.item for entry in batch])
         except BaseException as error:

@@ -1,7 +1,7 @@
 """The store in a PostgreSQL database: many processes on many machines."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple, cast
 from uuid import UUID
@@ -242,6 +242,9 @@ class PostgresStore(Store):
     async def schema_revision(self) -> str | None:
         self._open()
         return await self._database.revision()
+
+    def state(self) -> Mapping[str, int]:
+        return self._database.state()
 
     async def distribute(self) -> list[str]:
         self._open()

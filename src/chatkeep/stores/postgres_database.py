@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
 from urllib.parse import urlsplit
 
@@ -112,6 +112,10 @@ class Database:
                     if not may_pass(error) or time.monotonic() >= deadline:
                         raise
                 await asyncio.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - not a secret
+
+    def state(self) -> Mapping[str, int]:
+        """How many connections are in use, and how many are not."""
+        return {"connections_used": self._pool.used, "connections_idle": self._pool.idle}
 
     async def revision(self) -> str | None:
         """The revision of the schema, None without one."""

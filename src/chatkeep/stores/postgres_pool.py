@@ -33,6 +33,12 @@ class Pool:
         self._patience = patience
         self._permits = asyncio.Semaphore(size)
         self._idle: list[Connection] = []
+        self.used = 0
+
+    @property
+    def idle(self) -> int:
+        """How many connections wait to be used."""
+        return len(self._idle)
 
     @asynccontextmanager
     async def connection(self) -> AsyncIterator[Connection]:
@@ -42,6 +48,7 @@ class Pool:
         ends with an error that is not the server's answer, takes its connection with it.
         """
         await self._wait()
+        self.used += 1
         try:
             connection = self._take() or await self._connect()
             try:
@@ -53,6 +60,7 @@ class Pool:
             finally:
                 self._give_back(connection)
         finally:
+            self.used -= 1
             self._permits.release()
 
     async def aclose(self) -> None:

@@ -1,7 +1,7 @@
 """The store in a SQLite file: the embedded default."""
 
 import asyncio
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -188,6 +188,9 @@ class SqliteStore(Store):
     async def erase_owner(self, owner: str) -> ErasureReceipt:
         valid_owner(owner)
         return cast("ErasureReceipt", await self._in_background(self._erase(owner)))
+
+    def state(self) -> Mapping[str, int]:
+        return {"log_bytes": self._file.log_bytes}
 
     async def migrate(self, revision: str = "head") -> None:
         await self._file.migrate(revision)

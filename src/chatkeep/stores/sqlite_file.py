@@ -155,6 +155,11 @@ class SqliteFile:
         self._idle_timer: asyncio.TimerHandle | None = None
         self._closed = False
 
+    @property
+    def log_bytes(self) -> int:
+        """How large the write-ahead log is, of which a checkpoint writes back what is done."""
+        return self._wal_bytes
+
     async def read[T](self, query: Callable[[apsw.Connection], T]) -> T:
         """Run `query` on one snapshot of the database. It must fetch all that it reads."""
         if self._closed:

@@ -1,0 +1,176 @@
+"""Who gets what from every route: a matrix that is made from the OpenAPI document.
+
+A new route is in it by itself, and fails here until it is known what it needs.
+"""
+
+import time
+from collections.abc import AsyncIterator
+from itertools import product
+from typing import Any
+from uuid import uuid4
+
+import httpx2
+import jwt
+import pytest
+
+from api_server import Api, serving
+from chatkeep import NewConversation, NewMessage, Role, Store, StoreOptions, open_store
+from chatkeep.api.app import create_app
+from chatkeep.api.door import is_guarded
+from chatkeep.settings import Settings
+from chatkeep.stores.memory import MemoryStore
+from test_auth import AUDIENCE, EC_KEY, FakeIssuer, issuing, signed_with_public_key
+
+DOCUMENT = create_app(MemoryStore("memory://", StoreOptions()), Settings()).openapi()
+ROUTES = [
+    (method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods if is_guarded(path)
+]
+REFUSED = ("none", "garbage", "expired", "wrong audience", "alg none", "HS256 with the public key")
+LET_IN = ("owner", "another owner")
+IDS = ("existing", "foreign", "unknown", "malformed")
+BODIES: dict[tuple[str, str], dict[str, Any]] = {
+    ("POST", "/api/conversations"): {},
+    ("PATCH", "/api/conversations/{conversation_id}"): {"title": "zq7 taken over"},
+    ("POST", "/api/conversations/{conversation_id}/messages"): {"role": "user", "content": "let me in"},
+}
+QUERIES = {("GET", "/api/search"): {"q": "secret"}}
+DONE = {"POST": 201, "DELETE": 204}
+MATRIX = [
+    (method, path, who, id_)
+    for (method, path), who in product(ROUTES, (*REFUSED, *LET_IN))
+    for id_ in (IDS if "{" in path else ("-",))
+]
+
+
+def test_the_matrix_is_whole() -> None:
+    """Every operation of the document is in it, with every credential, and those with ids with every kind."""
+    with_id = sum("{" in path for _, path in ROUTES)
+    assert with_id >= 8
+    assert len(MATRIX) == 8 * (4 * with_id + len(ROUTES) - with_id)
+
+
+@pytest.fixture(params=["shown", "hidden"])
+def hides(request: pytest.FixtureRequest) -> bool:
+    """Whether the server says that something is somebody else's."""
+    return bool(request.param == "hidden")
+
+
+class World:
+    """A server, two owners with a conversation each, and whoever comes."""
+
+    def __init__(self, api: Api, store: Store, issuer: FakeIssuer) -> None:
+        self.api = api
+        self.store = store
+        self.issuer = issuer
+
+    async def fill(self) -> None:
+        """Give each owner a conversation with two messages."""
+        self.ids: dict[str, dict[str, str]] = {}
+        for owner in ("ada", "bob"):
+            talk = await self.store.create_conversation(owner, NewConversation(title=f"secret of {owner}"))
+            texts = [NewMessage(role=Role.USER, content=f"secret {number}") for number in range(2)]
+            stored = await self.store.append(owner, talk.id, texts)
+            self.ids[owner] = {"conversation_id": str(talk.id), "message_id": str(stored[0].id)}
+
+    def headers(self, who: str) -> dict[str, str]:
+        """What somebody sends to be let in."""
+        claims = {"sub": "ada", "aud": AUDIENCE, "iss": self.issuer.url, "exp": int(time.time()) + 60}
+        texts = {
+            "garbage": "zq7garbage",
+            "expired": self.issuer.token("ec", exp=int(time.time()) - 100),
+            "wrong audience": self.issuer.token("ec", aud="others"),
+            "alg none": jwt.encode(claims, "", "none", headers={"kid": "ec"}),
+            "HS256 with the public key": signed_with_public_key(claims, repr(EC_KEY.public_key()).encode()),
+            "owner": self.issuer.token("ec", sub="ada"),
+            "another owner": self.issuer.token("ec", sub="bob"),
+        }
+        return {} if who == "none" else {"Authorization": f"Bearer {texts[who]}"}
+
+    async def send(self, method: str, path: str, who: str, id_: str) -> httpx2.Response:
+        """Send the request with ids of this kind, as seen by whom it comes from."""
+        owner, other = ("bob", "ada") if who == "another owner" else ("ada", "bob")
+        named = {
+            "existing": self.ids[owner],
+            "foreign": self.ids[other],
+            "unknown": {"conversation_id": str(uuid4()), "message_id": str(uuid4())},
+            "malformed": {"conversation_id": "zq7", "message_id": "zq7"},
+            "-": {},
+        }[id_]
+        body = BODIES.get((method, path))
+        return await self.api.client.request(
+            method, path.format(**named), headers=self.headers(who), json=body, params=QUERIES.get((method, path))
+        )
+
+
+@pytest.fixture
+async def world(store_url: str, *, hides: bool) -> AsyncIterator[World]:
+    async with (
+        issuing() as issuer,
+        open_store(store_url, hide_foreign=hides) as store,
+        serving(store, auth="jwt", jwt_issuer=issuer.url, jwt_audience=AUDIENCE) as api,
+    ):
+        yield World(api, store, issuer)
+
+
+def expected(method: str, path: str, who: str, id_: str, *, hides: bool) -> int:
+    """The status that the requirements give."""
+    if who in REFUSED:
+        return 401
+    done = 200 if path == "/api/me" else DONE.get(method, 200)
+    return {"malformed": 422, "unknown": 404, "foreign": 404 if hides else 403}.get(id_, done)
+
+
+async def test_matrix(world: World, *, hides: bool) -> None:
+    """Every cell has the status that it should, and whoever is not let in learns and changes nothing."""
+    wrong = []
+    for method, path, who, id_ in MATRIX:
+        await world.fill()
+        reply = await world.send(method, path, who, id_)
+        status = expected(method, path, who, id_, hides=hides)
+        if reply.status_code != status:
+            wrong.append(f"{method} {path} by {who} with {id_} id: {reply.status_code}, not {status}")
+        if reply.status_code >= 400 and ("secret" in reply.text or "zq7" in reply.text):
+            wrong.append(f"{method} {path} by {who} with {id_} id tells: {reply.text}")
+        owner = "bob" if who == "another owner" else "ada"
+        other = "ada" if owner == "bob" else "bob"
+        kept = await world.store.log(other, world.ids[other]["conversation_id"])
+        if [message.content for message in kept] != ["secret 0", "secret 1"]:
+            wrong.append(f"{method} {path} by {who} with {id_} id changed what is {other}'s")
+        if who in REFUSED:
+            # Guesses from one address are limited, which would hide what is looked at here.
+            await world.api.forget_failures()
+            kept = await world.store.log("ada", world.ids["ada"]["conversation_id"])
+            assert len(kept) == 2, f"{method} {path} by {who} changed something"
+    assert wrong == []
+
+
+async def test_foreign_and_unknown_are_the_same_when_hidden(world: World, *, hides: bool) -> None:
+    """With hide_foreign, the answers to a foreign and to an unknown id are equal to the byte; without, they differ."""
+    await world.fill()
+    for method, path in ROUTES:
+        if "{" in path:
+            foreign, unknown = [await world.send(method, path, "owner", id_) for id_ in ("foreign", "unknown")]
+            assert (foreign.content == unknown.content) == hides
+            changing = {"date", "x-request-id", "ratelimit"}
+            names = (set(foreign.headers) | set(unknown.headers)) - changing
+            if hides:
+                assert {n: foreign.headers.get(n) for n in names} == {n: unknown.headers.get(n) for n in names}
+
+
+async def test_ids_cannot_be_squatted(world: World) -> None:
+    """Creating something with an id that somebody else uses works, reveals nothing and touches nothing of theirs."""
+    await world.fill()
+    foreign = world.ids["bob"]
+    made = await world.api.client.post(
+        "/api/conversations", headers=world.headers("owner"), json={"id": foreign["conversation_id"], "title": "mine"}
+    )
+    fresh = await world.api.client.post(
+        "/api/conversations", headers=world.headers("owner"), json={"id": str(uuid4()), "title": "mine"}
+    )
+    assert (made.status_code, fresh.status_code) == (201, 201)
+    assert set(made.json()) == set(fresh.json())
+    said = {"id": foreign["message_id"], "role": "user", "content": "mine"}
+    path = f"/api/conversations/{foreign['conversation_id']}/messages"
+    assert (await world.api.client.post(path, headers=world.headers("owner"), json=said)).status_code == 201
+    kept = await world.store.log("bob", foreign["conversation_id"])
+    assert [message.content for message in kept] == ["secret 0", "secret 1"]

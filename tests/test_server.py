@@ -1,0 +1,163 @@
+"""`chatkeep serve` as a process: how it stops, several workers, what it logs and counts."""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx2
+import pytest
+
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("CHATKEEP_")}
+
+
+@contextmanager
+def served(folder: Path, *options: str, **settings: str) -> Iterator[tuple[subprocess.Popen[str], httpx2.Client]]:
+    """A server on a SQLite file in `folder`, its log in a file beside it, and a client."""
+    command = [sys.executable, "-m", "chatkeep", "serve", "--port", "0", *options]
+    given = {f"CHATKEEP_{name.upper()}": value for name, value in settings.items()}
+    environment = {"CHATKEEP_DATABASE_URL": f"sqlite:///{folder}/chat.db", **ENVIRONMENT, **given}
+    with (folder / "log").open("w") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True, env=environment)
+    assert process.stdout is not None
+    try:
+        (url,) = re.findall(r"http://\S+?:\d+", process.stdout.readline() + process.stdout.readline())
+        with httpx2.Client(base_url=url, timeout=20) as client:
+            _wait_until_ready(client)
+            yield process, client
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def _wait_until_ready(client: httpx2.Client) -> None:
+    end = time.monotonic() + 20
+    while time.monotonic() < end:
+        try:
+            if client.get("/readyz").status_code == 200:
+                return
+        except httpx2.TransportError:
+            pass
+        time.sleep(0.05)
+    raise AssertionError("the server did not become ready")
+
+
+def log_of(folder: Path) -> str:
+    """What the server wrote to stderr."""
+    return (folder / "log").read_text()
+
+
+def test_sigterm_ends_the_server(tmp_path: Path) -> None:
+    """With open connections that ask for nothing it ends at once, with exit code 0."""
+    with served(tmp_path) as (process, client):
+        assert client.post("/api/conversations", json={}).status_code == 201
+        address = ("127.0.0.1", client.base_url.port or 0)
+        idle = [socket.create_connection(address) for _ in range(10)]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(10) == 0
+        for connection in idle:
+            connection.close()
+    assert "Traceback" not in log_of(tmp_path)
+
+
+def test_json_log(tmp_path: Path) -> None:
+    """Each request is a line of JSON with its id, route and time, and nothing that anybody said or is called."""
+    with served(tmp_path, log_format="json") as (process, client):
+        reply = client.post("/api/conversations", json={"title": "zq7title"})
+        client.get(f"/api/conversations/{reply.json()['id']}")
+        process.send_signal(signal.SIGTERM)
+        process.wait(10)
+    lines = [json.loads(line) for line in log_of(tmp_path).splitlines()]
+    (made,) = [line for line in lines if line.get("method") == "POST"]
+    assert made["request"] == reply.headers["x-request-id"]
+    assert (made["route"], made["status"], made["level"]) == ("/api/conversations", 201, "info")
+    assert re.fullmatch(r"[0-9a-f]{12}", made["owner"])
+    assert made["ms"] > 0
+    assert "zq7" not in log_of(tmp_path)
+    assert reply.json()["id"] not in log_of(tmp_path)
+
+
+def test_metrics(tmp_path: Path) -> None:
+    """Requests, store operations, commits and refusals are counted, by route and without ids."""
+    with served(tmp_path) as (_, client):
+        made = client.post("/api/conversations", json={}).json()
+        client.get(f"/api/conversations/{made['id']}")
+        client.get("/api/conversations", headers={"Host": "zq7.example"})
+        text = client.get("/metrics").text
+    assert 'chatkeep_requests_total{method="POST",route="/api/conversations",status="201"} 1.0' in text
+    assert 'chatkeep_store_seconds_count{operation="create_conversation"} 1.0' in text
+    assert "chatkeep_commit_items_count" in text
+    assert 'chatkeep_rejected_total{status="421"} 1.0' in text
+    assert made["id"] not in text
+
+
+def test_workers(tmp_path: Path) -> None:
+    """Several processes serve one file; one that is killed is replaced; all end with the first; counts are summed."""
+    with served(tmp_path, "--workers", "2") as (process, client):
+        made = [client.post("/api/conversations", json={}) for _ in range(10)]
+        assert [reply.status_code for reply in made] == [201] * 10
+        children = _children(process.pid)
+        os.kill(children[-1], signal.SIGKILL)
+        end = time.monotonic() + 20
+        while time.monotonic() < end and (len(_children(process.pid)) < len(children) or not _answers(client)):
+            time.sleep(0.1)
+        assert _children(process.pid) != children
+        listed = client.get("/api/conversations", params={"limit": 50})
+        assert len(listed.json()["items"]) == 10
+        text = client.get("/metrics").text
+        assert 'route="/api/conversations"' in text
+        workers = _children(process.pid)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+        assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+def _children(pid: int) -> list[int]:
+    """The worker processes, without the one that Python's multiprocessing keeps."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            line = (folder / "cmdline").read_text()
+        except OSError:
+            continue
+        if parent == pid and "spawn_main" in line:
+            found.append(int(folder.name))
+    return sorted(found)
+
+
+def _answers(client: httpx2.Client) -> bool:
+    try:
+        return all(client.get("/healthz").status_code == 200 for _ in range(4))
+    except httpx2.TransportError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("options", "settings", "reason"),
+    [
+        (["--workers", "2"], {"database_url": "memory://"}, "memory of one process"),
+        ([], {"auth": "jwt"}, "CHATKEEP_JWT_SECRET"),
+        ([], {"auth": "jwt", "jwt_secret": "zq7"}, "at least 32 bytes"),
+        ([], {"rate_limit": "often"}, "600/minute"),
+        ([], {"port": "zq7"}, "CHATKEEP_PORT"),
+    ],
+)
+def test_what_cannot_be_served(tmp_path: Path, options: list[str], settings: dict[str, str], reason: str) -> None:
+    """A setting that is wrong ends in a sentence that names it, and not its value."""
+    given = {f"CHATKEEP_{name.upper()}": value for name, value in settings.items()}
+    environment = {"CHATKEEP_DATABASE_URL": f"sqlite:///{tmp_path}/chat.db", **ENVIRONMENT, **given}
+    command = [sys.executable, "-m", "chatkeep", "serve", "--port", "0", *options]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    assert done.returncode != 0
+    assert reason in " ".join(done.stderr.replace("│", " ").split())
+    assert "Traceback" not in done.stderr
+    assert "zq7" not in done.stderr
