@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_COMPILE_BYTECODE := 1
 RUN := $(UV) run --frozen
 
-.PHONY: demo test lint bench openapi crash
+.PHONY: demo test lint bench openapi crash fuzz
 
 demo: $(UV)  ## import a sample, serve it, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
@@ -23,6 +23,9 @@ bench: $(UV)  ## the speed table, into benchmarks/RESULTS.md
 crash: $(UV)  ## 50 rounds of SIGKILL in the middle of appends, 40 restarts of PostgreSQL under load
 	CHATKEEP_CRASH_ROUNDS=50 $(RUN) pytest tests/test_crash.py
 	CHATKEEP_CRASH_ROUNDS=20 $(RUN) pytest tests/test_postgres.py -k restarts
+
+fuzz: $(UV)  ## schemathesis at full length: thousands of requests to a server on each database
+	CHATKEEP_FUZZ_EXAMPLES=500 $(RUN) pytest tests/test_fuzz.py -s
 
 openapi: $(UV)  ## write docs/openapi.json anew
 	$(RUN) python -m chatkeep.api.openapi > docs/openapi.json

@@ -109,9 +109,9 @@ def _refuse_what_cannot_be_served(settings: Settings) -> None:
 
 async def _prepare(settings: Settings) -> None:
     """Bring the schema up to date once, before several processes open the store, and say early what is wrong."""
-    from chatkeep.api.app import quota_of
+    from chatkeep.api.app import quotas_of
 
-    quota_of(settings)
+    quotas_of(settings)
     async with open_store(settings.store_url):
         pass
 

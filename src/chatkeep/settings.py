@@ -48,6 +48,7 @@ class Settings(BaseSettings):
     rate_limit: str | None = Field(
         None, description="Requests of one owner, such as 600/minute; 0 is no limit. Absent: 6000/minute with auth."
     )
+    failure_limit: str = Field("60/minute", description="Refused tokens and keys of one address, answered with 401.")
     rate_limit_storage: str | None = Field(
         None, repr=False, description="redis://HOST:PORT, for one count over several machines. Absent: this server's."
     )

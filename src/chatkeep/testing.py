@@ -141,7 +141,9 @@ SENTENCES = (
 )
 """A script, a sentence in it, and a word of the sentence."""
 
-PROPERTY = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+PROPERTY = settings(
+    deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors]
+)
 """For property tests: a disk has no deadline, and the store, which all examples share, is one per test
 function on purpose: each example takes an owner or conversation of its own."""
 

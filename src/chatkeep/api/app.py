@@ -45,8 +45,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
     )
     app.state.store = store
     app.state.stopping = stopping = Stopping()
-    quota = quota_of(settings)
-    app.state.door = Door(Authenticator(settings, store.access), quota)
+    app.state.door = Door(Authenticator(settings, store.access), *quotas_of(settings))
     app.add_middleware(
         Guard,
         store=store,
@@ -72,8 +71,8 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
     return app
 
 
-def quota_of(settings: Settings) -> Quota | None:
-    """How many requests each owner has. Raises InvalidInput where the settings say it in no known way."""
-    if settings.requests is None:
-        return None
-    return Quota(settings.requests, settings.rate_limit_storage, share=settings.workers)
+def quotas_of(settings: Settings) -> tuple[Quota | None, Quota]:
+    """How many requests each owner has, and each address that is refused. Raises InvalidInput for what is no rate."""
+    storage, share = settings.rate_limit_storage, settings.workers
+    quota = Quota(settings.requests, storage, share=share) if settings.requests else None
+    return quota, Quota(settings.failure_limit, storage, share=share)

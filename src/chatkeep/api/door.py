@@ -15,17 +15,14 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 PUBLIC = ("/api/docs", "/api/openapi.json")
 """Parts of the API that tell nothing about anybody."""
 
-FAILURES = "60/minute"
-"""How often somebody at one address may come with what is not valid."""
-
 
 class Door:
     """Authentication, and how many requests are let in."""
 
-    def __init__(self, authenticator: Authenticator, quota: Quota | None) -> None:
+    def __init__(self, authenticator: Authenticator, quota: Quota | None, failures: Quota) -> None:
         self._authenticator = authenticator
         self._quota = quota
-        self._failures = Quota(FAILURES)
+        self._failures = failures
 
     async def forget_failures(self) -> None:
         """Let every address try again."""
@@ -35,15 +32,14 @@ class Door:
         """Let the request in, its principal in `scope`, or return the refusal: 401, 403, 429, or 503."""
         if not is_guarded(scope["path"]):
             return None
-        address = (scope.get("client") or ("",))[0]
-        if await self._failures.is_spent(address):
-            return _too_many(await self._failures.take(address))
         given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
         try:
             principal = await self._authenticator.principal(given[0] if len(given) == 1 else None)
         except Unauthenticated as error:
-            await self._failures.take(address)
-            return problem(401, error.detail, headers={"WWW-Authenticate": _challenge(given)})
+            # Only who fails is counted: behind one address there may be many, most of them honest.
+            taken = await self._failures.take((scope.get("client") or ("",))[0])
+            challenge = {"WWW-Authenticate": _challenge(given)}
+            return problem(401, error.detail, headers=challenge) if taken.allowed else _too_many(taken)
         except StoreUnavailable:
             return problem(503, headers=RETRY_AFTER)
         return await self._let_in(scope, principal)

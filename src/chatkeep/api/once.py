@@ -17,7 +17,6 @@ IdempotencyKey = Annotated[
         min_length=1,
         max_length=255,
         description="A key of the client's own: a request that is sent again with it is executed once.",
-        examples=["turn-17"],
     ),
 ]
 

@@ -63,7 +63,3 @@ class Quota:
     async def reset(self) -> None:
         """Forget what was counted."""
         await self._limiter.storage.reset()
-
-    async def is_spent(self, name: str) -> bool:
-        """Whether nothing is left, without counting a request."""
-        return not await self._limiter.test(self._item, name)

@@ -1,0 +1,42 @@
+"""The container files, as far as they can be judged without an engine."""
+
+import json
+import subprocess
+import sysconfig
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from chatkeep.settings import Settings
+
+ROOT = Path(__file__).parents[1]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "compose.yaml").read_text("utf-8"))
+
+
+def test_the_dockerfile_is_clean() -> None:
+    """hadolint finds nothing, and the server does not run as root."""
+    hadolint = Path(sysconfig.get_path("scripts")) / "hadolint"
+    done = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")
+    assert "\nUSER 10001\n" in (ROOT / "Dockerfile").read_text("utf-8")
+
+
+def test_settings_that_the_files_use_exist() -> None:
+    """Every CHATKEEP_ variable in them is a setting, and every secret has to be given."""
+    names = {f"CHATKEEP_{name.upper()}" for name in Settings.model_fields}
+    words = (ROOT / "Dockerfile").read_text("utf-8") + json.dumps(COMPOSE)
+    used = {word.split("=")[0] for word in words.replace('"', " ").replace("$", " ").replace("{", " ").split()}
+    assert {word.partition(":")[0] for word in used if word.startswith("CHATKEEP_")} <= names
+    environment = COMPOSE["services"]["chatkeep"]["environment"]
+    assert environment["CHATKEEP_JWT_SECRET"].startswith("${CHATKEEP_JWT_SECRET:?")
+
+
+def test_compose_waits_for_a_database_that_is_kept() -> None:
+    """The server starts when the database answers, what is stored outlives containers, nothing is open to the net."""
+    services = COMPOSE["services"]
+    assert services["chatkeep"]["depends_on"]["database"]["condition"] == "service_healthy"
+    assert services["database"]["healthcheck"]["test"]
+    assert [volume.partition(":")[0] for volume in services["database"]["volumes"]] == list(COMPOSE["volumes"])
+    assert all(port.startswith("127.0.0.1:") for port in services["chatkeep"]["ports"])
+    assert "ports" not in services["database"]
