@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_COMPILE_BYTECODE := 1
 RUN := $(UV) run --frozen
 
-.PHONY: demo test lint bench openapi crash fuzz
+.PHONY: demo test lint bench openapi crash fuzz load
 
 demo: $(UV)  ## import a sample, serve it, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
@@ -26,6 +26,9 @@ crash: $(UV)  ## 50 rounds of SIGKILL in the middle of appends, 40 restarts of P
 
 fuzz: $(UV)  ## schemathesis at full length: thousands of requests to a server on each database
 	CHATKEEP_FUZZ_EXAMPLES=500 $(RUN) pytest tests/test_fuzz.py -s
+
+load: $(UV)  ## 64 clients for 60 s on PostgreSQL, which stops for 5 s, while one of two workers is killed
+	$(RUN) python -m benchmarks.load
 
 openapi: $(UV)  ## write docs/openapi.json anew
 	$(RUN) python -m chatkeep.api.openapi > docs/openapi.json
