@@ -20,6 +20,7 @@ BENCHES = (
     "long_conversation",
     "conversation_list",
     "http_append",
+    "http_service",
     "import_files",
     "peers",
     "postgres",

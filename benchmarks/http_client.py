@@ -33,11 +33,11 @@ class Connection(asyncio.Protocol):
             self._answer.set_exception(exc or ConnectionResetError("the server closed the connection"))
 
     async def send(self, request: bytes) -> bytes:
-        """Send a request and return the whole answer. Raises RuntimeError for one that is not 201."""
+        """Send a request and return the whole answer. Raises RuntimeError for one that is not 2xx."""
         self._answer = asyncio.get_running_loop().create_future()
         self._transport.write(request)
         answer = await self._answer
-        if not answer.startswith(b"HTTP/1.1 201"):
+        if not answer.startswith(b"HTTP/1.1 20"):
             raise RuntimeError(f"the server answered {answer[:500]!r}")
         return answer
 
@@ -62,6 +62,11 @@ def post(port: int, path: str, value: Mapping[str, Any]) -> bytes:
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
+
+
+def get(port: int, path: str) -> bytes:
+    """A request that reads, ready to be sent."""
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
 
 
 def body(answer: bytes) -> Any:

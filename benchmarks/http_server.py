@@ -11,28 +11,34 @@ from uuid import UUID
 import uvicorn
 import uvloop
 
-from chatkeep import Message, NewMessage, Store, open_store
+from benchmarks.texts import text
+from chatkeep import Message, NewMessage, Page, Role, Store, open_store
 from chatkeep.api.app import create_app
-from chatkeep.model import new_id, now, valid_id, valid_owner
+from chatkeep.model import MAX_CONTENT_CHARS, new_id, now, valid_id, valid_owner
 from chatkeep.settings import Settings
 from chatkeep.stores.append import check
-from chatkeep.stores.sqlite import SqliteStore
 
 
-class ForgetfulStore(SqliteStore):
-    """Keeps conversations; checks and answers an append as a store does, and stores nothing."""
+def forget(store: Store) -> None:
+    """Let a store check and answer an append as it does, and store nothing; a history is what 50 would have left."""
+    histories: dict[UUID, Page[Message]] = {}
 
     async def append(
-        self,
-        owner: str,
-        conversation_id: UUID | str,
-        messages: Sequence[NewMessage],
-        *,
-        expected_seq: int | None = None,  # noqa: ARG002 - the port's
+        owner: str, conversation_id: UUID | str, messages: Sequence[NewMessage], **_: object
     ) -> list[Message]:
         valid_owner(owner)
-        check(messages, self._options.max_content_chars)
+        check(messages, MAX_CONTENT_CHARS)
         return [_answer(valid_id(conversation_id), message) for message in messages]
+
+    async def history(owner: str, conversation_id: UUID | str, **_: object) -> Page[Message]:
+        valid_owner(owner)
+        id_ = valid_id(conversation_id)
+        if id_ not in histories:
+            said = [NewMessage(role=Role.USER, content=text(0, number)) for number in range(50)]
+            histories[id_] = Page(items=[_answer(id_, message) for message in said])
+        return histories[id_]
+
+    store.append, store.history = append, history  # type: ignore[method-assign]
 
 
 def _answer(conversation_id: UUID, message: NewMessage) -> Message:
@@ -52,10 +58,10 @@ def _answer(conversation_id: UUID, message: NewMessage) -> Message:
     )
 
 
-async def _serve(url: str, *, forget: bool) -> None:
+async def _serve(url: str, *, forgets: bool) -> None:
     async with open_store(url) as store:
-        if forget:
-            store.__class__ = ForgetfulStore
+        if forgets:
+            forget(store)
         with socket.create_server(("127.0.0.1", 0)) as listening:
             print(listening.getsockname()[1], flush=True)
             await _server(store, url).serve(sockets=[listening])
@@ -63,8 +69,10 @@ async def _serve(url: str, *, forget: bool) -> None:
 
 def _server(store: Store, url: str) -> uvicorn.Server:
     app = create_app(store, Settings(database_url=url))
-    return uvicorn.Server(uvicorn.Config(app, http="httptools", access_log=False, log_level="warning"))
+    return uvicorn.Server(
+        uvicorn.Config(app, http="httptools", access_log=False, log_level="warning", timeout_keep_alive=300)
+    )
 
 
 if __name__ == "__main__":
-    uvloop.run(_serve(sys.argv[1], forget="forget" in sys.argv[2:]))
+    uvloop.run(_serve(sys.argv[1], forgets="forget" in sys.argv[2:]))
