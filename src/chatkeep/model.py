@@ -299,11 +299,18 @@ def stored[R: Record](kind: type[R], fields_set: set[str], /, **values: Any) -> 
     11 µs, and 6 µs for validation, for a Message. `fields_set` may be shared: records are frozen.
     """
     record = kind.__new__(kind)
-    _set(record, "__dict__", values)
-    _set(record, "__pydantic_fields_set__", fields_set)
-    _set(record, "__pydantic_extra__", None)
-    _set(record, "__pydantic_private__", None)
+    _set_values(record, values)
+    _set_fields_set(record, fields_set)
+    _set_extra(record, None)
+    _set_private(record, None)
     return record
+
+
+# A model's own four slots, written without looking their names up.
+_set_values, _set_fields_set, _set_extra, _set_private = (
+    vars(BaseModel)[name].__set__
+    for name in ("__dict__", "__pydantic_fields_set__", "__pydantic_extra__", "__pydantic_private__")
+)
 
 
 class Role(StrEnum):

@@ -65,7 +65,8 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         )
     add_handlers(app)
     watch(store)
-    modules = (conversations, messages, search, me, health, docs, *([metrics] if settings.metrics else []))
+    # The routes are tried in this order: those of messages are asked for most.
+    modules = (messages, conversations, search, me, health, docs, *([metrics] if settings.metrics else []))
     for module in modules:
         app.include_router(module.router)
     return app

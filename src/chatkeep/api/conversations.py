@@ -13,6 +13,7 @@ from chatkeep.api.examples import CONVERSATION_ID
 from chatkeep.api.once import IdempotencyKey, once
 from chatkeep.api.owner import OpenedStore, Owner
 from chatkeep.api.paging import MAX_PAGE_LIMIT, Limit, ListQuery, WholeNumber
+from chatkeep.api.query import described, read_query
 from chatkeep.errors import NotFound
 from chatkeep.model import Conversation, ConversationChange, Label, Message, NewConversation, Page
 from chatkeep.store import MAX_OFFSET, ListOrder, Store
@@ -96,15 +97,15 @@ async def _create(store: Store, owner: str, new: ConversationRequest) -> Respons
     responses=api_problems(422),
     response_description="A page of conversations.",
     summary="List conversations",
+    openapi_extra=described(ConversationsQuery),
 )
-async def list_conversations(
-    owner: Owner, store: OpenedStore, query: Annotated[ConversationsQuery, Query()]
-) -> Response:
+async def list_conversations(owner: Owner, store: OpenedStore, request: Request) -> Response:
     """List the conversations, the most recently updated first.
 
     Read on with `cursor`, or by `page` or `offset`. With a cursor nothing is returned twice, and a conversation
     that is touched meanwhile may be missed; `order=id` is stable.
     """
+    query = read_query(ConversationsQuery, request)
     page = await store.list_conversations(
         owner,
         context_id=query.context_id,

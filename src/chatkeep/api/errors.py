@@ -12,13 +12,13 @@ from typing import Any, get_args
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from fastapi.params import Param
 from fastapi.routing import APIRoute
 from pydantic import BaseModel, Field
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
+from chatkeep.api.query import InvalidQuery
 from chatkeep.errors import (
     ChatkeepError,
     Conflict,
@@ -208,7 +208,7 @@ async def _chatkeep_error(_: Request, error: Exception) -> Response:
 async def _validation_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, RequestValidationError):
         raise error
-    roots = _roots(request)
+    roots = _roots(request, error)
     found = [_field_error(roots, each) for each in error.errors()[:MAX_ERRORS]]
     more = len(error.errors()) - 1
     detail = _sentence(found[0]) + (f" (and {more:,} more)" if more else "")
@@ -293,17 +293,14 @@ def _sentence(error: FieldError) -> str:
     return error.message if whole else f"{error.field} {error.message}"
 
 
-def _roots(request: Request) -> dict[str, Any]:
-    """The records that the body and the query of the request's route are read into."""
+def _roots(request: Request, error: RequestValidationError) -> dict[str, Any]:
+    """The record that the request's query or body was to be read into."""
+    if isinstance(error, InvalidQuery):
+        return {"query": error.record}
     route = request.scope.get("route")
-    roots: dict[str, Any] = {}
-    if isinstance(route, APIRoute):
-        if route.body_field is not None:
-            roots["body"] = route.body_field.field_info.annotation
-        for parameter in route.dependant.query_params:
-            if isinstance(parameter.field_info, Param) and _record_in(parameter.field_info.annotation):
-                roots["query"] = parameter.field_info.annotation
-    return roots
+    if isinstance(route, APIRoute) and route.body_field is not None:
+        return {"body": route.body_field.field_info.annotation}
+    return {}
 
 
 def _path(annotation: Any, parts: Sequence[str | int]) -> tuple[list[str], type[BaseModel] | None]:

@@ -3,7 +3,7 @@
 from typing import Annotated, Self
 from uuid import UUID, uuid5
 
-from fastapi import APIRouter, Body, Path, Query, Response
+from fastapi import APIRouter, Body, Path, Request, Response
 from pydantic import Field, model_validator
 
 from chatkeep.api.body import JsonRoute, reply
@@ -11,8 +11,9 @@ from chatkeep.api.conversations import ConversationId
 from chatkeep.api.errors import api_problems
 from chatkeep.api.examples import ANSWER_ID
 from chatkeep.api.once import REPLAYED, IdempotencyKey
-from chatkeep.api.owner import OpenedStore, Owner
+from chatkeep.api.owner import OpenedStore, Owner, current_owner, opened_store
 from chatkeep.api.paging import Limit, ListQuery, WholeNumber
+from chatkeep.api.query import described, read_query
 from chatkeep.errors import InvalidInput, NotFound
 from chatkeep.model import Message, NewMessage, Page
 from chatkeep.store import Order, Store
@@ -83,15 +84,17 @@ async def append_message(
     responses=api_problems(403, 404, 422),
     response_description="A page of messages.",
     summary="List the messages of a conversation",
+    openapi_extra=described(MessagesQuery),
 )
-async def list_messages(
-    owner: Owner, store: OpenedStore, conversation_id: ConversationId, query: Annotated[MessagesQuery, Query()]
-) -> Response:
+async def list_messages(request: Request, conversation_id: ConversationId) -> Response:
     """List the messages on the path to the head, or to `leaf`: in every page oldest first.
 
     `order=desc` begins with the newest messages and pages back, `order=asc` begins with the oldest and pages
     forward. Read on with `cursor`, which keeps to the path that the first page saw, or by `page`.
     """
+    # Called here: as dependencies they take 50 µs, a tenth of the request that clients send most.
+    owner, store = await current_owner(request), await opened_store(request)
+    query = read_query(MessagesQuery, request)
     page = await store.history(
         owner,
         conversation_id,

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Awaitable, Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import Any
 
 from fastapi import APIRouter, Response
@@ -86,7 +86,17 @@ def answered(store: Store, method: str, route: str | None, status: int, seconds:
     if route is None:
         REJECTED.labels(str(status)).inc()
     else:
-        REQUESTS.labels(method, route, str(status)).inc()
-        REQUEST_SECONDS.labels(method, route).observe(seconds)
+        count, duration = _counters(method, route, status)
+        count.inc()
+        duration.observe(seconds)
     for what, value in store.state().items():
-        STORE_STATE.labels(what).set(value)
+        _gauge(what).set(value)
+
+
+@cache
+def _counters(method: str, route: str, status: int) -> tuple[Counter, Histogram]:
+    """What counts the answers of a route: looked up once, as there are few."""
+    return REQUESTS.labels(method, route, str(status)), REQUEST_SECONDS.labels(method, route)
+
+
+_gauge = cache(STORE_STATE.labels)

@@ -1,14 +1,13 @@
 """Full-text search over HTTP."""
 
-from typing import Annotated
-
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from chatkeep.api.body import reply
 from chatkeep.api.errors import api_problems
 from chatkeep.api.owner import OpenedStore, Owner
 from chatkeep.api.paging import Cursor, Limit
+from chatkeep.api.query import described, read_query
 from chatkeep.model import Given, Page, SearchHit
 
 router = APIRouter(prefix="/api/search", tags=["search"])
@@ -28,11 +27,13 @@ class SearchQuery(Given):
     responses=api_problems(422),
     response_description="A page of what was found.",
     summary="Search all messages",
+    openapi_extra=described(SearchQuery),
 )
-async def search_messages(owner: Owner, store: OpenedStore, query: Annotated[SearchQuery, Query()]) -> Response:
+async def search_messages(owner: Owner, store: OpenedStore, request: Request) -> Response:
     """Find the messages that hold every word, the one stored last first.
 
     Case, accents and Unicode forms do not matter. In scripts that are written without spaces any part of a
     sentence is found.
     """
+    query = read_query(SearchQuery, request)
     return reply(await store.search_messages(owner, query.q, limit=query.limit, cursor=query.cursor))

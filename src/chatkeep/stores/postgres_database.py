@@ -39,14 +39,18 @@ PAUSE_SECONDS = (0.005, 0.1)
 MIGRATION_LOCK = 0x636B_6D69
 """The key of the advisory lock that one migration at a time holds, until its transaction ends."""
 
+STYLE = {"datestyle": "ISO", "timezone": "UTC"}
+"""How every connection writes times as text; poolers know these two, and keep them for each client."""
+
 SESSION = {
+    **STYLE,
     "application_name": "chatkeep",
     "default_transaction_isolation": "read committed",
     "idle_in_transaction_session_timeout": "60s",
     "jit": "off",  # compiling takes longer than any of these statements
     "lock_timeout": f"{LOCK_MILLISECONDS}ms",
 }
-"""What a connection is opened with. A pooler in transaction mode takes none of it."""
+"""What a connection is opened with. A pooler in transaction mode takes only the style."""
 
 
 class Database:
@@ -169,13 +173,13 @@ class Database:
 
     async def _connect(self) -> Connection:
         try:
-            return await self._connect_with({} if self._pgbouncer else SESSION)
+            return await self._connect_with(STYLE if self._pgbouncer else SESSION)
         except asyncpg.PostgresError as error:
             # So PgBouncer refuses settings that it would have to keep for one client.
             if "unsupported startup parameter" not in str(error) or not self._may_find_pgbouncer:
                 raise
         self._pgbouncer = True
-        return await self._connect_with({})
+        return await self._connect_with(STYLE)
 
     async def _connect_with(self, session: dict[str, str]) -> Connection:
         try:
@@ -184,7 +188,7 @@ class Database:
                 timeout=self._pool_timeout,
                 command_timeout=COMMAND_SECONDS,
                 server_settings=session,
-                statement_cache_size=100 if session else 0,
+                statement_cache_size=0 if self._pgbouncer else 100,
             )
         except (ValueError, OverflowError, asyncpg.ClientConfigurationError):
             # The driver's message may hold the URL.
