@@ -15,11 +15,11 @@ SOURCE = ROOT / "src" / "chatkeep"
 LAYERS = (
     {"errors", "py"},
     {"model", "tree", "words", "cursor", "migrations"},
-    {"access"},
+    {"access", "journal"},
     {"store"},
     {"stores"},
-    {"jsonl", "settings"},
-    {"api", "testing"},
+    {"jsonl", "recorder", "settings"},
+    {"api", "integrations", "testing"},
     {"cli"},
     {"__main__", "__init__"},
 )

@@ -13,8 +13,10 @@ from chatkeep.errors import (
     Conflict,
     InvalidId,
     InvalidInput,
+    JournalInUse,
     NotFound,
     NotYours,
+    RecorderFull,
     SchemaMismatch,
     StoreUnavailable,
     Unauthenticated,
@@ -34,6 +36,7 @@ from chatkeep.model import (
     Source,
     Status,
 )
+from chatkeep.recorder import DeadLetter, Recorder, RecorderStats, recording
 from chatkeep.store import Store, StoreOptions, open_store
 
 __all__ = [
@@ -41,17 +44,22 @@ __all__ = [
     "Conflict",
     "Conversation",
     "ConversationChange",
+    "DeadLetter",
     "ErasureReceipt",
     "ImportedConversation",
     "ImportedMessage",
     "InvalidId",
     "InvalidInput",
+    "JournalInUse",
     "Message",
     "NewConversation",
     "NewMessage",
     "NotFound",
     "NotYours",
     "Page",
+    "Recorder",
+    "RecorderFull",
+    "RecorderStats",
     "Role",
     "SchemaMismatch",
     "SearchHit",
@@ -62,4 +70,5 @@ __all__ = [
     "StoreUnavailable",
     "Unauthenticated",
     "open_store",
+    "recording",
 ]

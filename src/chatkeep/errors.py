@@ -8,7 +8,9 @@
     ├── NotYours                    it exists and belongs to another owner
     ├── Unauthenticated             it is not known for whom a request acts
     ├── SchemaMismatch              the database's schema is not the one this version works with
-    └── StoreUnavailable            the database cannot be used now; repeating the call later is safe
+    ├── StoreUnavailable            the database cannot be used now; repeating the call later is safe
+    ├── RecorderFull                a recorder holds as much as it may, and was told to say so
+    └── JournalInUse                another recorder uses the journal
 
 A record that is built from bad values raises pydantic's ValidationError, which is a ValueError too.
 """
@@ -60,3 +62,11 @@ class SchemaMismatch(ChatkeepError):
 
 class StoreUnavailable(ChatkeepError):
     """The database cannot be used at the moment. Every call is safe to repeat with the same ids."""
+
+
+class RecorderFull(ChatkeepError):
+    """A recorder holds as many messages as it may that the store has not acknowledged."""
+
+
+class JournalInUse(ChatkeepError):
+    """Another recorder, of this process or another one, uses the journal."""

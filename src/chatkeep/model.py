@@ -8,8 +8,9 @@ where they form a pair and become U+FFFD where they stand alone (`clean_text`).
 import hashlib
 import json
 import math
+import os
 import re
-import secrets
+import struct
 import time
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
@@ -201,10 +202,29 @@ def new_id() -> UUID:
 
     New ids are close to each other in an index; nothing in chatkeep reads a time or an order from them.
     """
-    value = time.time_ns() // 1_000_000 << 80 | secrets.randbits(80)
+    value = time.time_ns() // 1_000_000 << 80 | _random_bits()
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     return uuid_of(value)
+
+
+def _random_bits() -> int:
+    """80 random bits from the operating system, which is asked for many at a time.
+
+    While it answers, Python's lock is free, and whoever takes it then keeps the caller waiting: a call of a
+    recorder took 140 µs at its 99th percentile.
+    """
+    try:
+        (bits,) = _random.pop()  # atomic: no two threads get the same
+    except IndexError:
+        (bits,), *others = struct.iter_unpack("10s", os.urandom(64 * 10))
+        _random.extend(others)
+    return int.from_bytes(bits)
+
+
+_random: list[tuple[bytes]] = []
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_random.clear)  # a child makes ids of its own
 
 
 def uuid_of(value: int) -> UUID:

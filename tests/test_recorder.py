@@ -1,0 +1,712 @@
+"""The recorder: taken at once, kept in the journal, delivered once and in order, whatever the database does."""
+
+import asyncio
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import apsw
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from chatkeep import (
+    Conversation,
+    DeadLetter,
+    InvalidId,
+    InvalidInput,
+    JournalInUse,
+    Message,
+    NewConversation,
+    NewMessage,
+    Recorder,
+    RecorderFull,
+    Role,
+    Status,
+    Store,
+    open_store,
+    recording,
+)
+from chatkeep.journal import Dead, dead_letters, open_journal, revive, standing
+from chatkeep.testing import whole_log
+
+OWNER = "ada"
+PATIENCE = 20.0
+"""Seconds that a test waits for a delivery, on a machine that does other things."""
+
+
+@pytest.fixture
+def journal(tmp_path: Path) -> Path:
+    """Where the recorder's journal is to be."""
+    return tmp_path / "journal"
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    """A store in a SQLite file, which gives up quickly where somebody else has it locked."""
+    async with open_store(f"sqlite:///{tmp_path}/chat.db?write_timeout=0.1") as opened:
+        yield opened
+
+
+@pytest.fixture
+async def talk(store: Store) -> Conversation:
+    """A conversation to record."""
+    return await store.create_conversation(OWNER, NewConversation())
+
+
+@contextmanager
+def down(folder: Path) -> Any:
+    """While this lasts nobody can write to the database: another connection holds its lock."""
+    connection = apsw.Connection(str(folder / "chat.db"))
+    connection.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        connection.execute("ROLLBACK")
+        connection.close()
+
+
+def contents(messages: list[Message]) -> list[str]:
+    """What was said, in order."""
+    return [message.content for message in messages]
+
+
+async def until(condition: Any) -> None:
+    """Wait until something is so."""
+    end = time.monotonic() + PATIENCE
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        await asyncio.sleep(0.01)
+
+
+def letters(journal: Path) -> list[Dead]:
+    """The dead letters of a journal."""
+    connection = open_journal(journal)
+    try:
+        return dead_letters(connection)
+    finally:
+        connection.close()
+
+
+# --- taking and delivering -----------------------------------------------------------------------------------
+
+
+async def test_what_is_recorded_is_stored_once_in_order_on_every_store(store_url: str, journal: Path) -> None:
+    """A hundred messages of three conversations arrive, each conversation in the order of the calls."""
+    async with open_store(store_url) as store:
+        talks = [await store.create_conversation(OWNER, NewConversation()) for _ in range(3)]
+        async with Recorder(store, journal) as recorder:
+            ids = [
+                recorder.record(OWNER, talks[n % 3].id, "user" if n % 2 else "assistant", f"word {n}")
+                for n in range(100)
+            ]
+            await recorder.flush(PATIENCE)
+            stats = recorder.stats()
+        logs = [await whole_log(store, OWNER, talk.id) for talk in talks]
+    assert [contents(log) for log in logs] == [[f"word {n}" for n in range(100) if n % 3 == t] for t in range(3)]
+    assert {message.id for log in logs for message in log} == set(ids)
+    assert all(message.role == ("user" if int(message.content.split()[1]) % 2 else "assistant")
+               for log in logs for message in log)  # fmt: skip
+    assert (stats.recorded, stats.sent, stats.unsent, stats.unsent_bytes, stats.dead, stats.dropped) == (
+        100, 100, 0, 0, 0, 0,
+    )  # fmt: skip
+
+
+async def test_every_value_arrives(store: Store, journal: Path, talk: Conversation) -> None:
+    """Id, status, metadata and the time it was said come as they were given; text with NUL, too."""
+    said, id_ = datetime(2026, 1, 31, 12, 0, 0, 123456, UTC), uuid4()
+    metadata: dict[str, Any] = {"turn": {"interrupted": True, "n": 2**70}, "nul": "\0"}
+    async with Recorder(store, journal) as recorder:
+        recorder.record(
+            OWNER, str(talk.id), Role.ASSISTANT, "so\0me", sent_at=said, metadata=metadata, status="interrupted", id=id_
+        )
+        metadata["turn"]["interrupted"] = False  # what was given is copied
+        await recorder.flush(PATIENCE)
+    (message,) = await whole_log(store, OWNER, talk.id)
+    assert (message.id, message.content, message.status, message.sent_at) == (
+        id_, "so\0me", Status.INTERRUPTED, said,
+    )  # fmt: skip
+    assert message.metadata == {"turn": {"interrupted": True, "n": 2**70}, "nul": "\0"}
+
+
+async def test_a_message_is_said_when_it_is_recorded(store: Store, journal: Path, talk: Conversation) -> None:
+    """Without a time of the caller's, `sent_at` is the time of the call, however late it is delivered."""
+    before = datetime.now(UTC)
+    with Recorder_without_delivery(store, journal) as recorder:
+        recorder.record(OWNER, talk.id, "user", "early")
+    after = datetime.now(UTC)
+    await asyncio.sleep(0.05)
+    async with Recorder(store, journal) as recorder:
+        await recorder.flush(PATIENCE)
+    (message,) = await whole_log(store, OWNER, talk.id)
+    assert message.sent_at is not None
+    assert before - timedelta(milliseconds=1) <= message.sent_at <= after
+    assert message.created_at > after
+
+
+@contextmanager
+def Recorder_without_delivery(store: Store, journal: Path, **options: Any) -> Any:  # noqa: N802 - stands for one
+    """A recorder that is never entered: it takes messages and keeps them."""
+    recorder = Recorder(store, journal, **options)
+    try:
+        yield recorder
+    finally:
+        recorder._journal.close()
+
+
+TEXTS = st.text(st.characters(codec="utf-8"), min_size=1).filter(lambda text: not text.isspace())
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXTS,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@settings(max_examples=50)
+@given(
+    content=TEXTS,
+    metadata=st.dictionaries(TEXTS, VALUES, max_size=3),
+    role=st.sampled_from(Role),
+    status=st.sampled_from([Status.COMPLETE, Status.INTERRUPTED, Status.FAILED]),
+    sent_at=st.none() | st.datetimes(timezones=st.just(UTC)),
+)
+def test_the_journal_changes_nothing(
+    tmp_path_factory: pytest.TempPathFactory,
+    content: str,
+    metadata: dict[str, Any],
+    role: Role,
+    status: Status,
+    sent_at: datetime | None,
+) -> None:
+    """A message that went through the journal is the message that was recorded: appending that again is no conflict."""
+    folder, id_ = tmp_path_factory.mktemp("journal"), uuid4()
+
+    async def check() -> None:
+        async with open_store("memory://") as store:
+            talk = await store.create_conversation(OWNER, NewConversation())
+            async with Recorder(store, folder / "journal") as recorder:
+                recorder.record(
+                    OWNER, talk.id, role, content, sent_at=sent_at, metadata=metadata, status=status, id=id_
+                )
+                await recorder.flush(PATIENCE)
+                assert recorder.stats().dead == 0
+            same = NewMessage(id=id_, role=role, content=content, sent_at=sent_at, metadata=metadata, status=status)
+            assert (await store.append(OWNER, talk.id, [same]))[0].seq == 1
+
+    asyncio.run(check())
+
+
+async def test_the_same_id_twice_is_one_message(store: Store, journal: Path, talk: Conversation) -> None:
+    """A caller that retries with an id of its own doubles nothing."""
+    id_ = uuid4()
+    async with Recorder(store, journal) as recorder:
+        for _ in range(3):
+            assert recorder.record(OWNER, talk.id, "user", "once", id=id_) == id_
+            await asyncio.sleep(0.02)
+        await recorder.flush(PATIENCE)
+        assert recorder.stats().dead == 0
+    assert contents(await whole_log(store, OWNER, talk.id)) == ["once"]
+
+
+MISTAKES: dict[str, dict[str, Any]] = {
+    "role": {"role": "robot"},
+    "content": {"content": "  "},
+    "text": {"content": 7},
+    "status": {"status": "deleted"},
+    "time": {"sent_at": datetime(2026, 1, 31)},  # noqa: DTZ001 - that is the mistake
+    "metadata": {"metadata": {"not JSON": object()}},
+    "owner": {"owner": ""},
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+async def test_a_programmers_mistake_is_said_at_once(store: Store, journal: Path, mistake: str) -> None:
+    """What can never be stored raises InvalidInput, without the content in it, and leaves nothing behind."""
+    values = {"owner": OWNER, "conversation_id": uuid4(), "role": "user", "content": "geheim", **MISTAKES[mistake]}
+    with Recorder_without_delivery(store, journal) as recorder:
+        with pytest.raises(InvalidInput) as raised:
+            recorder.record(**values)
+        with pytest.raises(InvalidId):
+            recorder.record(OWNER, "no uuid", "user", "hello")
+        assert recorder.stats().recorded == recorder.stats().unsent == 0
+    assert "geheim" not in str(raised.value)
+
+
+async def test_threads_record_too(store: Store, journal: Path, talk: Conversation) -> None:
+    """Eight threads record at once: nothing is lost, and what one thread said stays in its order."""
+    async with Recorder(store, journal) as recorder:
+
+        def speak(thread: int) -> None:
+            for number in range(200):
+                recorder.record(OWNER, talk.id, "user", f"{thread} {number}")
+
+        with ThreadPoolExecutor(8) as threads:
+            await asyncio.gather(*(asyncio.get_running_loop().run_in_executor(threads, speak, n) for n in range(8)))
+            await asyncio.get_running_loop().run_in_executor(threads, recorder.wait, PATIENCE)
+        stats = recorder.stats()
+    said = contents(await whole_log(store, OWNER, talk.id))
+    assert (stats.recorded, stats.sent, stats.unsent_bytes, len(said)) == (1_600, 1_600, 0, 1_600)
+    for thread in range(8):
+        of_thread = [text for text in said if text.startswith(f"{thread} ")]
+        assert of_thread == [f"{thread} {number}" for number in range(200)]
+
+
+def test_a_program_without_an_event_loop_records(tmp_path: Path) -> None:
+    """`recording` opens store and recorder in a thread; when its block ends everything is stored."""
+    url, id_ = f"sqlite:///{tmp_path}/chat.db", uuid4()
+    with recording(url, tmp_path / "journal", create_missing=True) as recorder:
+        recorder.record(OWNER, id_, "user", "hello")
+        recorder.wait(PATIENCE)
+        recorder.record(OWNER, id_, "assistant", "good day")
+
+    async def read() -> list[str]:
+        async with open_store(url) as store:
+            return contents(await whole_log(store, OWNER, id_))
+
+    assert asyncio.run(read()) == ["hello", "good day"]
+
+
+# --- the database is slow, locked, gone ----------------------------------------------------------------------
+
+
+async def test_a_database_that_is_down_costs_the_caller_nothing(
+    store: Store, journal: Path, talk: Conversation, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Messages are taken while nobody can write, the fault is logged once, and they arrive when it is over."""
+    caplog.set_level(logging.INFO, "chatkeep.recorder")
+    async with Recorder(store, journal) as recorder:
+        with down(tmp_path):
+            for number in range(50):
+                recorder.record(OWNER, talk.id, "user", f"word {number}")
+                await asyncio.sleep(0.01)
+            await until(lambda: recorder.stats().retried >= 2)
+            held = recorder.stats()
+            with pytest.raises(TimeoutError):
+                await recorder.flush(0.1)
+        await recorder.flush(PATIENCE)
+        stats = recorder.stats()
+    assert (held.unsent, held.sent, held.queued) == (50, 0, 0)
+    assert held.oldest_unsent > 0.4
+    assert (stats.sent, stats.unsent, stats.dead) == (50, 0, 0)
+    assert stats.highest_lag > 0.4
+    assert contents(await whole_log(store, OWNER, talk.id)) == [f"word {number}" for number in range(50)]
+    assert [record.levelname for record in caplog.records if record.name == "chatkeep.recorder"] == ["WARNING", "INFO"]
+    assert "word" not in caplog.text
+
+
+async def test_a_locked_conversation_holds_back_no_other(journal: Path) -> None:
+    """On PostgreSQL somebody holds one conversation's row: its messages wait, those of others arrive."""
+    import asyncpg
+
+    from postgres import databases
+
+    url = databases().clean()
+    async with open_store(f"{url}?write_timeout=0.3") as store, Recorder(store, journal) as recorder:
+        locked, free = [await store.create_conversation(OWNER, NewConversation()) for _ in range(2)]
+        other = await asyncpg.connect(url)
+        async with other.transaction():
+            await other.execute("SELECT 1 FROM conversations WHERE id = $1 FOR UPDATE", locked.id)
+            for number in range(10):
+                recorder.record(OWNER, locked.id, "user", f"locked {number}")
+                recorder.record(OWNER, free.id, "user", f"free {number}")
+            await until(lambda: recorder.stats().sent >= 10 and recorder.stats().retried)
+            assert contents(await whole_log(store, OWNER, free.id)) == [f"free {number}" for number in range(10)]
+            assert recorder.stats().unsent == 10
+        await other.close()
+        await recorder.flush(PATIENCE)
+        assert contents(await whole_log(store, OWNER, locked.id)) == [f"locked {number}" for number in range(10)]
+
+
+async def test_a_fault_that_nobody_expected_is_tried_again(journal: Path) -> None:
+    """A store that raises something of its own keeps nothing from being delivered later."""
+    async with open_store("memory://") as store, Recorder(store, journal) as recorder:
+        talk = await store.create_conversation(OWNER, NewConversation())
+        append, faults = store.append, [RuntimeError("a bug"), OSError("no route")]
+
+        async def faulty(*arguments: Any, **options: Any) -> list[Message]:
+            if faults:
+                raise faults.pop()
+            return await append(*arguments, **options)
+
+        store.append = faulty  # type: ignore[method-assign]
+        recorder.record(OWNER, talk.id, "user", "hello")
+        await recorder.flush(PATIENCE)
+        assert recorder.stats().retried == 2
+        assert contents(await whole_log(store, OWNER, talk.id)) == ["hello"]
+
+
+# --- restarts ------------------------------------------------------------------------------------------------
+
+
+async def test_the_next_recorder_delivers_what_is_left(store: Store, journal: Path, talk: Conversation) -> None:
+    """What one recorder could not deliver is counted and delivered by the next one on the journal."""
+    with Recorder_without_delivery(store, journal) as recorder:
+        recorder.record(OWNER, talk.id, "user", "one")
+        recorder.record(OWNER, talk.id, "user", "two")
+    async with Recorder(store, journal) as recorder:
+        recorder.record(OWNER, talk.id, "user", "three")
+        await recorder.flush(PATIENCE)
+        stats = recorder.stats()
+    assert (stats.recorded, stats.sent, stats.unsent, stats.unsent_bytes) == (1, 3, 0, 0)
+    assert contents(await whole_log(store, OWNER, talk.id)) == ["one", "two", "three"]
+
+
+async def test_what_was_stored_but_not_acknowledged_is_not_doubled(
+    store: Store, journal: Path, talk: Conversation
+) -> None:
+    """A journal that still has what the store took, as a kill leaves it, doubles nothing."""
+    with Recorder_without_delivery(store, journal) as recorder:
+        recorder.record(OWNER, talk.id, "user", "one")
+        recorder.record(OWNER, talk.id, "user", "two")
+    unaware = journal.with_name("copy")
+    unaware.write_bytes(journal.read_bytes())
+    for path in (journal, unaware):
+        async with Recorder(store, path) as recorder:
+            await recorder.flush(PATIENCE)
+            assert (recorder.stats().sent, recorder.stats().dead) == (2, 0)
+    assert contents(await whole_log(store, OWNER, talk.id)) == ["one", "two"]
+
+
+async def test_closing_waits_only_so_long(
+    store: Store, journal: Path, talk: Conversation, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the database down, closing returns after its timeout, says what stays, and takes nothing more."""
+    recorder = Recorder(store, journal)
+    await recorder.__aenter__()
+    with down(tmp_path):
+        recorder.record(OWNER, talk.id, "user", "late")
+        began = time.monotonic()
+        await recorder.aclose(0.3)
+        assert time.monotonic() - began < 5
+    await recorder.aclose()
+    assert "1 messages stay" in caplog.text
+    with pytest.raises(InvalidInput, match="closed"):
+        recorder.record(OWNER, talk.id, "user", "too late")
+    async with Recorder(store, journal) as again:
+        await again.flush(PATIENCE)
+    assert contents(await whole_log(store, OWNER, talk.id)) == ["late"]
+
+
+async def test_closing_delivers_what_was_recorded_just_before(store: Store, journal: Path, talk: Conversation) -> None:
+    """The last words before a hang-up are stored when the block ends."""
+    async with Recorder(store, journal) as recorder:
+        recorder.record(OWNER, talk.id, "assistant", "good-bye")
+    assert contents(await whole_log(store, OWNER, talk.id)) == ["good-bye"]
+
+
+PROGRAM = """
+import asyncio, sys
+from uuid import UUID
+from chatkeep import Recorder, open_store
+
+async def main():
+    store = await open_store("memory://")
+    recorder = Recorder(store, sys.argv[1])
+    recorder.record("ada", UUID(int=7), "user", "the last word")
+
+asyncio.run(main())
+"""
+
+
+def test_a_program_that_ends_without_closing_loses_nothing(journal: Path) -> None:
+    """What was recorded right before the program's end is in the journal."""
+    subprocess.run([sys.executable, "-c", PROGRAM, journal], check=True)
+    connection = open_journal(journal)
+    assert standing(connection).entries == 1
+    connection.close()
+
+
+async def test_flushes_wait_for_what_was_recorded_before_them(store: Store, journal: Path, talk: Conversation) -> None:
+    """Many flushes at once all return, also while others go on recording."""
+    async with Recorder(store, journal) as recorder:
+        speaking = True
+
+        async def speak() -> None:
+            number = 0
+            while speaking:
+                recorder.record(OWNER, talk.id, "user", f"word {(number := number + 1)}")
+                await asyncio.sleep(0.001)
+
+        task = asyncio.create_task(speak())
+        for _ in range(3):
+            await asyncio.gather(*(recorder.flush(PATIENCE) for _ in range(5)))
+        speaking = False
+        await task
+
+
+async def test_a_recorder_that_was_not_entered_does_not_wait_for_ever(store: Store, journal: Path) -> None:
+    """Its flush says what to do."""
+    with Recorder_without_delivery(store, journal) as recorder:
+        with pytest.raises(InvalidInput, match="async with"):
+            await recorder.flush()
+        with pytest.raises(InvalidInput, match="async with"):
+            recorder.wait()
+
+
+# --- the journal's file --------------------------------------------------------------------------------------
+
+
+async def test_a_journal_has_one_recorder(store: Store, journal: Path) -> None:
+    """A second recorder is refused, in this process and in another one, and told who has the journal."""
+    with Recorder_without_delivery(store, journal):
+        with pytest.raises(JournalInUse, match=f"process {os.getpid()}"):
+            Recorder(store, journal)
+        done = subprocess.run([sys.executable, "-c", PROGRAM, journal], capture_output=True, text=True, check=False)
+        assert "JournalInUse" in done.stderr
+    with Recorder_without_delivery(store, journal):
+        pass
+
+
+async def test_another_file_is_not_taken_for_a_journal(store: Store, tmp_path: Path) -> None:
+    """Neither a chat database nor any other file is used, or changed."""
+    text = tmp_path / "notes.txt"
+    text.write_text("not a database, and longer than the header of one has to be " * 20)
+    database = tmp_path / "other.db"
+    connection = apsw.Connection(str(database))
+    connection.execute("CREATE TABLE conversations (id)")
+    connection.close()
+    for path in (text, database):
+        before = path.read_bytes()
+        with pytest.raises(InvalidInput, match="not a recorder's journal"):
+            Recorder(store, path)
+        assert path.read_bytes() == before
+
+
+async def test_a_newer_journal_is_refused(store: Store, journal: Path) -> None:
+    """A journal of a later version is not guessed at."""
+    with Recorder_without_delivery(store, journal):
+        pass
+    connection = apsw.Connection(str(journal))
+    connection.execute("PRAGMA user_version = 99")
+    connection.close()
+    with pytest.raises(InvalidInput, match="upgrade chatkeep"):
+        Recorder(store, journal)
+
+
+async def test_only_its_owner_reads_a_journal(store: Store, tmp_path: Path) -> None:
+    """The files hold what people said: group and others may not read them."""
+    journal = tmp_path / "a folder" / "journal"
+    with Recorder_without_delivery(store, journal) as recorder:
+        recorder.record(OWNER, uuid4(), "user", "hello")
+        time.sleep(0.1)
+        assert {path.stat().st_mode & 0o077 for path in journal.parent.iterdir() if path.suffix != ".lock"} == {0}
+
+
+async def test_a_full_disk_is_waited_for(
+    store: Store, journal: Path, talk: Conversation, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While the journal cannot grow messages wait in memory; when it can, they are delivered in order."""
+    async with Recorder(store, journal) as recorder:
+        connection = recorder._journal._connection
+        pages = connection.pragma("page_count")
+        await asyncio.wrap_future(recorder._journal.ask(lambda c: c.pragma("max_page_count", pages)))
+        for number in range(40):
+            recorder.record(OWNER, talk.id, "user", f"{number} " + "x" * 5_000)
+        await until(lambda: recorder.stats().journal_failure)
+        assert recorder.stats().unsent == 40
+        connection.pragma("max_page_count", 1_000_000)
+        await recorder.flush(PATIENCE)
+        assert recorder.stats().journal_failure is None
+    assert [text.split()[0] for text in contents(await whole_log(store, OWNER, talk.id))] == list(map(str, range(40)))
+    assert caplog.text.count("cannot be written") == 1
+
+
+async def test_the_journal_shrinks_again(store: Store, journal: Path, talk: Conversation, tmp_path: Path) -> None:
+    """After an outage with megabytes in it, the file and its log give their space back."""
+    async with Recorder(store, journal) as recorder:
+        with down(tmp_path):
+            for number in range(3_000):
+                recorder.record(OWNER, talk.id, "assistant", f"{number} " + "word " * 1_000)
+            await until(lambda: recorder.stats().queued == 0)
+            large = journal.stat().st_size + Path(f"{journal}-wal").stat().st_size
+            assert large > 15_000_000
+        await recorder.flush(60)
+        await until(lambda: journal.stat().st_size + Path(f"{journal}-wal").stat().st_size < 7_000_000)
+
+
+# --- full ----------------------------------------------------------------------------------------------------
+
+
+def fill(recorder: Recorder, count: int = 10) -> None:
+    """Record ten messages of 1,000 characters, slowly enough that the journal has each."""
+    for number in range(count):
+        recorder.record(OWNER, UUID(int=7), "user", f"{number} " + "x" * 1_000)
+        time.sleep(0.02)
+
+
+async def held(store: Store, journal: Path) -> list[str]:
+    """The first words of what a journal holds, by delivering it."""
+    async with Recorder(store, journal, create_missing=True) as recorder:
+        await recorder.flush(PATIENCE)
+    return [text.split()[0] for text in contents(await whole_log(store, OWNER, UUID(int=7)))]
+
+
+async def test_a_full_recorder_drops_the_newest(store: Store, journal: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Unless told otherwise: what is over the limit is counted and logged, what is held stays."""
+    with Recorder_without_delivery(store, journal, max_bytes=5_200) as recorder:
+        fill(recorder)
+        assert (recorder.stats().recorded, recorder.stats().dropped, recorder.stats().unsent) == (4, 6, 4)
+        assert recorder.stats().unsent_bytes <= 5_200
+    assert "full" in caplog.text
+    assert await held(store, journal) == ["0", "1", "2", "3"]
+
+
+async def test_a_full_recorder_drops_the_oldest(store: Store, journal: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """With drop_oldest the newest are taken, and the oldest are given up."""
+    with Recorder_without_delivery(store, journal, max_bytes=5_200, when_full="drop_oldest") as recorder:
+        fill(recorder)
+        time.sleep(0.1)
+        stats = recorder.stats()
+        assert stats.recorded == 10
+        assert stats.dropped + stats.unsent == 10
+        assert stats.unsent_bytes <= 5_200
+        assert "full" in caplog.text
+    left = await held(store, journal)
+    assert left == list(map(str, range(10)))[-stats.unsent :]
+    assert len(left) >= 3
+
+
+async def test_a_full_recorder_raises_where_it_was_told_to(store: Store, journal: Path) -> None:
+    """With `raise` the caller hears of it, with the limit and the way out; nothing else changes."""
+    with Recorder_without_delivery(store, journal, max_bytes=5_200, when_full="raise") as recorder:
+        with pytest.raises(RecorderFull, match=r"5,200 bytes.*max_bytes"):
+            fill(recorder)
+        assert (recorder.stats().recorded, recorder.stats().dropped) == (4, 0)
+
+
+async def test_the_limit_holds_in_a_burst(store: Store, journal: Path) -> None:
+    """A thousand calls without a pause in between do not get past it: what the journal does not have yet counts."""
+    with Recorder_without_delivery(store, journal, max_bytes=100_000) as recorder:
+        for number in range(1_000):
+            recorder.record(OWNER, UUID(int=7), "user", f"{number} " + "x" * 1_000)
+        stats = recorder.stats()
+        assert stats.unsent_bytes <= 100_000
+        assert stats.recorded + stats.dropped == 1_000
+
+
+async def test_an_unknown_way_to_be_full_is_refused(store: Store, journal: Path) -> None:
+    """Before anything is opened."""
+    with pytest.raises(InvalidInput, match="drop_newest"):
+        Recorder(store, journal, when_full="explode")  # type: ignore[arg-type]
+    assert not journal.exists()
+
+
+# --- dead letters --------------------------------------------------------------------------------------------
+
+
+async def test_what_is_refused_for_good_stops_nothing_else(
+    store: Store, journal: Path, talk: Conversation, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A foreign conversation, an unknown one, a text that is too long and a conflict are dead letters, with reasons."""
+    foreign = await store.create_conversation("bob", NewConversation())
+    used = uuid4()
+    await store.append(OWNER, talk.id, [NewMessage(id=used, role=Role.USER, content="first")])
+    told: list[DeadLetter] = []
+
+    def tell(letter: DeadLetter) -> None:
+        told.append(letter)
+        raise RuntimeError("a callback that fails does no harm")
+
+    async with Recorder(store, journal, on_dead=tell) as recorder:
+        recorder.record(OWNER, foreign.id, "user", "not mine")
+        recorder.record(OWNER, uuid4(), "user", "nowhere")
+        for content, id_ in (("a", None), ("x" * 10_001, None), ("b", None), ("other", used), ("c", None)):
+            recorder.record(OWNER, talk.id, "user", content, id=id_)
+        await recorder.flush(PATIENCE)
+        stats = recorder.stats()
+        assert (stats.dead, stats.sent, stats.unsent, stats.unsent_bytes) == (4, 3, 0, 0)
+    assert contents(await whole_log(store, OWNER, talk.id)) == ["first", "a", "b", "c"]
+    assert contents(await whole_log(store, "bob", foreign.id)) == []
+    assert sorted(letter.error for letter in told) == ["Conflict", "InvalidInput", "NotFound", "NotYours"]
+    dead = letters(journal)
+    assert sorted(letter.error for letter in dead) == ["Conflict", "InvalidInput", "NotFound", "NotYours"]
+    assert any("10,000 characters" in letter.reason for letter in dead)
+    assert "not mine" not in caplog.text.replace("belongs to somebody else", "")
+    assert "xxxx" not in caplog.text
+
+
+async def test_a_deleted_conversation_does_not_come_back(store: Store, journal: Path, talk: Conversation) -> None:
+    """What is recorded for it after it was deleted is a dead letter."""
+    async with Recorder(store, journal) as recorder:
+        recorder.record(OWNER, talk.id, "user", "before")
+        await recorder.flush(PATIENCE)
+        assert await store.delete_conversation(OWNER, talk.id)
+        recorder.record(OWNER, talk.id, "user", "after")
+        await recorder.flush(PATIENCE)
+        assert recorder.stats().dead == 1
+    assert (await store.list_conversations(OWNER)).items == []
+
+
+async def test_missing_conversations_are_created_where_that_is_wanted(store: Store, journal: Path) -> None:
+    """With create_missing a call can begin while the database is down; somebody else's id reveals nothing."""
+    id_ = uuid4()
+    async with Recorder(store, journal, create_missing=True) as recorder:
+        recorder.record(OWNER, id_, "user", "How hot should tea be?")
+        recorder.record(OWNER, id_, "assistant", "Hot.")
+        await recorder.flush(PATIENCE)
+    assert contents(await whole_log(store, OWNER, id_)) == ["How hot should tea be?", "Hot."]
+    assert (await store.get_conversation(OWNER, id_)).title == "How hot should tea be?"
+
+
+async def test_a_dead_letter_is_delivered_when_its_reason_is_gone(store: Store, journal: Path) -> None:
+    """Moved back while the recorder is at work, it is noticed within seconds, and counted right."""
+    id_ = uuid4()
+    async with Recorder(store, journal) as recorder:
+        recorder.record(OWNER, id_, "user", "early")
+        await recorder.flush(PATIENCE)
+        await store.create_conversation(OWNER, NewConversation(id=id_))
+        connection = open_journal(journal)
+        assert revive(connection, None) == 1
+        connection.close()
+        await until(lambda: recorder.stats().sent == 1)
+        assert (recorder.stats().unsent, recorder.stats().unsent_bytes) == (0, 0)
+    assert contents(await whole_log(store, OWNER, id_)) == ["early"]
+
+
+async def test_an_entry_that_cannot_be_read_is_a_dead_letter(store: Store, journal: Path, talk: Conversation) -> None:
+    """One damaged entry does not keep the others from being delivered."""
+    with Recorder_without_delivery(store, journal) as recorder:
+        for content in ("one", "two", "three"):
+            recorder.record(OWNER, talk.id, "user", content)
+    connection = open_journal(journal)
+    connection.execute("UPDATE entries SET message = '{\"role\": \"ro' WHERE message LIKE '%two%'")
+    connection.close()
+    async with Recorder(store, journal) as recorder:
+        await recorder.flush(PATIENCE)
+    assert contents(await whole_log(store, OWNER, talk.id)) == ["one", "three"]
+    assert [letter.error for letter in letters(journal)] == ["InvalidInput"]
+
+
+# --- numbers -------------------------------------------------------------------------------------------------
+
+
+async def test_the_disk_is_followed(store: Store, journal: Path, talk: Conversation) -> None:
+    """How far the disk is behind the journal is measured: it is what a power failure may take."""
+    async with Recorder(store, journal) as recorder:
+        recorder.record(OWNER, talk.id, "user", "hello")
+        await recorder.flush(PATIENCE)
+        await until(lambda: recorder.stats().sync_lag > 0)
+        assert recorder.stats().highest_sync_lag >= recorder.stats().sync_lag > 0
+        assert recorder.stats().highest_lag >= recorder.stats().lag > 0
+
+
+async def test_stats_are_read_from_any_thread(store: Store, journal: Path) -> None:
+    """A thread that watches gets them while others record."""
+    with Recorder_without_delivery(store, journal) as recorder:
+        seen: list[int] = []
+        watching = threading.Thread(target=lambda: seen.extend(recorder.stats().recorded for _ in range(1_000)))
+        watching.start()
+        for _ in range(200):
+            recorder.record(OWNER, UUID(int=7), "user", "hello")
+        watching.join()
+        assert seen == sorted(seen)
