@@ -20,6 +20,8 @@ LAYERS = (
     {"stores"},
     {"jsonl", "recorder", "settings"},
     {"api", "integrations", "testing"},
+    {"terminal"},
+    {"cli_recorder"},
     {"cli"},
     {"__main__", "__init__"},
 )

@@ -1,8 +1,10 @@
 """The recorder: taken at once, kept in the journal, delivered once and in order, whatever the database does."""
 
 import asyncio
+import dataclasses
 import logging
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,6 +21,8 @@ import apsw
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from prometheus_client import CollectorRegistry, generate_latest
+from typer.testing import CliRunner
 
 from chatkeep import (
     Conversation,
@@ -34,9 +38,12 @@ from chatkeep import (
     Role,
     Status,
     Store,
+    cli,
     open_store,
     recording,
+    terminal,
 )
+from chatkeep.integrations.prometheus import watch
 from chatkeep.journal import Dead, dead_letters, open_journal, revive, standing
 from chatkeep.testing import whole_log
 
@@ -710,3 +717,61 @@ async def test_stats_are_read_from_any_thread(store: Store, journal: Path) -> No
             recorder.record(OWNER, UUID(int=7), "user", "hello")
         watching.join()
         assert seen == sorted(seen)
+
+
+async def test_prometheus_sees_all_numbers(store: Store, journal: Path, talk: Conversation) -> None:
+    """Every number of the stats is a metric with the recorder's name, and says what the stats say."""
+    registry = CollectorRegistry()
+    async with Recorder(store, journal) as recorder:
+        watch(recorder, registry, recorder_name="kitchen")
+        recorder.record(OWNER, talk.id, "user", "hello")
+        recorder.record(OWNER, uuid4(), "user", "nowhere")
+        await recorder.flush(PATIENCE)
+        text = generate_latest(registry).decode()
+    shown = dict(re.findall(r'^chatkeep_recorder_(\w+)\{recorder="kitchen"\} (\S+)$', text, re.MULTILINE))
+    numbers = {field.name for field in dataclasses.fields(recorder.stats())} - {"journal_failure"}
+    assert {name.removesuffix("_total") for name in shown} == numbers | {"journal_failing"}
+    assert (shown["recorded_total"], shown["sent_total"], shown["dead_total"]) == ("2.0", "1.0", "1.0")
+    assert float(shown["highest_lag"]) > 0
+
+
+# --- the command line ----------------------------------------------------------------------------------------
+
+
+def command(*arguments: object, code: int = 0) -> str:
+    """What `chatkeep recorder` prints."""
+    done = CliRunner().invoke(cli.app, ["recorder", *map(str, arguments)], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    assert done.exit_code == code, done.output
+    return done.output
+
+
+async def test_the_command_line_shows_and_moves_dead_letters(
+    store: Store, journal: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`status` shows them with their reasons and no content, `retry` brings some back, `drop` deletes the rest."""
+    monkeypatch.setattr(terminal.out, "width", 200)
+    missing = [uuid4(), uuid4()]
+    async with Recorder(store, journal) as recorder:
+        for number in range(4):
+            recorder.record(OWNER, missing[number % 2], "user", f"geheim {number}")
+        await recorder.flush(PATIENCE)
+        shown = await asyncio.to_thread(command, "status", journal, code=1)
+        assert "0 messages wait" in shown
+        assert "4 dead letters" in shown
+        assert shown.count("NotFound: there is no such conversation") == 4
+        assert "geheim" not in shown
+        await store.create_conversation(OWNER, NewConversation(id=missing[0]))
+        assert "2 dead letters are delivered again" in await asyncio.to_thread(command, "retry", journal, 1, 3)
+        await until(lambda: recorder.stats().sent == 2)
+    assert contents(await whole_log(store, OWNER, missing[0])) == ["geheim 0", "geheim 2"]
+    assert "no dead letter" in await asyncio.to_thread(command, "drop", journal, 77, "--yes", code=1)
+    assert "2 dead letters are deleted" in await asyncio.to_thread(command, "drop", journal, "--yes")
+    assert "0 dead letters" in await asyncio.to_thread(command, "status", journal)
+
+
+def test_the_command_line_says_what_is_no_journal(tmp_path: Path) -> None:
+    """Neither a missing file nor another kind of file is made, changed, or a traceback."""
+    assert "no such journal" in command("status", tmp_path / "nothing", code=1)
+    assert not (tmp_path / "nothing").exists()
+    (tmp_path / "text").write_text("not a journal " * 100)
+    assert "not a recorder's journal" in command("status", tmp_path / "text", code=1).replace("\n", " ")

@@ -1,32 +1,32 @@
 """The command line: what people do with a store from a terminal."""
 
-import asyncio
 import gc
 import gzip
 import sys
 import time
 import zlib
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import timedelta
 from importlib.metadata import version
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO, cast
+from typing import Annotated, BinaryIO, cast
 
 import typer
 from pydantic import ValidationError
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
-from chatkeep.errors import ChatkeepError, InvalidInput, NotFound
+from chatkeep.cli_recorder import app as recorder
+from chatkeep.errors import InvalidInput, NotFound
 from chatkeep.jsonl import Imported, export_lines, import_lines
 from chatkeep.migrations import HEAD
 from chatkeep.model import Conversation, Message
 from chatkeep.settings import LOCAL_OWNER, Settings
 from chatkeep.store import Store, open_store, without_password
+from chatkeep.terminal import err, out, plain, run, when
 
 SHOW_SECONDS = 0.1
 """How often the progress of an import is shown."""
@@ -35,10 +35,8 @@ app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_
 db = typer.Typer(no_args_is_help=True, help="The database's schema.")
 keys = typer.Typer(no_args_is_help=True, help="API keys, for scripts.")
 owners = typer.Typer(no_args_is_help=True, help="Those whose conversations these are.")
-for name, group in (("db", db), ("keys", keys), ("owners", owners)):
+for name, group in (("db", db), ("keys", keys), ("owners", owners), ("recorder", recorder)):
     app.add_typer(group, name=name)
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
 
 DatabaseUrl = Annotated[
     str | None,
@@ -86,10 +84,10 @@ def serve(
     config = config_of(settings)
     with closing(config.bind_socket()) as socket:
         socket.listen(config.backlog)  # from here on a client that connects is served, if not at once
-        _run(_prepare(settings))
+        run(_prepare(settings))
         _say_where(settings, f"http://{_in_url(settings.host)}:{socket.getsockname()[1]}")
         if settings.workers == 1:
-            _run(Server(settings).serve(sockets=[socket]), config.get_loop_factory())
+            run(Server(settings).serve(sockets=[socket]), config.get_loop_factory())
         else:
             Workers(settings, [socket]).run()
 
@@ -159,7 +157,7 @@ def import_(
     gc.freeze()
     gc.set_threshold(200_000, 50, 100)
     tally = _Tally()
-    seconds = _run(_import(files, _url(database_url), owner, tally))
+    seconds = run(_import(files, _url(database_url), owner, tally))
     rate = tally.messages / seconds
     out.print(
         f"{tally.messages:,} messages of {tally.conversations:,} conversations in {seconds:.1f} s ({rate:,.0f}/s)"
@@ -245,7 +243,7 @@ def export(
     owner: Annotated[str, typer.Option(help="Whose conversations.")] = LOCAL_OWNER,
 ) -> None:
     """Export conversations, one a line, in the shape that `import` reads, with nothing lost."""
-    _run(_export(file, _url(database_url), owner))
+    run(_export(file, _url(database_url), owner))
 
 
 async def _export(file: Path | None, url: str, owner: str) -> None:
@@ -287,7 +285,7 @@ def list_(
     owner: Annotated[str, typer.Option(help="Whose conversations.")] = LOCAL_OWNER,
 ) -> None:
     """List conversations, most recently updated first."""
-    _run(_list(_url(database_url), owner, context, limit))
+    run(_list(_url(database_url), owner, context, limit))
 
 
 async def _list(url: str, owner: str, context: str | None, limit: int) -> None:
@@ -299,7 +297,7 @@ async def _list(url: str, owner: str, context: str | None, limit: int) -> None:
     table.add_column("Title", no_wrap=True, overflow="ellipsis")
     table.add_column("Id", no_wrap=True)
     for item in page.items:
-        table.add_row(_when(item.updated_at), f"{item.last_seq:,}", _plain(item.title or "(no title)"), str(item.id))
+        table.add_row(when(item.updated_at), f"{item.last_seq:,}", plain(item.title or "(no title)"), str(item.id))
     out.print(table)
     if page.total and page.total > len(page.items):
         out.print(f"{len(page.items)} of {page.total:,}; --limit shows more")
@@ -313,7 +311,7 @@ def show(
     owner: Annotated[str, typer.Option(help="Whose conversation.")] = LOCAL_OWNER,
 ) -> None:
     """Show a conversation: the path that ends with its head."""
-    _run(_show_conversation(_url(database_url), owner, conversation_id, limit))
+    run(_show_conversation(_url(database_url), owner, conversation_id, limit))
 
 
 async def _show_conversation(url: str, owner: str, conversation_id: str, limit: int) -> None:
@@ -328,10 +326,10 @@ async def _show_conversation(url: str, owner: str, conversation_id: str, limit: 
 
 
 def _print_head(conversation: Conversation, length: int) -> None:
-    out.print(_plain(conversation.title or "(no title)", "bold"))
+    out.print(plain(conversation.title or "(no title)", "bold"))
     others = conversation.last_seq - length
     out.print(
-        f"{length:,} messages, updated {_when(conversation.updated_at)}"
+        f"{length:,} messages, updated {when(conversation.updated_at)}"
         + (f"; {others:,} more on other branches or deleted" if others else ""),
         style="dim",
     )
@@ -341,25 +339,13 @@ def _print_message(message: Message) -> None:
     status = "" if message.status == "complete" else f" ({message.status})"
     colour = {"user": "cyan", "assistant": "green"}.get(message.role, "yellow")
     line = Text(f"\n{message.role}{status}", style=f"bold {colour}")
-    line.append(f"  {_when(message.sent_at or message.created_at)}", style="dim")
+    line.append(f"  {when(message.sent_at or message.created_at)}", style="dim")
     out.print(line)
     if message.content:
-        out.print(_plain(message.content))
+        out.print(plain(message.content))
     for call in message.metadata.get("tool_calls") or ():
         function = call.get("function", {}) if isinstance(call, dict) else {}
-        out.print(_plain(f"→ {function.get('name')}({function.get('arguments')})", "yellow"))
-
-
-_VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "␡"}
-
-
-def _plain(text: str, style: str = "") -> Text:
-    """Text for the terminal: control characters are shown, not obeyed."""
-    return Text(text.translate(_VISIBLE), style=style)
-
-
-def _when(moment: datetime) -> str:
-    return f"{moment.astimezone():%Y-%m-%d %H:%M}"
+        out.print(plain(f"→ {function.get('name')}({function.get('arguments')})", "yellow"))
 
 
 # --- who may do what -------------------------------------------------------------------------------------
@@ -379,7 +365,7 @@ def create_key(
     database_url: DatabaseUrl = None,
 ) -> None:
     """Make an API key for an owner and show it: this once."""
-    _run(_create_key(_url(database_url), owner, name, tuple(scope or ()), days))
+    run(_create_key(_url(database_url), owner, name, tuple(scope or ()), days))
 
 
 async def _create_key(url: str, owner: str, name: str, scopes: tuple[str, ...], days: int | None) -> None:
@@ -399,7 +385,7 @@ def list_keys(
     database_url: DatabaseUrl = None,
 ) -> None:
     """List the API keys, without their secrets."""
-    _run(_list_keys(_url(database_url), owner))
+    run(_list_keys(_url(database_url), owner))
 
 
 async def _list_keys(url: str, owner: str | None) -> None:
@@ -407,10 +393,8 @@ async def _list_keys(url: str, owner: str | None) -> None:
         found = await store.access.list_keys(owner)
     table = Table("id", "owner", "name", "scopes", "made", "expires", "last used", box=None)
     for key in found:
-        times = (_when(moment) if moment else "-" for moment in (key.expires_at, key.last_used_at))
-        table.add_row(
-            key.id, _plain(key.owner_id), _plain(key.name), " ".join(key.scopes), _when(key.created_at), *times
-        )
+        times = (when(moment) if moment else "-" for moment in (key.expires_at, key.last_used_at))
+        table.add_row(key.id, plain(key.owner_id), plain(key.name), " ".join(key.scopes), when(key.created_at), *times)
     out.print(table if found else "There are no API keys.")
 
 
@@ -419,7 +403,7 @@ def revoke_key(
     key_id: Annotated[str, typer.Argument(help="The id, as `keys list` shows it.")], database_url: DatabaseUrl = None
 ) -> None:
     """Revoke an API key: it is refused from now on."""
-    _run(_revoke_key(_url(database_url), key_id))
+    run(_revoke_key(_url(database_url), key_id))
 
 
 async def _revoke_key(url: str, key_id: str) -> None:
@@ -432,7 +416,7 @@ async def _revoke_key(url: str, key_id: str) -> None:
 @owners.command("rename")
 def rename_owner(old: OwnerName, new: OwnerName, database_url: DatabaseUrl = None) -> None:
     """Give everything that one owner has to another: `rename local SUB` on the day authentication is switched on."""
-    _run(_rename_owner(_url(database_url), old, new))
+    run(_rename_owner(_url(database_url), old, new))
 
 
 async def _rename_owner(url: str, old: str, new: str) -> None:
@@ -451,7 +435,7 @@ def erase(
     url = _url(database_url)
     if not yes:
         typer.confirm(f"Erase everything of {owner} from {without_password(url)}?", abort=True)
-    _run(_erase(url, owner))
+    run(_erase(url, owner))
 
 
 async def _erase(url: str, owner: str) -> None:
@@ -465,7 +449,7 @@ async def _erase(url: str, owner: str) -> None:
 @db.command()
 def upgrade(database_url: DatabaseUrl = None) -> None:
     """Bring the schema to the newest revision, and the search index up to date."""
-    _run(_migrate(_url(database_url), "head"))
+    run(_migrate(_url(database_url), "head"))
 
 
 @db.command()
@@ -477,14 +461,14 @@ def downgrade(
     """Take the schema back to a revision. What only newer revisions can hold is lost."""
     if not yes:
         typer.confirm(f"Take {without_password(_url(database_url))} back to {revision}? Data may be lost.", abort=True)
-    _run(_migrate(_url(database_url), revision))
+    run(_migrate(_url(database_url), revision))
 
 
 @db.command()
 def status(database_url: DatabaseUrl = None) -> None:
     """Say at which revision the schema is. Exit code 1: not at the newest."""
     url = _url(database_url)
-    revision = _run(_revision(url))
+    revision = run(_revision(url))
     out.print(f"{without_password(url)}: revision {revision or 'none'}, newest {HEAD}", soft_wrap=True, markup=False)
     if revision != HEAD:
         raise typer.Exit(1)
@@ -493,7 +477,7 @@ def status(database_url: DatabaseUrl = None) -> None:
 @db.command()
 def distribute(database_url: DatabaseUrl = None) -> None:
     """Spread the tables over the machines of a Citus cluster, by owner. Safe to run again."""
-    _run(_distribute(_url(database_url)))
+    run(_distribute(_url(database_url)))
 
 
 async def _distribute(url: str) -> None:
@@ -539,12 +523,3 @@ async def _existing(url: str) -> AsyncIterator[Store]:
     async with open_store(url, migrate=False) as store:
         await store.ping()
         yield store
-
-
-def _run[T](work: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> T:
-    """Run `work`; an error that chatkeep raises on purpose is a sentence for people, not a traceback."""
-    try:
-        return asyncio.run(work, loop_factory=loop_factory)
-    except ChatkeepError as error:
-        err.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
-        raise typer.Exit(1) from None

@@ -1,0 +1,88 @@
+"""`chatkeep recorder`: what waits in a recorder's journal, and what the store refused for good."""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated
+
+import apsw
+import typer
+from rich.table import Table
+
+from chatkeep.errors import ChatkeepError
+from chatkeep.journal import Dead, dead_letters, drop, open_journal, revive, standing
+from chatkeep.model import from_micros
+from chatkeep.terminal import err, out, plain, when
+
+app = typer.Typer(no_args_is_help=True, help="The journal of a recorder, also while it records.")
+
+Journal = Annotated[Path, typer.Argument(help="The journal's file.")]
+Numbers = Annotated[
+    list[int] | None, typer.Argument(help="Numbers of dead letters, as `status` shows them. [all]", show_default=False)
+]
+
+
+@app.command()
+def status(file: Journal) -> None:
+    """Show how much waits for the store, and the dead letters with their reasons. Exit code 1: there are some."""
+    with _opened(file) as journal:
+        found, letters = standing(journal), dead_letters(journal)
+    since = f", the oldest since {when(from_micros(found.oldest))}" if found.oldest is not None else ""
+    out.print(f"{found.entries:,} messages wait for the store ({found.size:,} bytes){since}")
+    out.print(f"{found.dead:,} dead letters")
+    if letters:
+        out.print(_table(letters))
+        raise typer.Exit(1)
+
+
+def _table(letters: list[Dead]) -> Table:
+    table = Table("number", "recorded", "owner", "conversation", "reason", box=None)
+    for letter in letters:
+        owner, conversation_id = letter.key
+        reason = plain(f"{letter.error}: {letter.reason}")
+        table.add_row(
+            str(letter.rid), when(from_micros(letter.recorded_at)), plain(owner), str(conversation_id), reason
+        )
+    return table
+
+
+@app.command()
+def retry(file: Journal, numbers: Numbers = None) -> None:
+    """Have dead letters delivered again, in their old places, when their reason is gone."""
+    _change(file, numbers, revive, "dead letters are delivered again")
+
+
+@app.command("drop")
+def drop_(
+    file: Journal,
+    numbers: Numbers = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+) -> None:
+    """Delete dead letters. It cannot be undone."""
+    if not yes:
+        typer.confirm(f"Delete {len(numbers) if numbers else 'all'} dead letters of {file}?", abort=True)
+    _change(file, numbers, drop, "dead letters are deleted")
+
+
+def _change(
+    file: Path, numbers: list[int] | None, change: Callable[[apsw.Connection, list[int] | None], int], done: str
+) -> None:
+    with _opened(file) as journal:
+        count = change(journal, numbers or None)
+    out.print(f"{count:,} {done}")
+    if numbers and count < len(set(numbers)):
+        err.print("There is no dead letter with some of these numbers; `status` shows them.", style="red")
+        raise typer.Exit(1)
+
+
+@contextmanager
+def _opened(file: Path) -> Iterator[apsw.Connection]:
+    try:
+        journal = open_journal(file)
+    except ChatkeepError as error:
+        err.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+        raise typer.Exit(1) from None
+    try:
+        yield journal
+    finally:
+        journal.close()
