@@ -120,6 +120,20 @@ def test_workers(tmp_path: Path) -> None:
         assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
+def test_workers_do_not_outlive_a_killed_server(tmp_path: Path) -> None:
+    """When the first process is killed its workers end, and their port is free for the next server."""
+    with served(tmp_path, "--workers", "2") as (process, client):
+        workers, port = _children(process.pid), client.base_url.port
+        assert len(workers) == 2
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        end = time.monotonic() + 15
+        while any(Path(f"/proc/{pid}").exists() for pid in workers):
+            assert time.monotonic() < end
+            time.sleep(0.1)
+        socket.create_server(("127.0.0.1", port or 0)).close()
+
+
 def _children(pid: int) -> list[int]:
     """The worker processes, without the one that Python's multiprocessing keeps."""
     found = []

@@ -1,5 +1,7 @@
 """The HTTP server: uvicorn, in one process or several, ended by a signal and not with it."""
 
+import asyncio
+import multiprocessing
 import signal
 import socket
 import tempfile
@@ -13,6 +15,9 @@ from uvicorn.supervisors.multiprocess import Multiprocess, Process
 from chatkeep.api.logs import configure
 from chatkeep.settings import Settings, share_metrics
 from chatkeep.store import open_store
+
+PARENT_SECONDS = 1.0
+"""How often a worker looks whether the process that started it is still there."""
 
 
 class Server(uvicorn.Server):
@@ -35,7 +40,19 @@ class Server(uvicorn.Server):
             app = create_app(store, self._settings)
             self._stopping = app.state.stopping
             self.config.app = app
-            await super().serve(sockets)
+            watching = asyncio.create_task(self._end_when_left_alone())
+            try:
+                await super().serve(sockets)
+            finally:
+                watching.cancel()
+
+    async def _end_when_left_alone(self) -> None:
+        """Stop when the process that started this one is gone: a worker must not keep the port of a killed server."""
+        parent = multiprocessing.parent_process()
+        while parent is not None and parent.is_alive():  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(PARENT_SECONDS)
+        if parent is not None:
+            self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse what still comes, end what would not end, and wait for the rest."""
