@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_COMPILE_BYTECODE := 1
 RUN := $(UV) run --frozen
 
-.PHONY: demo test lint bench openapi crash fuzz load
+.PHONY: demo test lint bench openapi crash fuzz load recorder
 
 demo: $(UV)  ## import a sample, serve it, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
@@ -29,6 +29,10 @@ fuzz: $(UV)  ## schemathesis at full length: thousands of requests to a server o
 
 load: $(UV)  ## 64 clients for 60 s on PostgreSQL, which stops for 5 s, while one of two workers is killed
 	$(RUN) python -m benchmarks.load
+
+recorder: $(UV)  ## 50 rounds of SIGKILL while the database comes and goes, then 5,000,000 messages
+	CHATKEEP_RECORDER_ROUNDS=50 $(RUN) pytest tests/test_recorder_crash.py -s
+	$(RUN) python -m benchmarks.soak
 
 openapi: $(UV)  ## write docs/openapi.json anew
 	$(RUN) python -m chatkeep.api.openapi > docs/openapi.json

@@ -89,7 +89,7 @@ async def google_adk(folder: Path, count: int) -> AsyncIterator[Box]:
             names = ("journal_mode", "synchronous")
             pragmas = [(await connection.exec_driver_sql(f"PRAGMA {name}")).scalar() for name in names]
         yield Box(
-            lambda writer, number: service.appendadk_event(made[writer], adk_event(writer, number)),
+            lambda writer, number: service.append_event(made[writer], adk_event(writer, number)),
             lambda writer, _number: service.get_session(
                 app_name="bench", user_id=OWNER, session_id=made[writer].id, config=newest
             ),

@@ -1,0 +1,155 @@
+"""What recording costs the caller, whatever the database does: how long `record` takes, and how late the loop is."""
+
+import asyncio
+import gc
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from uuid import UUID
+
+import uvloop
+
+from benchmarks.measure import Plan, Run, percentile, say
+from benchmarks.postgres_server import Server, fresh_database, serving
+from benchmarks.proxy import proxy, tell
+from benchmarks.results import Gate, Latency, Report, Row
+from benchmarks.texts import text
+from chatkeep import NewConversation, NewMessage, Recorder, Role, open_store
+from chatkeep.model import new_id
+
+OWNER = "ada"
+CONVERSATIONS = 20
+RECORD_GATE = Gate(25, "µs", at_most=True)
+LATE_GATE = Gate(5, "ms", at_most=True)
+TICK = 0.001
+NOTE = (
+    "Recorder: one call about every millisecond (20,000 in each case), texts of 800 characters, to 20 conversations on"
+    " PostgreSQL behind a TCP proxy, uvloop; nothing else runs in the loop but a task that sleeps 1 ms again and again"
+    " and measures how late it is woken. `nothing recorded` is the same loop with a call that only makes a message, on"
+    " the same machine in the same run. Percentiles of all calls of a round; medians of the rounds."
+)
+
+
+async def fast(_tell: Callable[[str], Awaitable[None]]) -> None:
+    """The database answers at once."""
+
+
+async def slow(tell_: Callable[[str], Awaitable[None]]) -> None:
+    """Every answer takes two seconds."""
+    await tell_("delay 2")
+
+
+async def down(tell_: Callable[[str], Awaitable[None]]) -> None:
+    """It is not there."""
+    await tell_("down")
+
+
+async def coming_back(tell_: Callable[[str], Awaitable[None]]) -> None:
+    """It is down, and comes back after a third of the time."""
+    await tell_("down")
+    await asyncio.sleep(6)
+    await tell_("pass")
+
+
+CASES = {"fast": fast, "answers after 2 s": slow, "down": down, "down, coming back": coming_back}
+
+
+def run(plan: Plan) -> Report:
+    """Measure each case, in rounds."""
+    with serving() as server:
+        return uvloop.run(_run(plan, server))
+
+
+async def _run(plan: Plan, server: Server) -> Report:
+    report, rounds = Report(notes=[NOTE]), 1 if plan.quick else 3
+    calls = plan.size(20_000, 2_000)
+    nothing, late = zip(*[await _measured(_make, calls) for _ in range(rounds)], strict=True)
+    _add(report, "nothing recorded", list(nothing), list(late), gated=False)
+    for name in CASES:
+        say(f"recorder, database {name}")
+        found = [await _case(plan, server, name, calls) for _ in range(rounds)]
+        _add(report, f"database {name}", [run for run, _ in found], [late for _, late in found], gated=True)
+    return report
+
+
+def _add(report: Report, name: str, runs: list[Run], late: list[Run], *, gated: bool) -> None:
+    for work, of, share, factor, gate in (
+        ("record() p99", runs, 0.99, 1e6, RECORD_GATE),
+        ("loop lateness p99.9", late, 0.999, 1e3, LATE_GATE),
+    ):
+        values = [percentile([one], share) * factor for one in of]
+        row = Row(f"{work}, {name}", "-", f"{sum(map(len, (one.latencies for one in of))):,} times", "-", values,
+                  gate.unit, gate if gated else None)  # fmt: skip
+        report.rows.append(row)
+    report.latencies += [
+        Latency.of(f"record(), {name}", runs),
+        Latency("loop lateness, p50 and maximum, " + name, percentile(late, 0.5), max(r.latencies[-1] for r in late),
+                sum(r.operations for r in late)),
+    ]  # fmt: skip
+
+
+async def _case(plan: Plan, server: Server, name: str, calls: int) -> tuple[Run, Run]:
+    with plan.fresh() as folder:
+        async with _recorder(server, folder) as (recorder, conversations, tell_):
+            for number in range(500):  # what is done for the first time takes longer
+                recorder.record(OWNER, conversations[number % CONVERSATIONS], "user", text(0, number))
+            await recorder.flush(60)
+            weather = asyncio.create_task(CASES[name](tell_))
+
+            def record(number: int, said: str) -> None:
+                recorder.record(OWNER, conversations[number % CONVERSATIONS], "user", said)
+
+            found = await _measured(record, calls)
+            with suppress(asyncio.CancelledError):
+                weather.cancel()
+                await weather
+            await tell_("pass")
+            await recorder.flush(120)
+            stats = recorder.stats()
+            if stats.sent != calls + 500 or stats.dead or stats.dropped:
+                raise RuntimeError(f"of {calls + 500:,} messages not all arrived: {stats}")
+    return found
+
+
+@asynccontextmanager
+async def _recorder(
+    server: Server, folder: Path
+) -> AsyncIterator[tuple[Recorder, list[UUID], Callable[[str], Awaitable[None]]]]:
+    async with fresh_database(server) as url, proxy(server.port) as (port, process):
+        there = url.replace(f":{server.port}/", f":{port}/")
+        async with open_store(there, search="off") as store, Recorder(store, folder / "journal") as recorder:
+            made = [(await store.create_conversation(OWNER, NewConversation())).id for _ in range(CONVERSATIONS)]
+            yield recorder, made, lambda line: tell(process, line)
+
+
+def _said(number: int) -> str:
+    return text(0, number) + text(1, number)
+
+
+async def _measured(call: Callable[[int, str], object], calls: int) -> tuple[Run, Run]:
+    """Call once a tick; how long the calls took, and how late the loop was meanwhile."""
+    took: list[float] = []
+    late: list[float] = []
+
+    async def tick() -> None:
+        while True:
+            before = time.perf_counter()
+            await asyncio.sleep(TICK)
+            late.append(max(0.0, time.perf_counter() - before - TICK))
+
+    gc.collect()
+    began, ticking = time.perf_counter(), asyncio.create_task(tick())
+    for number in range(calls):
+        said = _said(number)
+        before = time.perf_counter()
+        call(number, said)
+        took.append(time.perf_counter() - before)
+        await asyncio.sleep(TICK)
+    ticking.cancel()
+    seconds = time.perf_counter() - began
+    return Run(calls, seconds, sorted(took)), Run(len(late), seconds, sorted(late))
+
+
+def _make(_number: int, said: str) -> object:
+    return NewMessage(id=new_id(), role=Role.USER, content=said)
