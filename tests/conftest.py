@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 import pgbouncer
+from mongo import mongo_databases
 from postgres import databases
 
 pytest.register_assert_rewrite("chatkeep.testing")
@@ -18,6 +19,7 @@ STORES: dict[str, Callable[[Path], str]] = {
     "memory": lambda _: "memory://",
     "sqlite": lambda folder: f"sqlite:///{folder}/chat.db",
     "postgres": lambda _: databases().clean(),
+    "mongodb": lambda _: mongo_databases().clean(),
 }
 """The URL of every store that must keep the contract, given a folder that is its own."""
 
@@ -30,13 +32,15 @@ opened_with_sqlite3: list[str] = []
 
 def pytest_report_header() -> list[str]:
     """Say which servers the stores are tested on. A database that cannot be had fails the run: none is skipped."""
-    return [databases().version(), pgbouncer.version()]
+    return [databases().version(), pgbouncer.version(), mongo_databases().version()]
 
 
 def pytest_unconfigure() -> None:
     """Stop what was started."""
     if databases.cache_info().currsize:
         databases().close()
+    if mongo_databases.cache_info().currsize:
+        mongo_databases().close()
 
 
 def refuse_sqlite3(event: str, arguments: tuple[object, ...]) -> None:

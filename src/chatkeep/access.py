@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pydantic import Field
 
+from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.model import Record
 
 LEASE = timedelta(seconds=60)
@@ -40,6 +41,18 @@ class Reply(NamedTuple):
     status: int
     body: bytes
     location: str | None = None
+
+
+def judged(known: bytes, reply: Reply | None, fingerprint: bytes) -> Reply:
+    """The reply to a request whose key was used before, by a request with the fingerprint `known`.
+
+    Raises what `Access.begin_request` says.
+    """
+    if known != fingerprint:
+        raise InvalidInput("this idempotency key was used for another request; take a new one")
+    if reply is None:
+        raise Conflict("a request with this idempotency key is under way; send it again in a moment")
+    return reply
 
 
 class Forgotten(NamedTuple):

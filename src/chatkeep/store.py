@@ -63,10 +63,13 @@ class StoreOptions(Given):
     """Seconds that a write waits for the database before it raises StoreUnavailable."""
     readers: int = Field(4, ge=1, le=64)
     """SQLite: how many connections read at the same time."""
+    durability: Literal["full", "relaxed"] = "full"
+    """MongoDB: `relaxed` takes a weaker write concern, read concern or read preference from the URL, which may
+    lose or hide what was acknowledged; `full` refuses it."""
     pool_size: int = Field(10, ge=3, le=1_000)
-    """PostgreSQL: how many connections are open at most."""
+    """PostgreSQL, MongoDB: how many connections are open at most."""
     pool_timeout: float = Field(10.0, gt=0)
-    """PostgreSQL: seconds that a call waits for one of them before it raises StoreUnavailable."""
+    """PostgreSQL, MongoDB: seconds that a call waits for one of them before it raises StoreUnavailable."""
     pgbouncer: bool | None = None
     """PostgreSQL: whether a pooler in transaction mode stands before it. Absent: found out when connecting."""
 
@@ -264,7 +267,7 @@ class Store(ABC):
 
         Idempotent. Raises InvalidInput when the database cannot be spread.
         """
-        raise InvalidInput("only a PostgreSQL database with Citus can be distributed")
+        raise InvalidInput("only PostgreSQL with Citus and MongoDB behind mongos can be distributed")
 
     @abstractmethod
     async def ping(self) -> None:
@@ -308,10 +311,12 @@ ADAPTERS = {
     "sqlite": "chatkeep.stores.sqlite:SqliteStore",
     "postgresql": "chatkeep.stores.postgres:PostgresStore",
     "postgres": "chatkeep.stores.postgres:PostgresStore",
+    "mongodb": "chatkeep.stores.mongo:MongoStore",
+    "mongodb+srv": "chatkeep.stores.mongo:MongoStore",
 }
 """The store of each URL scheme, imported when it is opened."""
 
-EXTRAS = {"asyncpg": "postgres"}
+EXTRAS = {"asyncpg": "postgres", "pymongo": "mongodb", "bson": "mongodb"}
 """Which extra of this package brings a module."""
 
 
@@ -321,12 +326,12 @@ def open_store(url: str, *, migrate: bool = True, **options: str | float) -> Ope
         async with open_store("sqlite:///chat.db") as store:
             ...
 
-    URLs are `sqlite:///relative.db`, `sqlite:////absolute.db`, `postgresql://user:password@host/database`
-    and `memory://`. Options are the fields of `StoreOptions`, given as keywords or in the URL
-    (`?search=off`); a keyword goes first. A SQLite file is created where it is missing, and the schema is
-    brought to the newest revision unless migrate=False. Raises InvalidInput for a URL or an option that is
-    not known, SchemaMismatch for a database newer than this version, StoreUnavailable for one that cannot
-    be opened.
+    URLs are `sqlite:///relative.db`, `sqlite:////absolute.db`, `postgresql://user:password@host/database`,
+    `mongodb://user:password@host/database` and `memory://`. Options are the fields of `StoreOptions`, given as
+    keywords or in the URL (`?search=off`); a keyword goes first. A SQLite file is created where it is missing,
+    and the schema is brought to the newest revision unless migrate=False. Raises InvalidInput for a URL or an
+    option that is not known, SchemaMismatch for a database newer than this version, StoreUnavailable for one
+    that cannot be opened.
     """
     parts = urlsplit(url)
     adapter = _adapter(parts.scheme, url)

@@ -65,7 +65,12 @@ def index_terms(owner: str, content: str) -> list[str]:
     term holds a space. Words of more than 255 characters are cut.
     """
     mark = _mark(owner)
-    return [f"{mark}{word[:MAX_TERM_CHARS]}" for word in set(_WORD.findall(fold(content[:MAX_INDEXED_CHARS])))]
+    return [f"{mark}{word}" for word in index_words(content)]
+
+
+def index_words(content: str) -> list[str]:
+    """Return the words under which an index that names the owner by itself finds `content`, each once."""
+    return list({word[:MAX_TERM_CHARS] for word in _WORD.findall(fold(content[:MAX_INDEXED_CHARS]))})
 
 
 def query_terms(owner: str, phrases: list[list[str]]) -> tuple[list[str], bool]:
@@ -74,9 +79,15 @@ def query_terms(owner: str, phrases: list[list[str]]) -> tuple[list[str], bool]:
     Where not, `holds` decides: the terms do not say which words stand together.
     """
     mark = _mark(owner)
+    words, exact = query_words(phrases)
+    return [f"{mark}{word}" for word in words], exact
+
+
+def query_words(phrases: list[list[str]]) -> tuple[list[str], bool]:
+    """The same as `query_terms`, without the owner's mark: what `index_words` gives."""
     words = {word for phrase in phrases for word in phrase}
     exact = all(len(phrase) == 1 for phrase in phrases) and all(len(word) <= MAX_TERM_CHARS for word in words)
-    return [f"{mark}{word[:MAX_TERM_CHARS]}" for word in words], exact
+    return [word[:MAX_TERM_CHARS] for word in words], exact
 
 
 @lru_cache(maxsize=4096)

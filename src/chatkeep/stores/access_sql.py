@@ -9,8 +9,8 @@ from collections.abc import Sequence
 from datetime import datetime
 from typing import Any
 
-from chatkeep.access import KEPT, LEASE, Access, ApiKey, Forgotten, Reply
-from chatkeep.errors import Conflict, InvalidInput
+from chatkeep.access import KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged
+from chatkeep.errors import Conflict
 from chatkeep.model import decode_nul, encode_nul, from_micros, now, to_micros
 
 type Row = Any
@@ -77,7 +77,9 @@ class SqlAccess(Access):
             asked = "SELECT fingerprint, status, body, location FROM requests WHERE owner_id = $1 AND key = $2"
             found = await self._read(asked, owner, key)
             if found:  # and not abandoned meanwhile
-                return _judged(found[0], fingerprint)
+                known, status, body, location = found[0]
+                reply = None if status is None else Reply(status, bytes(body), location)
+                return judged(bytes(known), reply, fingerprint)
 
     async def finish_request(self, owner: str, key: str, reply: Reply) -> None:
         await self._write(
@@ -117,15 +119,6 @@ class SqlAccess(Access):
         asked = "SELECT 1 FROM requests WHERE owner_id = $1 AND expires_at <= $2 LIMIT 1"
         if await self._read(asked, owner, past):
             await self._write(statement, owner, past)
-
-
-def _judged(row: Row, fingerprint: bytes) -> Reply:
-    known, status, body, location = row
-    if bytes(known) != fingerprint:
-        raise InvalidInput("this idempotency key was used for another request; take a new one")
-    if status is None:
-        raise Conflict("a request with this idempotency key is under way; send it again in a moment")
-    return Reply(status, bytes(body), location)
 
 
 def _to_key(row: Row) -> ApiKey:

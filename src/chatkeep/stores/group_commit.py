@@ -45,6 +45,7 @@ class GroupCommit[Item]:
         self._flushers = flushers
         self._idle = flushers
         self._under_way: set[object] = set()
+        self._ended = asyncio.Event()
         self._queue: deque[_Entry[Item]] = deque()
         self._queued_bytes = 0
         self._tasks: set[asyncio.Task[None]] = set()
@@ -67,6 +68,12 @@ class GroupCommit[Item]:
             task = asyncio.create_task(self._drain(), name="chatkeep-group-commit")
             self._tasks.add(task)
         return await entry.future
+
+    async def passed(self, key: object) -> None:
+        """Return when no batch with this key is under way. One may begin right after that."""
+        while key in self._under_way:
+            self._ended.clear()
+            await self._ended.wait()
 
     async def aclose(self) -> None:
         """Commit what was submitted, then refuse what comes."""
@@ -130,6 +137,7 @@ class GroupCommit[Item]:
         finally:
             self._idle += 1
             self._under_way -= {entry.key for entry in batch}
+            self._ended.set()
             for entry, outcome in zip(batch, outcomes, strict=True):
                 _settle(entry.future, outcome)
 

@@ -11,7 +11,7 @@ from datetime import datetime
 from itertools import islice
 from uuid import UUID
 
-from chatkeep.access import IDS_CLASH, KEPT, LEASE, Access, ApiKey, Forgotten, Reply
+from chatkeep.access import IDS_CLASH, KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours, StoreUnavailable
 from chatkeep.migrations import HEAD
@@ -107,11 +107,7 @@ class MemoryAccess(Access):
         if known is None or (known.reply is None and known.fingerprint == fingerprint and known.began + LEASE < moment):
             self._requests[owner, key] = _Request(fingerprint, moment)
             return None
-        if known.fingerprint != fingerprint:
-            raise InvalidInput("this idempotency key was used for another request; take a new one")
-        if known.reply is None:
-            raise Conflict("a request with this idempotency key is under way; send it again in a moment")
-        return known.reply
+        return judged(known.fingerprint, known.reply, fingerprint)
 
     async def finish_request(self, owner: str, key: str, reply: Reply) -> None:
         known = self._requests.get((owner, key))

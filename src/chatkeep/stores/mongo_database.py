@@ -1,0 +1,327 @@
+"""A MongoDB database: its client, transactions that are repeated where that is safe, and what errors mean.
+
+What the driver raises becomes one of chatkeep's errors here and nowhere else. Neither those nor the log say
+what a value was, or the password of the URL.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import parse_qsl, unquote, urlsplit
+
+from bson.errors import BSONError
+from pymongo import AsyncMongoClient, ReadPreference
+from pymongo.asynchronous.client_session import AsyncClientSession
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import (
+    AutoReconnect,
+    BulkWriteError,
+    ConfigurationError,
+    DocumentTooLarge,
+    DuplicateKeyError,
+    InvalidName,
+    InvalidURI,
+    NetworkTimeout,
+    OperationFailure,
+    PyMongoError,
+    ServerSelectionTimeoutError,
+    WaitQueueTimeoutError,
+)
+from pymongo.read_concern import ReadConcern
+
+from chatkeep.errors import ChatkeepError, InvalidInput, StoreUnavailable
+
+logger = logging.getLogger(__name__)
+
+type Document = dict[str, Any]
+type Collection = AsyncCollection[Document]
+type Work[T] = Callable[["View"], Awaitable[T]]
+
+PAUSE_SECONDS = (0.002, 0.1)
+"""Longest first pause, and longest pause, before a write is tried again. The pauses are random below that."""
+
+MAX_DOCUMENT_BYTES = 16 << 20
+"""What MongoDB takes for one document."""
+
+TOO_LARGE = "MongoDB stores at most 16 MB in one document: a message or a conversation with its metadata"
+
+NO_TRANSACTIONS = (
+    "this MongoDB server has no transactions; a replica set of one node has: start it with"
+    " `mongod --replSet rs0`, and then, once, `mongosh --eval 'rs.initiate()'`"
+)
+
+WEAK = (
+    "with these settings MongoDB could lose or hide what it acknowledged: leave w, journal, readConcernLevel and"
+    " readPreference out of the URL, or add durability=relaxed to it"
+)
+
+OWN = ("w", "journal", "readconcernlevel", "serverselectiontimeoutms", "waitqueuetimeoutms", "maxpoolsize", "appname")
+"""Options of the driver that are set here unless the URL sets them."""
+
+DUPLICATE_KEY, ILLEGAL_OPERATION, TOO_LARGE_CODE = 11000, 20, 10334
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The collections, as one transaction sees them, or each operation for itself where there is no session."""
+
+    database: AsyncDatabase[Document]
+    conversations: Collection
+    messages: Collection
+    users: Collection
+    api_keys: Collection
+    requests: Collection
+    schema: Collection
+    session: AsyncClientSession | None = None
+
+    @classmethod
+    def of(cls, database: AsyncDatabase[Document]) -> "View":
+        """What each operation sees for itself."""
+        return cls(
+            database,
+            conversations=database["conversations"],
+            messages=database["messages"],
+            users=database["users"],
+            api_keys=database["api_keys"],
+            requests=database["requests"],
+            schema=database["chatkeep_schema"],
+        )
+
+
+class Database:
+    """One database, used by one event loop. Nothing is connected before the first call."""
+
+    def __init__(self, url: str, *, pool_size: int, pool_timeout: float, write_timeout: float, relaxed: bool) -> None:
+        self._url = url
+        parts = urlsplit(url)
+        name = unquote(parts.path.removeprefix("/"))
+        self.name = f"{parts.netloc.rpartition('@')[2]}/{name}"
+        if not name:
+            raise InvalidInput("a MongoDB URL names a database: mongodb://host/database", got=self.name)
+        self._database_name = name
+        milliseconds = int(pool_timeout * 1_000)
+        values = ("majority", True, "majority", milliseconds, milliseconds, pool_size, "chatkeep")
+        given = {key.lower() for key, _ in parse_qsl(parts.query, keep_blank_values=True)}
+        given |= {"journal"} if "j" in given else set()
+        self._settings: dict[str, Any] = {k: v for k, v in zip(OWN, values, strict=True) if k not in given}
+        self._pool_size, self._pool_timeout, self._write_timeout = pool_size, pool_timeout, write_timeout
+        self._relaxed = relaxed
+        self._client: AsyncMongoClient[Document] | None = None
+        self._view: View | None = None
+        self._opening = asyncio.Lock()
+        self.sharded = False
+        """Whether the server is a mongos: known with the first call."""
+        self._writes = 0
+        self._idle = asyncio.Event()
+
+    async def view(self) -> View:
+        """What each operation sees for itself; the first call connects, and checks what it finds."""
+        if self._view is None:
+            async with self._opening:
+                self._view = self._view or await self._open()
+        return self._view
+
+    async def read[T](self, work: Work[T]) -> T:
+        """Run `work`, which only reads; once more where the connection turns out to be lost."""
+        with self.translating():
+            view = await self.view()
+            try:
+                return await work(view)
+            except AutoReconnect:
+                return await work(view)
+
+    async def write_one[T](self, work: Work[T]) -> T:
+        """Run `work`, which writes with one operation, again while that may help, until the time is over."""
+        with self.translating(), self.writing():
+            return await self._repeat(lambda view, _: work(view), is_lost)
+
+    async def write[T](self, work: Work[T]) -> T:
+        """Run `work` in a transaction, again while that may help, until the time for writes is over.
+
+        A commit may have happened although its answer was lost: `work` finds out by the ids it writes.
+        """
+        with self.translating(), self.writing():
+            return await self._repeat(lambda view, deadline: self._transaction(view, work, deadline), may_pass)
+
+    async def attempt[T](self, work: Work[T]) -> T | None:
+        """The same, but None where MongoDB refuses what is written: `write` is next then, for each by itself."""
+        with self.translating(), self.writing():
+            try:
+                return await self._repeat(lambda view, deadline: self._transaction(view, work, deadline), met_another)
+            except OperationFailure:
+                return None
+
+    async def aclose(self) -> None:
+        """Wait for the writes that are under way, and close every connection. Idempotent."""
+        while self._writes:
+            self._idle.clear()
+            await self._idle.wait()
+        if self._client is not None:
+            await self._client.close()
+
+    @contextmanager
+    def writing(self) -> Iterator[None]:
+        """Count a write that closing waits for."""
+        self._writes += 1
+        try:
+            yield
+        finally:
+            self._writes -= 1
+            if not self._writes:
+                self._idle.set()
+
+    async def _repeat[T](self, work: Callable[[View, float], Awaitable[T]], worth_it: Callable[[Exception], bool]) -> T:
+        deadline, longest = time.monotonic() + self._write_timeout, PAUSE_SECONDS[0]
+        while True:
+            try:
+                return await work(await self.view(), deadline)
+            except DRIVER_ERRORS as error:
+                if not worth_it(error) or time.monotonic() >= deadline:
+                    raise
+            await asyncio.sleep(random.uniform(0, longest))  # noqa: S311 - not a secret
+            longest = min(2 * longest, PAUSE_SECONDS[1])
+
+    async def _transaction[T](self, view: View, work: Work[T], deadline: float) -> T:
+        async with view.database.client.start_session() as session:
+            await session.start_transaction(read_concern=ReadConcern("snapshot"))
+            result = await work(replace(view, session=session))
+            await _commit(session, deadline)
+        return result
+
+    # --- opening ------------------------------------------------------------------------------------------
+
+    async def _open(self) -> View:
+        """Connect, and refuse a server that would lose what it acknowledged, or that has no transactions."""
+        client = self._connect()
+        try:
+            hello = await client.admin.command("hello")
+            view = View.of(client[self._database_name])
+            await self._try_transaction(view)
+        except BaseException:
+            self._client = None
+            await client.close()
+            raise
+        self.sharded = hello.get("msg") == "isdbgrid"
+        return view
+
+    def _connect(self) -> AsyncMongoClient[Document]:
+        try:
+            client: AsyncMongoClient[Document] = AsyncMongoClient(
+                self._url, uuidRepresentation="standard", **self._settings
+            )
+            View.of(client[self._database_name])
+        except (ConfigurationError, InvalidURI, InvalidName, ValueError, TypeError):
+            # The driver's message may hold the URL.
+            raise InvalidInput("the URL is not one of a MongoDB database", got=self.name) from None
+        self._client = client
+        written = client.write_concern.document
+        safe = written.get("w") == "majority" and written.get("j") is True
+        seen = client.read_concern.level in ("majority", "linearizable", "snapshot")
+        if not self._relaxed and not (safe and seen and client.read_preference == ReadPreference.PRIMARY):
+            raise InvalidInput(WEAK, got=self.name)
+        return client
+
+    async def _try_transaction(self, view: View) -> None:
+        # Not asked from what the server says of itself: what speaks MongoDB's protocol need not say it.
+        try:
+            await self._transaction(view, _read_something, time.monotonic() + self._write_timeout)
+        except OperationFailure as error:
+            if error.code != ILLEGAL_OPERATION:
+                raise
+            raise InvalidInput(NO_TRANSACTIONS, got=self.name) from None
+
+    # --- errors -------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def translating(self) -> Iterator[None]:
+        """Raise what the driver raises as one of chatkeep's errors."""
+        try:
+            yield
+        except DRIVER_ERRORS as error:
+            raise self._translated(error) from error
+
+    def _translated(self, error: Exception) -> ChatkeepError:
+        code = error.code if isinstance(error, OperationFailure) else None
+        if isinstance(error, DocumentTooLarge) or code == TOO_LARGE_CODE:
+            return InvalidInput(TOO_LARGE)
+        state = type(error).__name__ if code is None else f"code {code}"
+        logger.error("MongoDB failed on %s: %s", self.name, state)
+        if isinstance(error, WaitQueueTimeoutError):
+            return StoreUnavailable(
+                f"all {self._pool_size} connections were in use for {self._pool_timeout:g} s; try again, or raise"
+                " pool_size",
+                got=self.name,
+            )
+        meaning = next((text for kind, text in MEANINGS if isinstance(error, kind)), "MongoDB refused the operation")
+        return StoreUnavailable(MEANINGS_OF_CODES.get(code, meaning), got=f"{self.name}: {state}")
+
+
+DRIVER_ERRORS = (PyMongoError, BSONError, OSError)
+"""Everything that the driver raises."""
+
+
+def is_duplicate(error: Exception) -> bool:
+    """Whether a unique index refused a document."""
+    if isinstance(error, BulkWriteError):
+        return any(each.get("code") == DUPLICATE_KEY for each in (error.details or {}).get("writeErrors", ()))
+    return isinstance(error, DuplicateKeyError)
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether another connection may do better. Whether the operation was executed is not known."""
+    return isinstance(error, AutoReconnect) and not isinstance(error, ServerSelectionTimeoutError)
+
+
+def met_another(error: Exception) -> bool:
+    """Whether a transaction failed by another one that wrote the same, or by a lost connection."""
+    return is_lost(error) or (isinstance(error, PyMongoError) and error.has_error_label("TransientTransactionError"))
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether a transaction that failed may succeed when it is tried again, and looks first what is there."""
+    return met_another(error) or is_duplicate(error)
+
+
+MEANINGS: tuple[tuple[type[Exception], str], ...] = (
+    (
+        ServerSelectionTimeoutError,
+        "MongoDB cannot be reached, or its replica set has no primary (a new one needs `rs.initiate()`)",
+    ),
+    (NetworkTimeout, "MongoDB did not answer in time"),
+    (AutoReconnect, "the connection to MongoDB was lost"),
+    (OSError, "MongoDB cannot be reached"),
+)
+"""What the driver's errors mean to a person."""
+
+AGAIN = "others wrote the same conversation again and again; try again"
+
+MEANINGS_OF_CODES: dict[int | None, str] = {
+    13: "the user may not do this in the database",
+    18: "MongoDB does not accept the user or the password",
+    50: "MongoDB did not answer in time",
+    112: AGAIN,
+    251: AGAIN,
+    14031: "the disk is full",
+}
+"""The same for the codes of the server's errors."""
+
+
+async def _commit(session: AsyncClientSession, deadline: float) -> None:
+    """Commit; again where nobody knows whether it happened, which changes nothing if it did."""
+    while True:
+        try:
+            return await session.commit_transaction()
+        except PyMongoError as error:
+            if not error.has_error_label("UnknownTransactionCommitResult") or time.monotonic() >= deadline:
+                raise
+        await asyncio.sleep(random.uniform(0, PAUSE_SECONDS[1]))  # noqa: S311 - not a secret
+
+
+async def _read_something(view: View) -> None:
+    await view.schema.find_one({"_id": "schema"}, session=view.session)

@@ -1,0 +1,172 @@
+"""Databases on a MongoDB server: the one that CHATKEEP_TEST_MONGODB_URL names, a mongod on PATH, or an emulator.
+
+The emulator is what a machine without MongoDB has; the header of the run says what it only imitates.
+"""
+
+import asyncio
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import cache
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from benchmarks.postgres_server import free_port
+from pymongo import MongoClient
+from pymongo.errors import PyMongoError
+
+from chatkeep import open_store
+
+EMULATED = (
+    "emulated: transactions take turns (conflicts are injected), durability, read and write concerns, explain, mongos"
+)
+COLLECTIONS = ("conversations", "messages", "users", "api_keys", "requests")
+
+
+class Mongod:
+    """A mongod of one's own: a replica set of one node, on a port of its own."""
+
+    kind = "mongod, started by the tests as a replica set of one node"
+
+    def __init__(self, program: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="chatkeep-mongo-"))
+        self.port = free_port()
+        self._command = [program, "--replSet", "rs0", "--port", str(self.port), "--bind_ip", "127.0.0.1",
+                         "--dbpath", str(self.folder), "--setParameter", "enableTestCommands=1"]  # fmt: skip
+        self.url = f"mongodb://127.0.0.1:{self.port}/?replicaSet=rs0"
+        self.start()
+        client: MongoClient[dict[str, Any]] = MongoClient(f"mongodb://127.0.0.1:{self.port}/?directConnection=true")
+        member = {"_id": 0, "host": f"127.0.0.1:{self.port}"}
+        client.admin.command("replSetInitiate", {"_id": "rs0", "members": [member]})
+        while not client.admin.command("hello")["isWritablePrimary"]:
+            time.sleep(0.05)
+        client.close()
+
+    def start(self) -> None:
+        """Start it; clients wait for it by themselves."""
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        self.process.kill()
+        self.process.wait()
+
+    def remove(self) -> None:
+        """End it, and remove its folder."""
+        self.kill()
+        shutil.rmtree(self.folder)
+
+
+class Emulator:
+    """mongoeco's server in a process of its own; what it holds is in memory."""
+
+    kind = f"mongoeco, an emulator ({EMULATED})"
+
+    def __init__(self) -> None:
+        if sys.version_info < (3, 13):
+            raise RuntimeError(
+                "no MongoDB: set CHATKEEP_TEST_MONGODB_URL, or put mongod on PATH; the emulator needs Python 3.13"
+            )
+        script = Path(__file__).with_name("mongo_emulator.py")
+        self.process = subprocess.Popen(
+            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        assert self.process.stdout is not None
+        port = self.process.stdout.readline().strip()
+        if not port:
+            raise RuntimeError("no MongoDB: the emulator did not start")
+        self.url = f"mongodb://127.0.0.1:{port}/?directConnection=true"
+
+    def remove(self) -> None:
+        """End it."""
+        self.process.communicate()
+
+
+class Given:
+    """The server that the environment names."""
+
+    kind = "the server of CHATKEEP_TEST_MONGODB_URL"
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+
+    def remove(self) -> None:
+        """Leave it running."""
+
+
+class Databases:
+    """Fresh databases on the server that the tests use."""
+
+    def __init__(self) -> None:
+        given, program = os.environ.get("CHATKEEP_TEST_MONGODB_URL"), shutil.which("mongod")
+        self.server = Given(given) if given else Mongod(program) if program else Emulator()
+        self.client: MongoClient[dict[str, Any]] = MongoClient(self.server.url, uuidRepresentation="standard")
+        self._made: set[str] = set()
+        self._shared: str | None = None
+
+    @property
+    def emulated(self) -> bool:
+        """Whether the server is not MongoDB."""
+        return isinstance(self.server, Emulator)
+
+    def empty(self) -> str:
+        """The URL of a new database without a schema."""
+        name = f"chatkeep_{uuid4().hex}"
+        self._made.add(name)
+        return urlsplit(self.server.url)._replace(path=f"/{name}").geturl()
+
+    def clean(self) -> str:
+        """The URL of a database with nothing in it: always the same, emptied each time."""
+        if self._shared is None:
+            self._shared = self.migrated()
+        for name in COLLECTIONS:
+            self.database(self._shared)[name].delete_many({})
+        return self._shared
+
+    def migrated(self) -> str:
+        """The URL of a new database with the newest schema."""
+        url = self.empty()
+        # In a thread of its own: fixtures ask for databases while a loop runs in theirs.
+        with ThreadPoolExecutor(1) as thread:
+            thread.submit(asyncio.run, _migrate(url)).result()
+        if self.emulated:
+            # The emulator reads whole collections where a compound index would serve.
+            self.database(url).messages.create_index("conversation_id", name="emulator")
+        return url
+
+    def database(self, url: str) -> Any:
+        """The database that a URL names, for a look beside the store."""
+        return self.client[urlsplit(url).path.removeprefix("/")]
+
+    def version(self) -> str:
+        """Which server this is."""
+        version = self.client.admin.command("buildInfo")["version"]
+        return f"MongoDB {version}, {self.server.kind}"
+
+    def close(self) -> None:
+        """Remove what was made, and the server if the tests started it."""
+        if isinstance(self.server, Given):
+            for name in self._made:
+                self.client.drop_database(name)
+        self.client.close()
+        self.server.remove()
+
+
+async def _migrate(url: str) -> None:
+    async with open_store(url):
+        pass
+
+
+@cache
+def mongo_databases() -> Databases:
+    """The databases of this run; the server starts with the first one. Raises where there is none to be had."""
+    try:
+        return Databases()
+    except PyMongoError as error:
+        raise RuntimeError(f"no MongoDB could be used: {error}") from error

@@ -1,0 +1,173 @@
+"""mongoeco's wire-protocol server in a process of its own, nearer to MongoDB where the store needs it.
+
+What is added here, because the emulator lacks it:
+
+- transactions take turns, and writes outside of them wait: its own fail at the commit when anybody wrote
+  anything since they began. So two transactions never conflict here; tests inject conflicts by failCommand;
+- an error in a transaction aborts it, and so does the end of the connection that ran it;
+- a document of more than 16 MB is refused;
+- unique compound indexes and `_id: {$in}` are looked up by key, where it reads the whole collection.
+"""
+
+import asyncio
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+from mongoeco.core.query_plan import AndCondition, EqualsCondition, InCondition
+from mongoeco.engines import semantic_core
+from mongoeco.engines.memory import MemoryEngine
+from mongoeco.engines.virtual_indexes import document_in_virtual_index
+from mongoeco.errors import OperationFailure
+from mongoeco.wire.proxy import AsyncMongoEcoProxyServer
+
+WRITES = {"insert", "update", "delete", "findAndModify", "create", "createIndexes", "drop", "dropDatabase"}
+ENDS = {"commitTransaction", "abortTransaction"}
+SECONDS = 20
+"""How long a transaction may take before it is aborted; 60 on MongoDB."""
+
+
+COMPILED: dict[int, tuple[object, Any]] = {}
+COMPILE = semantic_core.compile_collection_validation_semantics
+
+
+def compiled(options: Any, *, dialect: Any = None) -> Any:
+    """A collection's validator, compiled once instead of for each document."""
+    validator = (options or {}).get("validator")
+    if validator is None:
+        return None
+    if id(validator) not in COMPILED:
+        COMPILED[id(validator)] = validator, COMPILE(options, dialect=dialect)
+    return COMPILED[id(validator)][1]
+
+
+semantic_core.compile_collection_validation_semantics = compiled
+
+
+class Engine(MemoryEngine):
+    """The emulator's engine, with lookups by key."""
+
+    def _ensure_unique_indexes(
+        self, db_name: str, coll_name: str, candidate: Any, *, indexes_view: Any = None, **others: Any
+    ) -> None:
+        indexes = (self._indexes if indexes_view is None else indexes_view).get(db_name, {}).get(coll_name, [])
+        data = others.get("index_data_view")
+        maps = (self._index_data if data is None else data).get(db_name, {}).get(coll_name, {})
+        exclude, slow = others.get("exclude_storage_key"), []
+        others["scan_payload_id"] = False
+        for index in indexes:
+            if not index.get("unique") or len(index["fields"]) == 1 or index["name"] not in maps:
+                slow.append(index)
+            elif document_in_virtual_index(candidate, index):
+                key = self._index_key(candidate, index["fields"])
+                if any(
+                    other not in (exclude, self._storage_key(exclude)) for other in maps[index["name"]].get(key, ())
+                ):
+                    name = f"{db_name}.{coll_name}"
+                    raise self._unique_key_error("Duplicate key", name, candidate, index=index, conflict=key)  # type: ignore[no-untyped-call]
+        super()._ensure_unique_indexes(
+            db_name, coll_name, candidate, indexes_view={db_name: {coll_name: slow}}, **others
+        )
+
+    def _collection_options_snapshot_locked(self, db_name: str, coll_name: str, **others: Any) -> Any:
+        options = others.get("collection_options")
+        return (self._collection_options if options is None else options).get(db_name, {}).get(coll_name, {})
+
+    def _candidate_items_for_plan_locked(self, coll: Any, query_plan: Any, **others: Any) -> Any:
+        clauses = query_plan.clauses if isinstance(query_plan, AndCondition) else [query_plan]
+        for clause in clauses:
+            if isinstance(clause, EqualsCondition | InCondition) and clause.field == "_id":
+                values = clause.values if isinstance(clause, InCondition) else (clause.value,)
+                keys = {self._storage_key(value) for value in values}
+                return [(key, coll[key]) for key in keys if key in coll]
+        return super()._candidate_items_for_plan_locked(coll, query_plan, **others)
+
+
+class Server(AsyncMongoEcoProxyServer):
+    """The emulator's server, with transactions that take turns."""
+
+    def __init__(self) -> None:
+        super().__init__(engine=Engine())
+        self._free = asyncio.Lock()
+        self._holder: str | None = None
+        self._held_by: Any = None
+        self._too_late: asyncio.TimerHandle | None = None
+        self._execute = self._executor.execute_prepared
+        self._close = self._connections.close
+        vars(self._executor)["execute_prepared"] = self._in_turn
+        vars(self._connections)["close"] = self._close_connection
+
+    async def _in_turn(self, context: Any) -> dict[str, Any]:
+        body, name = context.raw_body, context.command_name
+        check_sizes(body)
+        if "autocommit" not in body:
+            if name not in WRITES:
+                return await self._execute(context)
+            async with self._free:
+                return await self._execute(context)
+        if body.get("startTransaction"):
+            # The session began when the request was read; it must see what others commit before its turn.
+            session = context.session
+            if session.transaction_active:
+                session.abort_transaction()
+            await self._free.acquire()
+            session.start_transaction()
+            self._hold(body, context)
+        elif self._holder != holder(body):
+            if name == "abortTransaction":
+                return {"ok": 1.0}
+            raise OperationFailure("the transaction was aborted", code=251, error_labels=("TransientTransactionError",))
+        return await self._step(context, body, name)
+
+    async def _step(self, context: Any, body: Mapping[str, Any], name: str) -> dict[str, Any]:
+        failed = True
+        self._held_by = context.connection.connection_id
+        try:
+            result = await self._execute(context)
+            failed = result.get("ok") != 1.0 or bool(result.get("writeErrors"))
+            return result
+        finally:
+            if self._holder == holder(body) and (failed or name in ENDS):
+                self._release()
+
+    def _hold(self, body: Mapping[str, Any], context: Any) -> None:
+        self._holder, self._session = holder(body), context.session
+        loop = asyncio.get_running_loop()
+        self._too_late = loop.call_later(SECONDS, self._release)
+
+    def _release(self) -> None:
+        if self._session.transaction_active:
+            self._session.abort_transaction()
+        if self._too_late:
+            self._too_late.cancel()
+        self._holder = self._held_by = None
+        self._free.release()
+
+    def _close_connection(self, connection: Any) -> None:
+        self._close(connection)
+        if self._holder is not None and self._held_by == connection.connection_id:
+            self._release()
+
+
+def holder(body: Mapping[str, Any]) -> str:
+    """The transaction that a command belongs to."""
+    return f"{body['lsid']['id']}/{body['txnNumber']}"
+
+
+def check_sizes(body: Mapping[str, Any]) -> None:
+    """Refuse a document that MongoDB would refuse."""
+    for document in body.get("documents", ()):
+        if sum(len(value.encode()) for value in document.values() if isinstance(value, str)) > 16 << 20:
+            raise OperationFailure("object to insert too large", code=10334)
+
+
+async def main() -> None:
+    """Serve until stdin ends: whoever started this is gone then."""
+    server = Server()
+    address = await server.start()
+    print(address.port, flush=True)
+    await asyncio.get_running_loop().run_in_executor(None, sys.stdin.read)
+
+
+if __name__ == "__main__":
+    asyncio.run(main())
