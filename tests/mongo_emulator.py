@@ -6,6 +6,7 @@ What is added here, because the emulator lacks it:
   anything since they began. So two transactions never conflict here; tests inject conflicts by failCommand;
 - an error in a transaction aborts it, and so does the end of the connection that ran it;
 - a document of more than 16 MB is refused;
+- failCommand fails every command, also commits, and closes connections;
 - unique compound indexes and `_id: {$in}` are looked up by key, where it reads the whole collection.
 """
 
@@ -92,10 +93,33 @@ class Server(AsyncMongoEcoProxyServer):
         self._holder: str | None = None
         self._held_by: Any = None
         self._too_late: asyncio.TimerHandle | None = None
+        self._failure: dict[str, Any] | None = None
         self._execute = self._executor.execute_prepared
         self._close = self._connections.close
-        vars(self._executor)["execute_prepared"] = self._in_turn
+        vars(self._executor)["execute_prepared"] = self._answer
         vars(self._connections)["close"] = self._close_connection
+
+    async def _answer(self, context: Any) -> dict[str, Any]:
+        """Execute a command, or fail it as it was asked for."""
+        body, name = context.raw_body, context.command_name
+        if name == "configureFailPoint":
+            self._failure = None if body["mode"] == "off" else {**body["data"], "mode": body["mode"]}
+            return {"ok": 1.0}
+        failure = self._failure
+        if failure is None or name not in failure["failCommands"]:
+            return await self._in_turn(context)
+        if isinstance(failure["mode"], dict):
+            left = failure["mode"]["times"] - 1
+            self._failure = {**failure, "mode": {"times": left}} if left else None
+        if "writeConcernError" in failure:
+            return {**await self._in_turn(context), "writeConcernError": failure["writeConcernError"]}
+        if failure.get("closeConnection"):
+            raise asyncio.CancelledError  # which ends this connection without an answer
+        labels = tuple(failure.get("errorLabels", ()))
+        aborts = name != "commitTransaction" or "TransientTransactionError" in labels
+        if "autocommit" in body and self._holder == holder(body) and aborts:
+            self._release()
+        raise OperationFailure("failed as asked for", code=failure["errorCode"], error_labels=labels)
 
     async def _in_turn(self, context: Any) -> dict[str, Any]:
         body, name = context.raw_body, context.command_name

@@ -22,7 +22,6 @@ from rich.text import Text
 from chatkeep.cli_recorder import app as recorder
 from chatkeep.errors import InvalidInput, NotFound
 from chatkeep.jsonl import Imported, export_lines, import_lines
-from chatkeep.migrations import HEAD
 from chatkeep.model import Conversation, Message
 from chatkeep.settings import LOCAL_OWNER, Settings
 from chatkeep.store import Store, open_store, without_password
@@ -468,15 +467,15 @@ def downgrade(
 def status(database_url: DatabaseUrl = None) -> None:
     """Say at which revision the schema is. Exit code 1: not at the newest."""
     url = _url(database_url)
-    revision = run(_revision(url))
-    out.print(f"{without_password(url)}: revision {revision or 'none'}, newest {HEAD}", soft_wrap=True, markup=False)
-    if revision != HEAD:
+    revision, newest = run(_revision(url))
+    out.print(f"{without_password(url)}: revision {revision or 'none'}, newest {newest}", soft_wrap=True, markup=False)
+    if revision != newest:
         raise typer.Exit(1)
 
 
 @db.command()
 def distribute(database_url: DatabaseUrl = None) -> None:
-    """Spread the tables over the machines of a Citus cluster, by owner. Safe to run again."""
+    """Spread the data over the machines of a Citus cluster or the shards of a MongoDB, by owner. Safe to run again."""
     run(_distribute(_url(database_url)))
 
 
@@ -493,9 +492,9 @@ async def _migrate(url: str, revision: str) -> None:
         out.print(f"{without_password(url)}: revision {revision}", soft_wrap=True, markup=False)
 
 
-async def _revision(url: str) -> str | None:
+async def _revision(url: str) -> tuple[str | None, str]:
     async with open_store(url, migrate=False) as store:
-        return await store.schema_revision()
+        return await store.schema_revision(), store.newest_revision
 
 
 # ---------------------------------------------------------------------------------------------------------

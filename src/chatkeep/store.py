@@ -24,6 +24,7 @@ from pydantic import Field, ValidationError
 
 from chatkeep.access import Access
 from chatkeep.errors import InvalidInput
+from chatkeep.migrations import HEAD
 from chatkeep.model import (
     MAX_CONTENT_CHARS,
     Conversation,
@@ -79,6 +80,9 @@ class Store(ABC):
 
     driver_options: ClassVar[bool] = False
     """Whether what chatkeep does not know in a URL's query is for the database's driver."""
+
+    newest_revision: ClassVar[str] = HEAD
+    """What `schema_revision` is after `migrate`."""
 
     def __init__(self, url: str, options: StoreOptions) -> None:  # noqa: ARG002 - adapters use it
         """Take the URL without the options, and those; connect to nothing yet. Raises InvalidInput."""

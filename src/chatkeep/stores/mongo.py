@@ -50,6 +50,7 @@ class MongoStore(Store):
     """Conversations in a MongoDB database, used from one event loop in each process."""
 
     driver_options = True
+    newest_revision = schema.HEAD
 
     def __init__(self, url: str, options: StoreOptions) -> None:
         super().__init__(url, options)

@@ -107,8 +107,9 @@ class Database:
         self._database_name = name
         milliseconds = int(pool_timeout * 1_000)
         values = ("majority", True, "majority", milliseconds, milliseconds, pool_size, "chatkeep")
-        given = {key.lower() for key, _ in parse_qsl(parts.query, keep_blank_values=True)}
-        given |= {"journal"} if "j" in given else set()
+        given = {key.lower(): value for key, value in parse_qsl(parts.query, keep_blank_values=True)}
+        if given.get("w") == "0":  # with which the driver takes no journal
+            given["journal"] = ""
         self._settings: dict[str, Any] = {k: v for k, v in zip(OWN, values, strict=True) if k not in given}
         self._pool_size, self._pool_timeout, self._write_timeout = pool_size, pool_timeout, write_timeout
         self._relaxed = relaxed

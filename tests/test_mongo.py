@@ -1,0 +1,781 @@
+"""The store in MongoDB: what the server enforces, what is sent to it, conflicts, crashes, many processes."""
+
+import asyncio
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from pymongo import monitoring
+from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, WriteError
+
+from chatkeep import (
+    Conflict,
+    Conversation,
+    ConversationChange,
+    ImportedMessage,
+    InvalidInput,
+    NewConversation,
+    NewMessage,
+    NotFound,
+    NotYours,
+    Role,
+    SchemaMismatch,
+    Store,
+    StoreUnavailable,
+    open_store,
+)
+from chatkeep.recorder import Recorder
+from chatkeep.stores import mongo_documents as documents
+from chatkeep.stores.mongo import MongoStore
+from chatkeep.stores.mongo_schema import INDEXES, VALIDATORS
+from chatkeep.testing import (
+    CONVERSATION_CALLS,
+    OWNER_CALLS,
+    assistant,
+    contents,
+    dense,
+    seqs,
+    turns,
+    user,
+    whole_history,
+    whole_list,
+    whole_log,
+    whole_search,
+)
+from mongo import mongo_databases
+
+OWNER = "ada"
+
+type Commands = list[Mapping[str, Any]]
+
+
+class Listener(monitoring.CommandListener):
+    """Remembers the commands of every client that is made while it is on."""
+
+    def __init__(self) -> None:
+        self.seen: Commands | None = None
+
+    def started(self, event: monitoring.CommandStartedEvent) -> None:
+        """A command is sent."""
+        if self.seen is not None:
+            self.seen.append(event.command)
+
+    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
+        """It was answered."""
+
+    def failed(self, event: monitoring.CommandFailedEvent) -> None:
+        """It was refused."""
+
+
+LISTENER = Listener()
+monitoring.register(LISTENER)
+
+
+@pytest.fixture
+def sent() -> Iterator[Commands]:
+    """Every command that the stores of this test send, in order."""
+    LISTENER.seen = []
+    yield LISTENER.seen
+    LISTENER.seen = None
+
+
+@pytest.fixture
+def url() -> str:
+    """A database with the newest schema and nothing in it."""
+    return mongo_databases().clean()
+
+
+@pytest.fixture
+def empty_url() -> Iterator[str]:
+    """A database without a schema."""
+    url = mongo_databases().empty()
+    yield url
+    raw(url).client.drop_database(raw(url).name)
+
+
+@pytest.fixture
+async def store(url: str) -> AsyncIterator[Store]:
+    """A store on it."""
+    async with open_store(url) as store:
+        yield store
+
+
+@pytest.fixture
+async def talk(store: Store) -> Conversation:
+    """A conversation with three messages."""
+    talk = await store.create_conversation(OWNER, NewConversation())
+    await store.append(OWNER, talk.id, turns(3))
+    return talk
+
+
+type Failing = Callable[..., AbstractContextManager[None]]
+
+
+@pytest.fixture
+def failing() -> Iterator[Failing]:
+    """Make the server fail commands, as MongoDB's own tests do: failCommand, which needs enableTestCommands."""
+    admin = mongo_databases().client.admin
+
+    def switch(mode: object, **data: object) -> None:
+        admin.command({"configureFailPoint": "failCommand", "mode": mode, **({"data": data} if data else {})})
+
+    @contextmanager
+    def failing(mode: object, *commands: str, **data: object) -> Iterator[None]:
+        switch(mode, failCommands=list(commands), **data)
+        yield
+        switch("off")
+
+    try:
+        switch("off")
+    except OperationFailure:
+        pytest.skip("this server takes no failCommand: start it with --setParameter enableTestCommands=1")
+    yield failing
+    switch("off")
+
+
+CONFLICT = {"errorCode": 112, "errorLabels": ["TransientTransactionError"]}
+"""What the loser of two transactions gets."""
+
+
+def raw(url: str) -> Any:
+    """The database, without chatkeep."""
+    return mongo_databases().database(url)
+
+
+def parts(store: Store) -> MongoStore:
+    """The store with what is inside."""
+    assert isinstance(store, MongoStore)
+    return store
+
+
+# --- what the server enforces ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("collection", "values"),
+    [
+        ("messages", {"role": "wizard"}),
+        ("messages", {"status": "half"}),
+        ("messages", {"seq": 0}),
+        ("messages", {"seq": "9"}),
+        ("messages", {"depth": 0}),
+        ("messages", {"content": None}),
+        ("messages", {"created_at": 1.5}),
+        ("messages", {"metadata": {"a": 1}}),
+        ("messages", {"owner_id": 7}),
+        ("conversations", {"metadata": None}),
+        ("conversations", {"last_seq": -1}),
+        ("conversations", {"title": 3}),
+        ("conversations", {"updated_at": "now"}),
+        ("conversations", {"slot": False}),
+        ("users", {"owner_id": None}),
+    ],
+)
+async def test_validators_refuse(url: str, talk: Conversation, collection: str, values: dict[str, Any]) -> None:
+    """Roles, statuses and types are the database's own rules, for new documents and for changed ones."""
+    good = raw(url)[collection].find_one({})
+    again = {**good, "_id": {"o": "x"}, "owner_id": "x"}
+    with pytest.raises(WriteError) as caught:
+        raw(url)[collection].insert_one({**again, **values})
+    assert caught.value.code == 121
+    with pytest.raises(WriteError):
+        raw(url)[collection].update_one({"_id": good["_id"]}, {"$set": values})
+    for name in values:
+        if name in VALIDATORS[collection]["$jsonSchema"]["required"]:
+            with pytest.raises(WriteError):
+                raw(url)[collection].insert_one({key: value for key, value in again.items() if key != name})
+    raw(url)[collection].insert_one(again)  # what the others vary is accepted as it stands
+
+
+async def test_unique_indexes_refuse(url: str, store: Store, talk: Conversation) -> None:
+    """A seq is used once in a conversation, a slot once in a context: also when somebody else writes."""
+    message = raw(url).messages.find_one({"seq": 2})
+    with pytest.raises(DuplicateKeyError):
+        raw(url).messages.insert_one({**message, "_id": {"o": OWNER, "c": talk.id, "m": uuid4()}})
+    await store.get_or_create_conversation(OWNER, NewConversation(context_id="c"))
+    slot = raw(url).conversations.find_one({"slot": True})
+    with pytest.raises(DuplicateKeyError):
+        raw(url).conversations.insert_one({**slot, "_id": {"o": OWNER, "c": uuid4()}, "id": uuid4()})
+    with pytest.raises(BulkWriteError):
+        raw(url).messages.insert_many([{**message, "_id": {"o": OWNER, "c": talk.id, "m": uuid4()}}])
+
+
+async def test_times_are_int64_microseconds(url: str, store: Store, talk: Conversation) -> None:
+    """Times are numbers of microseconds, which BSON's dates would cut to milliseconds; identities name the owner."""
+    (message,) = await store.append(OWNER, talk.id, [user("tea", sent_at="2024-05-06T07:08:09.123457Z")])
+    found = raw(url).messages.find_one({"_id": {"o": OWNER, "c": talk.id, "m": message.id}})
+    assert found["sent_at"] == 1_714_979_289_123_457
+    assert found["owner_id"] == OWNER
+    assert raw(url).conversations.find_one({"_id": {"o": OWNER, "c": talk.id}})["last_seq"] == 4
+
+
+@pytest.mark.parametrize("text", ["$owner_id", "$$ROOT", "$", "a.b", "\0", "{$gt: 0}", "$set"])
+async def test_text_is_never_evaluated(store: Store, text: str) -> None:
+    """Text that means something in a query or a pipeline is text, the owner's too."""
+    new = NewConversation(title=text, context_id=text, metadata={text: text})
+    talk = await store.create_conversation(text, new)
+    await store.append(text, talk.id, [user(text, metadata={text: {text: 1}})])
+    await store.append(text, talk.id, [assistant(text), assistant(text)])
+    assert contents(await whole_history(store, text, talk.id)) == [text] * 3
+    read = await store.update_conversation(text, talk.id, ConversationChange(title=text, metadata={text: text}))
+    assert (read.title, read.context_id, read.metadata, read.owner_id) == (text, text, {text: text}, text)
+    assert (await store.get_or_create_conversation(text, NewConversation(context_id=text))).id == talk.id
+    assert (await store.erase_owner(text)).messages == 3
+
+
+# --- sizes -----------------------------------------------------------------------------------------------
+
+
+async def test_messages_of_one_megabyte(store: Store, talk: Conversation) -> None:
+    """Long answers are kept whole, several at once and several in one append."""
+    texts = [f"{number} " + "tea leaf 茶 " * 80_000 for number in range(4)]
+    assert len(texts[0].encode()) > 1_000_000
+    await asyncio.gather(*(store.append(OWNER, talk.id, [assistant(text)]) for text in texts[:2]))
+    await store.append(OWNER, talk.id, [assistant(text) for text in texts[2:]])
+    log = await whole_log(store, OWNER, talk.id)
+    assert sorted(contents(log)[3:]) == texts
+
+
+@pytest.mark.parametrize("content", ["x" * (16 << 20), "茶" * (6 << 20), "a b " * (4 << 20)])
+async def test_message_above_the_limit(store: Store, talk: Conversation, content: str) -> None:
+    """What MongoDB cannot hold in one document is refused, with the limit, and nothing is stored."""
+    too_long, neighbour = assistant(content), assistant("short")
+    for batch in ([too_long], [neighbour, too_long], [assistant("x", metadata={"a": content})]):
+        with pytest.raises(InvalidInput, match="16 MB"):
+            await store.append(OWNER, talk.id, batch)
+    with pytest.raises(InvalidInput, match="16 MB"):
+        await store.create_conversation(OWNER, NewConversation(metadata={"a": content}))
+    with pytest.raises(InvalidInput, match="16 MB"):
+        await store.update_conversation(OWNER, talk.id, ConversationChange(metadata={"a": content}))
+    assert len(await store.log(OWNER, talk.id)) == 3
+
+
+async def test_message_just_below_the_limit(url: str) -> None:
+    """Fifteen megabytes are stored and come back."""
+    async with open_store(url, search="off") as store:
+        talk = await store.create_conversation(OWNER, NewConversation())
+        await store.append(OWNER, talk.id, [assistant("x" * (15 << 20))])
+        assert len((await store.log(OWNER, talk.id))[0].content) == 15 << 20
+
+
+# --- opening ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "error", "reason"),
+    [
+        (
+            "mongodb://zq7user:zq7pass@127.0.0.1:1/chat?serverSelectionTimeoutMS=200",
+            StoreUnavailable,
+            "cannot be reach",
+        ),
+        ("mongodb://zq7user:zq7pass@127.0.0.1:1", InvalidInput, "names a database"),
+        ("mongodb://zq7user:zq7pass@127.0.0.1:zq7/chat", InvalidInput, "not one of a MongoDB database"),
+        ("mongodb://zq7user:zq7pass@127.0.0.1/a$b", InvalidInput, "not one of a MongoDB database"),
+        ("mongodb://zq7user:zq7pass@127.0.0.1/chat?w=1", InvalidInput, "durability=relaxed"),
+    ],
+)
+async def test_opening_what_is_not_there(
+    url: str, error: type[Exception], reason: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Errors say what is wrong and never hold the password."""
+    with pytest.raises(error, match=reason) as caught:
+        await open_store(url)
+    assert "zq7pass" not in f"{caught.value!r} {caught.value} {caplog.text}"
+
+
+@pytest.mark.parametrize(
+    "weak", ["w=1", "w=0", "w=2", "journal=false", "readConcernLevel=local", "readPreference=secondary"]
+)
+async def test_weak_concerns_are_refused(url: str, weak: str) -> None:
+    """A URL that would lose or hide what was acknowledged is refused unless that is asked for."""
+    mark = "&" if "?" in url else "?"
+    with pytest.raises(InvalidInput, match="durability=relaxed"):
+        await open_store(f"{url}{mark}{weak}")
+    if weak not in ("w=2", "readPreference=secondary"):  # which one node cannot serve
+        opening = open_store(f"{url}{mark}{weak}&durability=relaxed", migrate=False)
+        async with opening as store:
+            assert isinstance(store, MongoStore)
+
+
+async def test_concerns_that_are_sent(url: str, sent: Commands) -> None:
+    """Every write and commit asks for the majority's journals, every read for what the majority has."""
+    async with open_store(url) as store:
+        talk = await store.create_conversation(OWNER, NewConversation())
+        await store.append(OWNER, talk.id, turns(1))
+        await store.history(OWNER, talk.id)
+    durable = {"w": "majority", "j": True}
+    named = [(next(iter(command)), command) for command in sent]
+    assert [dict(c["writeConcern"]) for name, c in named if name == "commitTransaction"].count(durable) >= 2
+    outside = [c for name, c in named if name in ("insert", "update", "delete") and "txnNumber" not in c]
+    outside += [c for name, c in named if name in ("insert", "update") and "autocommit" not in c]
+    assert outside
+    assert all(dict(c["writeConcern"]) == durable for c in outside)
+    reads = [c for name, c in named if name == "find" and "autocommit" not in c]
+    assert reads
+    assert all(c["readConcern"]["level"] == "majority" for c in reads)
+    begun = [c for _, c in named if c.get("startTransaction")]
+    assert all(c["readConcern"]["level"] == "snapshot" for c in begun)
+
+
+async def test_server_without_transactions_is_refused(url: str, failing: Failing) -> None:
+    """A standalone server answers the first transaction with code 20: the error says how to make it a replica set."""
+    with (
+        failing("alwaysOn", "find", errorCode=20),
+        pytest.raises(InvalidInput, match=r"--replSet rs0.*rs\.initiate\(\)"),
+    ):
+        await open_store(url)
+    async with open_store(url):
+        pass
+
+
+# --- the schema ------------------------------------------------------------------------------------------
+
+
+def objects(url: str) -> dict[str, Any]:
+    """Everything in the schema."""
+    found = {each["name"]: each.get("options", {}).get("validator") for each in raw(url).list_collections()}
+    return {name: (validator, sorted(raw(url)[name].index_information())) for name, validator in found.items()}
+
+
+async def test_schema_goes_up_and_down(empty_url: str) -> None:
+    """Down leaves nothing behind, and up again makes the same schema as a new database has; twice changes nothing."""
+    async with open_store(empty_url, migrate=False) as store:
+        assert await store.schema_revision() is None
+        for call in (*CONVERSATION_CALLS.values(), *OWNER_CALLS.values()):
+            with pytest.raises(SchemaMismatch, match="db upgrade"):
+                await call(store, OWNER, uuid4(), uuid4())
+        with pytest.raises(SchemaMismatch):
+            await store.ping()
+        assert objects(empty_url) == {}
+        await store.migrate()
+        first = objects(empty_url)
+        await store.migrate()
+        assert objects(empty_url) == first
+        await store.ping()
+        await store.migrate("base")
+        assert objects(empty_url) == {}
+        await store.migrate()
+        assert objects(empty_url) == first
+        with pytest.raises(SchemaMismatch, match="0001"):
+            await store.migrate("0002")
+    for name, validator in VALIDATORS.items():
+        assert first[name] == (validator, sorted(["_id_", *(index.document["name"] for index in INDEXES[name])]))
+
+
+async def test_newer_schema_is_refused(empty_url: str) -> None:
+    """A database that a newer chatkeep has migrated is not touched."""
+    raw(empty_url).chatkeep_schema.insert_one({"_id": "schema", "revision": "9999"})
+    with pytest.raises(SchemaMismatch, match="newer schema"):
+        await open_store(empty_url)
+    assert set(objects(empty_url)) == {"chatkeep_schema"}
+
+
+async def test_migration_that_was_cut_off_is_finished(empty_url: str) -> None:
+    """Collections and indexes that an earlier migration made are left, the others are made."""
+    raw(empty_url).create_collection("conversations", validator=VALIDATORS["conversations"])
+    raw(empty_url).conversations.create_indexes(INDEXES["conversations"][:2])
+    async with open_store(empty_url) as store:
+        await store.ping()
+    assert set(objects(empty_url)) == {*VALIDATORS, "chatkeep_schema"}
+
+
+def test_processes_migrate_at_once(empty_url: str) -> None:
+    """Of several that begin together each ends well."""
+    command = [sys.executable, "-m", "chatkeep", "db", "upgrade", "--database-url", empty_url]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(6)]
+    ended = [(process.communicate()[0].decode(), process.returncode) for process in running]
+    assert [code for _, code in ended] == [0] * 6, ended
+    command[4] = "status"
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert (done.returncode, "revision 0001, newest 0001" in done.stdout) == (0, True), done
+
+
+async def test_messages_without_words_are_indexed_when_search_is_on(url: str) -> None:
+    """What was stored with search=off is found after the next opening with search on."""
+    async with open_store(url, search="off") as store:
+        talk = await store.create_conversation(OWNER, NewConversation())
+        await store.append(OWNER, talk.id, [assistant(f"pebble {number}") for number in range(600)])
+        await store.delete_message(OWNER, talk.id, (await store.log(OWNER, talk.id))[0].id)
+        with pytest.raises(InvalidInput, match="search=off"):
+            await store.search_messages(OWNER, "pebble")
+    async with open_store(url) as store:
+        assert len(await whole_search(store, OWNER, "pebble", limit=1_000)) == 599
+    assert raw(url).messages.count_documents({"unindexed": True}) == 0
+
+
+# --- what is sent ----------------------------------------------------------------------------------------
+
+
+def is_of_no_owner(command: Mapping[str, Any], where: Mapping[str, Any]) -> bool:
+    """The commands that need not name an owner: why they are asked stands behind each."""
+    name, collection = next(iter(command.items()))
+    return (
+        collection == "chatkeep_schema"
+        or (collection == "api_keys" and set(where) == {"_id"})  # before the owner is known
+        or (collection == "api_keys" and name == "find" and where == {})  # the installation's keys
+        or (name == "find" and set(where) == {"id", "deleted_at"})  # whether somebody else has it
+        or (name == "find" and where == {"deleted_at": {"$gt": 0}})  # when it is opened
+        or (name == "find" and where == {"unindexed": True})  # when it is opened
+    )
+
+
+def filters(command: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """What a command selects, and the documents that it inserts."""
+    if "pipeline" in command:
+        return [command["pipeline"][0]["$match"]]
+    many = [*command.get("updates", ()), *command.get("deletes", ())]
+    found = [each["q"] for each in many] + [command[key] for key in ("filter", "query") if key in command]
+    return [*found, *command.get("documents", ())]
+
+
+async def use_everything(store: Store, owner: str, other: str) -> None:
+    """Call every method of both ports, with what is there and with what is not."""
+    talk = await store.create_conversation(owner, NewConversation(context_id="c"))
+    stored = await store.append(owner, talk.id, turns(6))
+    await store.append(owner, talk.id, [user("a branch", parent_id=stored[1].id)])
+    await asyncio.gather(*(store.append(owner, talk.id, [user(f"tea {n}", id=uuid4())]) for n in range(5)))
+    imported = await store.create_conversation(owner, NewConversation())
+    await store.append(owner, imported.id, [ImportedMessage(role=Role.USER, content="old")])
+    await whole_list(store, owner, limit=1)
+    await whole_list(store, owner, limit=1, order="id")
+    await store.list_conversations(owner, context_id="c", total=True)
+    await whole_history(store, owner, talk.id, limit=2)
+    await whole_history(store, owner, talk.id, limit=2, order="asc")
+    await store.history(owner, talk.id, total=True, leaf=stored[3].id)
+    await whole_search(store, owner, "tea turn", limit=2)
+    await whole_search(store, owner, "tea", limit=2)
+    for calls in (CONVERSATION_CALLS, OWNER_CALLS):
+        for name, call in calls.items():
+            if not name.startswith(("delete", "erase")):
+                await call(store, owner, talk.id, stored[0].id)
+                if calls is CONVERSATION_CALLS:
+                    with pytest.raises(NotYours):
+                        await call(store, other, talk.id, stored[0].id)
+    access = store.access
+    await access.begin_request(owner, "k", b"f" * 32)
+    await access.abandon_request(owner, "k")
+    await access.rename_owner(owner, other)
+    await store.delete_message(other, talk.id, stored[0].id)
+    await store.delete_conversation(other, imported.id)
+    await store.erase_owner(other)
+
+
+async def test_every_command_names_the_owner(url: str, sent: Commands) -> None:
+    """Each filter, each change and each new document names whose it is: one shard serves it."""
+    async with open_store(url) as store:
+        await use_everything(store, OWNER, "bob")
+    seen = set()
+    for command in sent:
+        for where in filters(command):
+            seen.add(next(iter(command.items())))
+            if not is_of_no_owner(command, where):
+                owner = where.get("owner_id")
+                owners = owner["$in"] if isinstance(owner, Mapping) else [owner]
+                assert owners, command
+                assert set(owners) <= {OWNER, "bob"}, command
+        assert not any("$where" in str(where) or "$expr" in str(where) for where in filters(command))
+    assert {collection for _, collection in seen} >= {"conversations", "messages", "users", "requests", "api_keys"}
+    assert {name for name, _ in seen} >= {"find", "insert", "update", "delete", "findAndModify", "aggregate"}
+
+
+def serves(index: Mapping[str, int], where: Mapping[str, Any], by: Mapping[str, int]) -> bool:
+    """Whether an index finds what a filter names, in the order that is asked for, without sorting."""
+    plain = {key for key, value in where.items() if not (isinstance(value, Mapping) and set(value) - {"$all"})}
+    plain |= {key for key, value in where.items() if isinstance(value, Mapping) and "$in" in value and not by}
+    fields, equal = list(index.items()), 0
+    while equal < len(fields) and fields[equal][0] in plain:
+        equal += 1
+    order = [(key, direction) for key, direction in by.items() if key not in plain]
+    rest = fields[equal : equal + len(order)]
+    if [key for key, _ in rest] != [key for key, _ in order]:
+        return False
+    turned = {one * other for (_, one), (_, other) in zip(rest, order, strict=True)}
+    # A fence on the first field behind the equal ones is as good; all of an owner's is, where all is asked for.
+    return len(turned) <= 1 and (equal > 0 or fields[0][0] in where)
+
+
+def stages(plan: Any) -> set[str]:
+    """The names of all stages of a plan that explain returned."""
+    if isinstance(plan, Mapping):
+        own = {plan["stage"]} if isinstance(plan.get("stage"), str) else set()
+        return own.union(*(stages(value) for key, value in plan.items() if key != "rejectedPlans"))
+    return set().union(*map(stages, plan)) if isinstance(plan, list) else set()
+
+
+async def test_no_scan_and_no_sort(url: str, sent: Commands) -> None:
+    """Every find of a request is served by an index, in order: MongoDB explains it; for the emulator it is inferred."""
+    async with open_store(url) as store:
+        await use_everything(store, OWNER, "bob")
+    asked = [c for c in sent if "find" in c and c["find"] not in ("chatkeep_schema",) and "_id" not in c["filter"]]
+    assert len(asked) > 20
+    for command in asked:
+        where, by = command["filter"], command.get("sort", {})
+        if where == {} or c_is_list(where):
+            continue
+        if mongo_databases().emulated:
+            wanted = [dict(index.document["key"]) for index in INDEXES[command["find"]]]
+            assert any(serves(index, where, dict(by)) for index in wanted), command
+        else:
+            plain = {key: command[key] for key in ("find", "filter", "sort", "limit", "skip") if key in command}
+            plan = raw(url).command("explain", plain, verbosity="queryPlanner")
+            assert not stages(plan) & {"COLLSCAN", "SORT", "SORT_KEY_GENERATOR"}, (command, plan)
+
+
+def c_is_list(where: Mapping[str, Any]) -> bool:
+    """The list of an owner's keys is short, and sorted where it is."""
+    return set(where) == {"owner_id"}
+
+
+async def test_each_append_is_one_short_transaction(url: str, sent: Commands) -> None:
+    """Alone: the conversation, the message, the commit. Together: four operations and the commit."""
+    async with open_store(url) as store:
+        talks = [await store.create_conversation(OWNER, NewConversation()) for _ in range(4)]
+        for talk in talks:
+            await store.append(OWNER, talk.id, [user("first")])
+        sent.clear()
+        await store.append(OWNER, talks[0].id, [user("alone")])
+        assert [next(iter(c)) for c in sent] == ["findAndModify", "insert", "commitTransaction"]
+        sent.clear()
+        await asyncio.gather(*(store.append(OWNER, t.id, [user(f"{n}", id=uuid4())]) for t in talks for n in range(8)))
+    groups: dict[str, list[str]] = {}
+    for command in sent:
+        if "autocommit" in command:
+            groups.setdefault(f"{command['lsid']}{command['txnNumber']}", []).append(next(iter(command)))
+    assert len(groups) <= 5, "32 appends"
+    assert ["find", "find", "update", "insert", "commitTransaction"] in groups.values()
+
+
+# --- conflicts and lost answers --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("command", ["findAndModify", "find", "update", "insert", "commitTransaction"])
+async def test_conflicts_are_tried_again(store: Store, talk: Conversation, failing: Failing, command: str) -> None:
+    """A transaction that loses against another one is repeated whole: every item is stored once."""
+    ids = [uuid4() for _ in range(10)]
+    with failing({"times": 3}, command, **CONFLICT):
+        await asyncio.gather(*(store.append(OWNER, talk.id, [user("tea", id=id_)]) for id_ in ids))
+        await store.append(OWNER, talk.id, turns(2))
+    log = await whole_log(store, OWNER, talk.id)
+    assert seqs(log) == dense(15)
+    assert {message.id for message in log} >= set(ids)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"closeConnection": True},
+        {"errorCode": 91, "errorLabels": ["UnknownTransactionCommitResult"]},
+        {"writeConcernError": {"code": 91, "errmsg": "shutting down"}},
+        {"errorCode": 50},
+    ],
+)
+async def test_unknown_commit_is_committed_again(
+    store: Store, talk: Conversation, failing: Failing, how: dict[str, Any]
+) -> None:
+    """When nobody knows whether a commit happened it is sent again, which changes nothing if it did."""
+    with failing({"times": 2}, "commitTransaction", **how):
+        (stored,) = await store.append(OWNER, talk.id, [user("tea")])
+    with failing({"times": 2}, "commitTransaction", **how):
+        await store.append(OWNER, talk.id, turns(2))
+    log = await whole_log(store, OWNER, talk.id)
+    assert (seqs(log), log[3]) == (dense(6), stored)
+
+
+async def test_out_of_tries(url: str, talk: Conversation, failing: Failing) -> None:
+    """A conflict that does not end is StoreUnavailable after write_timeout; the retry by id is safe."""
+    message = user("once", id=uuid4())
+    async with open_store(url, write_timeout=0.4) as store:
+        for batch in ([message], [message, user("two", id=uuid4())]):
+            with (
+                failing("alwaysOn", "commitTransaction", **CONFLICT),
+                pytest.raises(StoreUnavailable, match="again and again"),
+            ):
+                await store.append(OWNER, talk.id, batch)
+        await store.append(OWNER, talk.id, [message])
+        assert await store.append(OWNER, talk.id, [message]) == (await store.log(OWNER, talk.id))[3:]
+
+
+async def test_lost_connections_are_made_anew(store: Store, talk: Conversation, failing: Failing) -> None:
+    """Reads and single writes survive the loss of their connection."""
+    for command in ("find", "update", "insert"):
+        with failing({"times": 1}, command, closeConnection=True):
+            await store.get_conversation(OWNER, talk.id)
+            await store.create_conversation(OWNER, NewConversation())
+            assert await store.delete_message(OWNER, talk.id, (await store.append(OWNER, talk.id, turns(1)))[0].id)
+    assert seqs(await store.log(OWNER, talk.id)) == dense(6)
+
+
+async def test_one_bad_item_never_fails_its_neighbours(store: Store, talk: Conversation) -> None:
+    """In one group: known, conflicting, missing and new items each have a result of their own."""
+    known = user("known", id=uuid4())
+    (first,) = await store.append(OWNER, talk.id, [known])
+    calls = [
+        *(store.append(OWNER, talk.id, [user(f"{n}")]) for n in range(5)),
+        store.append(OWNER, talk.id, [known]),
+        store.append(OWNER, talk.id, [user("other", id=known.id)]),
+        store.append(OWNER, uuid4(), [user("lost")]),
+        store.append("bob", talk.id, [user("lost")]),
+        *(store.append(OWNER, talk.id, [user(f"{n}")]) for n in range(5)),
+    ]
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert outcomes[5] == [first]
+    assert [type(outcome) for outcome in outcomes[6:9]] == [Conflict, NotFound, NotYours]
+    assert seqs(await whole_log(store, OWNER, talk.id)) == dense(14)
+
+
+async def test_two_stores_append_the_same_ids(url: str) -> None:
+    """Two processes' stores send the same messages at once: each is stored once, and both get the same answer."""
+    async with open_store(url) as one, open_store(url) as other:
+        talks = [await one.create_conversation(OWNER, NewConversation()) for _ in range(3)]
+        sends = [(talk.id, user(f"{n}", id=uuid4())) for n in range(20) for talk in talks]
+        calls = [store.append(OWNER, id_, [message]) for id_, message in sends for store in (one, other)]
+        answers = await asyncio.gather(*calls)
+        assert answers[::2] == answers[1::2]
+        for talk in talks:
+            log = await whole_log(one, OWNER, talk.id)
+            assert seqs(log) == dense(20)
+            assert {message.id for message in log} == {m.id for id_, m in sends if id_ == talk.id}
+
+
+async def test_careful_appends_and_groups_take_turns(store: Store, talk: Conversation, sent: Commands) -> None:
+    """In one process no two transactions write one conversation at once: a conflict would cost both."""
+    branch = (await store.log(OWNER, talk.id))[0].id
+    calls = [
+        store.append(OWNER, talk.id, [user(f"{n}", **({"parent_id": branch} if n % 3 == 0 else {}))]) for n in range(30)
+    ]
+    changes = [store.update_conversation(OWNER, talk.id, ConversationChange(metadata={str(n): n})) for n in range(10)]
+    await asyncio.gather(*calls, *changes)
+    assert not [c for c in sent if "abortTransaction" in c]
+    assert seqs(await whole_log(store, OWNER, talk.id)) == dense(33)
+    assert len((await store.get_conversation(OWNER, talk.id)).metadata) == 10
+
+
+# --- removing --------------------------------------------------------------------------------------------
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("steps", range(1, 8))
+async def test_deletion_that_is_cut_off(
+    url: str, talk: Conversation, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    """A deletion that ends after any step left nothing to see; the next opening removes the rest."""
+    monkeypatch.setattr(documents, "SLICE", 10)
+    purge, done = documents.purge_slice, 0
+
+    async def killed(*arguments: Any) -> Any:
+        nonlocal done
+        done += 1
+        if done == steps:
+            raise Killed
+        return await purge(*arguments)
+
+    async with open_store(url) as store:
+        stored = await store.append(OWNER, talk.id, turns(40, "sage"))
+        monkeypatch.setattr(documents, "purge_slice", killed)
+        if steps < 7:
+            with pytest.raises(Killed):
+                await parts(store)._delete((OWNER, talk.id))
+        else:
+            assert await store.delete_conversation(OWNER, talk.id)
+    monkeypatch.setattr(documents, "purge_slice", purge)
+    left = raw(url).messages.count_documents({})
+    assert left == max(0, 43 - 10 * (steps - 1))
+    async with open_store(url, migrate=False) as store:
+        for call in CONVERSATION_CALLS.values():
+            if call is not CONVERSATION_CALLS["delete_conversation"]:
+                with pytest.raises(NotFound):
+                    await call(store, OWNER, talk.id, stored[5].id)
+        assert not await store.delete_conversation(OWNER, talk.id)
+        assert await whole_list(store, OWNER) == []
+        assert await whole_search(store, OWNER, "sage") == []
+    if steps % 2:
+        async with open_store(url):
+            assert raw(url).messages.count_documents({}) == 0
+            assert raw(url).conversations.count_documents({}) == 0
+    else:
+        async with open_store(url, migrate=False) as store:
+            again = await store.create_conversation(OWNER, NewConversation(id=talk.id, title="anew"))
+            assert again.last_seq == 0
+            assert await store.log(OWNER, talk.id) == []
+
+
+async def test_a_page_is_never_half_of_a_conversation(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads while a conversation is removed gets a whole page, or NotFound; never what was left for now."""
+    monkeypatch.setattr(documents, "SLICE", 10)
+    async with open_store(url) as store, open_store(url) as other:
+        for _ in range(6):
+            talk = await store.create_conversation(OWNER, NewConversation())
+            await store.append(OWNER, talk.id, turns(60))
+            removing = asyncio.create_task(other.delete_conversation(OWNER, talk.id))
+            while True:
+                try:
+                    page = await store.history(OWNER, talk.id, limit=60, order="asc")
+                    assert len(page.items) == 60
+                    assert seqs(await store.log(OWNER, talk.id)) == dense(60)
+                except NotFound:
+                    break
+            assert await removing
+
+
+# --- many shards -----------------------------------------------------------------------------------------
+
+
+async def test_on_mongos(url: str, store: Store, talk: Conversation, sent: Commands) -> None:
+    """Behind mongos foreign ids are hidden, and `db distribute` shards by owner: what is sent; no mongos runs here."""
+    with pytest.raises(InvalidInput, match="mongos"):
+        await store.distribute()
+    with pytest.raises(NotYours):
+        await store.get_conversation("bob", talk.id)
+    database = parts(store)._database
+    if not database.sharded:
+        database.sharded = True
+        with pytest.raises(StoreUnavailable):
+            await store.distribute()
+        (shard,) = [command for command in sent if "shardCollection" in command]
+        assert shard["shardCollection"].endswith(".users")
+        assert shard["key"] == {"owner_id": 1}
+    with pytest.raises(NotFound):
+        await store.get_conversation("bob", talk.id)
+
+
+# --- the recorder in front -------------------------------------------------------------------------------
+
+
+async def test_the_recorder_in_front(url: str, tmp_path: Path, failing: Failing) -> None:
+    """Messages that are recorded while commits fail are delivered once, and in order."""
+    async with open_store(url, write_timeout=0.2) as store:
+        talk = await store.create_conversation(OWNER, NewConversation())
+        async with Recorder(store, tmp_path / "journal") as recorder:
+            with failing("alwaysOn", "commitTransaction", "insert", **CONFLICT):
+                for number in range(60):
+                    recorder.record(OWNER, talk.id, "user", f"word {number}")
+                await asyncio.sleep(0.6)
+                assert recorder.stats().sent == 0
+            await recorder.flush(30)
+        log = await whole_log(store, OWNER, talk.id)
+    assert contents(log) == [f"word {number}" for number in range(60)]
+
+
+async def test_cancelled_callers_disturb_nobody(store: Store, talk: Conversation) -> None:
+    """Callers that go away leave their message stored or not, and the others' stored."""
+    ids = [uuid4() for _ in range(40)]
+    calls = [
+        asyncio.create_task(store.append(OWNER, talk.id, [NewMessage(id=i, role=Role.TOOL, content="x")])) for i in ids
+    ]
+    await asyncio.sleep(0.005)
+    for call in calls[::2]:
+        call.cancel()
+    outcomes = await asyncio.gather(*calls, return_exceptions=True)
+    assert all(isinstance(outcome, list) for outcome in outcomes[1::2])
+    for id_ in ids:
+        await store.append(OWNER, talk.id, [NewMessage(id=id_, role=Role.TOOL, content="x")])
+    assert seqs(await whole_log(store, OWNER, talk.id)) == dense(43)
