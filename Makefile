@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_COMPILE_BYTECODE := 1
 RUN := $(UV) run --frozen
 
-.PHONY: demo test lint bench openapi crash fuzz load recorder
+.PHONY: demo test lint bench openapi crash fuzz load recorder torture-mongodb
 
 demo: $(UV)  ## import a sample, serve it, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
@@ -33,6 +33,9 @@ load: $(UV)  ## 64 clients for 60 s on PostgreSQL, which stops for 5 s, while on
 recorder: $(UV)  ## 50 rounds of SIGKILL while the database comes and goes, then 5,000,000 messages
 	CHATKEEP_RECORDER_ROUNDS=50 $(RUN) pytest tests/test_recorder_crash.py -s
 	$(RUN) python -m benchmarks.soak
+
+torture-mongodb: $(UV)  ## URL=… of a database on a replica set: 20 rounds each of clients and, with KILL='command', servers killed
+	$(RUN) python -m benchmarks.torture_mongodb $(if $(URL),"$(URL)") $(if $(KILL),--kill "$(KILL)")
 
 openapi: $(UV)  ## write docs/openapi.json anew
 	$(RUN) python -m chatkeep.api.openapi > docs/openapi.json

@@ -57,6 +57,11 @@ class Mongod:
         self.process.kill()
         self.process.wait()
 
+    def crash(self) -> None:
+        """End it so, and start it again."""
+        self.kill()
+        self.start()
+
     def remove(self) -> None:
         """End it, and remove its folder."""
         self.kill()

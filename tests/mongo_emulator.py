@@ -5,7 +5,7 @@ What is added here, because the emulator lacks it:
 - transactions take turns, and writes outside of them wait: its own fail at the commit when anybody wrote
   anything since they began. So two transactions never conflict here; tests inject conflicts by failCommand;
 - an error in a transaction aborts it, and so does the end of the connection that ran it;
-- a document of more than 16 MB is refused;
+- a document of more than 16 MB is refused, and a collection that is there has its error code;
 - failCommand fails every command, also commits, and closes connections;
 - unique compound indexes and `_id: {$in}` are looked up by key, where it reads the whole collection.
 """
@@ -19,7 +19,7 @@ from mongoeco.core.query_plan import AndCondition, EqualsCondition, InCondition
 from mongoeco.engines import semantic_core
 from mongoeco.engines.memory import MemoryEngine
 from mongoeco.engines.virtual_indexes import document_in_virtual_index
-from mongoeco.errors import OperationFailure
+from mongoeco.errors import OperationFailure, PyMongoError
 from mongoeco.wire.proxy import AsyncMongoEcoProxyServer
 
 WRITES = {"insert", "update", "delete", "findAndModify", "create", "createIndexes", "drop", "dropDatabase"}
@@ -128,7 +128,7 @@ class Server(AsyncMongoEcoProxyServer):
             if name not in WRITES:
                 return await self._execute(context)
             async with self._free:
-                return await self._execute(context)
+                return await self._write(context, name)
         if body.get("startTransaction"):
             # The session began when the request was read; it must see what others commit before its turn.
             session = context.session
@@ -142,6 +142,14 @@ class Server(AsyncMongoEcoProxyServer):
                 return {"ok": 1.0}
             raise OperationFailure("the transaction was aborted", code=251, error_labels=("TransientTransactionError",))
         return await self._step(context, body, name)
+
+    async def _write(self, context: Any, name: str) -> dict[str, Any]:
+        try:
+            return await self._execute(context)
+        except PyMongoError as error:
+            if name == "create" and "already exists" in str(error):
+                raise OperationFailure(str(error), code=48) from None
+            raise
 
     async def _step(self, context: Any, body: Mapping[str, Any], name: str) -> dict[str, Any]:
         failed = True

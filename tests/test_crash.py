@@ -7,6 +7,7 @@ import asyncio
 import itertools
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -23,10 +24,11 @@ from chatkeep import Message, NewConversation, NewMessage, Role, Status, Store, 
 from chatkeep.testing import dense, path_to, seqs, whole_history, whole_log, whole_search
 
 if __name__ != "__main__":
+    from mongo import mongo_databases
     from postgres import databases
 
 OWNER = "ada"
-TASKS = {"sqlite": 8, "postgresql": 64}
+TASKS = {"sqlite": 8, "postgresql": 64, "mongodb": 16}
 """How many tasks of a process write at once, by the URL's scheme."""
 ROUNDS = int(os.environ.get("CHATKEEP_CRASH_ROUNDS", "6"))
 
@@ -165,14 +167,36 @@ class InPostgres:
         return counted
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def database(request: pytest.FixtureRequest, tmp_path: Path) -> InSqlite | InPostgres:
+class InMongo:
+    """The same on MongoDB, where only the client is killed."""
+
+    def __init__(self) -> None:
+        self.url = mongo_databases().clean()
+
+    async def settle(self) -> None:
+        """Let the server find out that the killed process is gone, and end its transactions."""
+        await asyncio.sleep(0.2)
+
+    async def count(self, pattern: str) -> int:
+        """How many messages are like `pattern`."""
+        where = {"content": {"$regex": re.escape(pattern.strip("%"))}}
+        counted: int = mongo_databases().database(self.url).messages.count_documents(where)
+        return counted
+
+
+type Place = InSqlite | InPostgres | InMongo
+
+
+@pytest.fixture(params=["sqlite", "postgres", "mongodb"])
+def database(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
     """A database of each kind in turn."""
-    return InSqlite(tmp_path / "chat.db") if request.param == "sqlite" else InPostgres()
+    if request.param == "sqlite":
+        return InSqlite(tmp_path / "chat.db")
+    return InPostgres() if request.param == "postgres" else InMongo()
 
 
 @pytest.mark.timeout(60 + 10 * ROUNDS)
-async def test_nothing_acknowledged_is_lost(database: InSqlite | InPostgres) -> None:
+async def test_nothing_acknowledged_is_lost(database: Place) -> None:
     """After SIGKILL at a random moment every acknowledged message is there, once, in its place; nothing by halves."""
     url = database.url
     async with open_store(url) as store:

@@ -21,7 +21,7 @@ EXAMPLES = os.environ.get("CHATKEEP_FUZZ_EXAMPLES", "5")
 SCHEMATHESIS = Path(sysconfig.get_path("scripts")) / "schemathesis"
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
+@pytest.fixture(params=["sqlite", "postgres", "mongodb"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database of each kind that a server of its own can use."""
     return STORES[request.param](tmp_path)

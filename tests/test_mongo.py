@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from benchmarks.torture_mongodb import Plan, torture
 from pymongo import monitoring
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, WriteError
 
@@ -47,7 +48,7 @@ from chatkeep.testing import (
     whole_log,
     whole_search,
 )
-from mongo import mongo_databases
+from mongo import Mongod, mongo_databases
 
 OWNER = "ada"
 
@@ -779,3 +780,19 @@ async def test_cancelled_callers_disturb_nobody(store: Store, talk: Conversation
     for id_ in ids:
         await store.append(OWNER, talk.id, [NewMessage(id=id_, role=Role.TOOL, content="x")])
     assert seqs(await whole_log(store, OWNER, talk.id)) == dense(43)
+
+
+@pytest.mark.timeout(300)
+async def test_torture_in_short(url: str) -> None:
+    """Processes append to the same conversations, some messages twice at once, and one is killed: nothing is lost.
+
+    Where the tests started a mongod it is killed, too. `make torture-mongodb` does this at length.
+    """
+    plan = Plan(rounds=2, processes=3, writers=6, conversations=4, seconds=1.0)
+    counts = await asyncio.to_thread(torture, url, plan, kind="client")
+    assert counts.good, counts
+    assert counts.acknowledged > 20
+    server = mongo_databases().server
+    if isinstance(server, Mongod):
+        counts = await asyncio.to_thread(torture, url, plan, kind="server", kill=server.crash)
+        assert counts.good, counts
