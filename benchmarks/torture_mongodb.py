@@ -23,6 +23,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from uuid import UUID, uuid4
 
+from benchmarks.mongodb_server import Mongod, with_database
 from chatkeep import Message, NewConversation, NewMessage, Role, Store, StoreUnavailable, open_store
 from chatkeep.testing import dense, seqs, whole_log
 
@@ -212,12 +213,9 @@ def main() -> int:
     program = shutil.which("mongod")
     if program is None:
         parser.error("give the URL of a database on a replica set, or put mongod on PATH")
-    sys.path.insert(0, "tests")
-    from mongo import Mongod
-
     server = Mongod(program)
     try:
-        return report(server.url.replace("/?", f"/torture_{uuid4().hex}?"), plan, server.crash)
+        return report(with_database(server.url, "torture"), plan, server.crash)
     finally:
         server.remove()
 

@@ -8,8 +8,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
@@ -17,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from benchmarks.postgres_server import free_port
+from benchmarks.mongodb_server import Mongod, with_database
 from pymongo import MongoClient
 from pymongo.errors import PyMongoError
 
@@ -27,45 +25,6 @@ EMULATED = (
     "emulated: transactions take turns (conflicts are injected), durability, read and write concerns, explain, mongos"
 )
 COLLECTIONS = ("conversations", "messages", "users", "api_keys", "requests")
-
-
-class Mongod:
-    """A mongod of one's own: a replica set of one node, on a port of its own."""
-
-    kind = "mongod, started by the tests as a replica set of one node"
-
-    def __init__(self, program: str) -> None:
-        self.folder = Path(tempfile.mkdtemp(prefix="chatkeep-mongo-"))
-        self.port = free_port()
-        self._command = [program, "--replSet", "rs0", "--port", str(self.port), "--bind_ip", "127.0.0.1",
-                         "--dbpath", str(self.folder), "--setParameter", "enableTestCommands=1"]  # fmt: skip
-        self.url = f"mongodb://127.0.0.1:{self.port}/?replicaSet=rs0"
-        self.start()
-        client: MongoClient[dict[str, Any]] = MongoClient(f"mongodb://127.0.0.1:{self.port}/?directConnection=true")
-        member = {"_id": 0, "host": f"127.0.0.1:{self.port}"}
-        client.admin.command("replSetInitiate", {"_id": "rs0", "members": [member]})
-        while not client.admin.command("hello")["isWritablePrimary"]:
-            time.sleep(0.05)
-        client.close()
-
-    def start(self) -> None:
-        """Start it; clients wait for it by themselves."""
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
-
-    def kill(self) -> None:
-        """End it as a crash does."""
-        self.process.kill()
-        self.process.wait()
-
-    def crash(self) -> None:
-        """End it so, and start it again."""
-        self.kill()
-        self.start()
-
-    def remove(self) -> None:
-        """End it, and remove its folder."""
-        self.kill()
-        shutil.rmtree(self.folder)
 
 
 class Emulator:
@@ -124,7 +83,7 @@ class Databases:
         """The URL of a new database without a schema."""
         name = f"chatkeep_{uuid4().hex}"
         self._made.add(name)
-        return urlsplit(self.server.url)._replace(path=f"/{name}").geturl()
+        return with_database(self.server.url, name)
 
     def clean(self) -> str:
         """The URL of a database with nothing in it: always the same, emptied each time."""

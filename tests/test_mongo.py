@@ -10,6 +10,7 @@ from typing import Any
 from uuid import uuid4
 
 import pytest
+from benchmarks.mongodb_server import Mongod
 from benchmarks.torture_mongodb import Plan, torture
 from pymongo import monitoring
 from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, WriteError
@@ -48,7 +49,7 @@ from chatkeep.testing import (
     whole_log,
     whole_search,
 )
-from mongo import Mongod, mongo_databases
+from mongo import mongo_databases
 
 OWNER = "ada"
 

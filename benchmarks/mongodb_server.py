@@ -1,0 +1,86 @@
+"""A MongoDB server of one's own, in a temporary folder: for benches, tests and torture."""
+
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+from uuid import uuid4
+
+from pymongo import MongoClient
+
+from benchmarks.postgres_server import free_port
+
+
+class Mongod:
+    """A mongod, as a replica set of one node on a port of its own."""
+
+    kind = "mongod, started as a replica set of one node"
+
+    def __init__(self, program: str) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="chatkeep-mongo-"))
+        self.port = free_port()
+        self._command = [program, "--replSet", "rs0", "--port", str(self.port), "--bind_ip", "127.0.0.1",
+                         "--dbpath", str(self.folder), "--setParameter", "enableTestCommands=1"]  # fmt: skip
+        self.url = f"mongodb://127.0.0.1:{self.port}/?replicaSet=rs0"
+        self.start()
+        client: MongoClient[dict[str, Any]] = MongoClient(f"mongodb://127.0.0.1:{self.port}/?directConnection=true")
+        member = {"_id": 0, "host": f"127.0.0.1:{self.port}"}
+        client.admin.command("replSetInitiate", {"_id": "rs0", "members": [member]})
+        while not client.admin.command("hello")["isWritablePrimary"]:
+            time.sleep(0.05)
+        client.close()
+
+    def start(self) -> None:
+        """Start it; clients wait for it by themselves."""
+        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+
+    def crash(self) -> None:
+        """End it as a crash does, and start it again."""
+        self._kill()
+        self.start()
+
+    def remove(self) -> None:
+        """End it, and remove its folder."""
+        self._kill()
+        shutil.rmtree(self.folder)
+
+    def _kill(self) -> None:
+        self.process.kill()
+        self.process.wait()
+
+
+def with_database(url: str, name: str) -> str:
+    """The URL of a database on the server that a URL names."""
+    return urlsplit(url)._replace(path=f"/{name}").geturl()
+
+
+@contextmanager
+def serving() -> Iterator[str | None]:
+    """The URL of a real server: the one that is given, or one of its own; None where there is none."""
+    given, program = os.environ.get("CHATKEEP_TEST_MONGODB_URL"), shutil.which("mongod")
+    if given or program is None:
+        yield given
+        return
+    server = Mongod(program)
+    try:
+        yield server.url
+    finally:
+        server.remove()
+
+
+@contextmanager
+def fresh_database(server: str) -> Iterator[str]:
+    """The URL of a new database, which goes afterwards."""
+    name = f"bench_{uuid4().hex}"
+    try:
+        yield with_database(server, name)
+    finally:
+        client: MongoClient[dict[str, Any]] = MongoClient(server)
+        client.drop_database(name)
+        client.close()

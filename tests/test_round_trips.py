@@ -1,0 +1,53 @@
+"""What one database exports another one imports and exports again: the same bytes, whatever lies between."""
+
+import gzip
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from chatkeep.jsonl import export_lines, import_lines
+from chatkeep.store import open_store
+from conftest import STORES
+
+DATA = Path(__file__).parents[2] / "shared" / "data" / "conversations"
+SAMPLE = Path(__file__).parents[1] / "examples" / "conversations.jsonl"
+OWNER = "ada"
+LINES = 40
+"""Conversations that are taken of each data set: the emulator of MongoDB takes a millisecond for a message."""
+
+
+def sources() -> Iterator[Path]:
+    """The sample, and the real data sets where they are."""
+    yield SAMPLE
+    yield from sorted(DATA.glob("*.jsonl.gz"))
+
+
+def lines_of(path: Path) -> list[bytes]:
+    """The first lines of a data set."""
+    if path.suffix != ".gz":
+        return path.read_bytes().splitlines(keepends=True)
+    with gzip.open(path) as lines:
+        return list(islice(lines, LINES))
+
+
+async def through(url: str, lines: list[bytes]) -> bytes:
+    """What a store exports after it imported some lines."""
+    async with open_store(url) as store:
+        errors = [result.error async for result in import_lines(store, OWNER, lines)]
+        assert errors == [None] * len(lines)
+        return "".join([piece async for piece in export_lines(store, OWNER)]).encode()
+
+
+@pytest.mark.parametrize("path", list(sources()), ids=lambda path: path.name)
+async def test_through_every_database(path: Path, tmp_path: Path) -> None:
+    """SQLite → MongoDB → PostgreSQL → SQLite: each export is the one before it, to the byte."""
+    (tmp_path / "first").mkdir()
+    first = await through(STORES["sqlite"](tmp_path / "first"), lines_of(path))
+    assert first.count(b"\n") == len(lines_of(path))
+    exported = first
+    for name in ("mongodb", "postgres", "sqlite"):
+        exported = await through(STORES[name](tmp_path), exported.splitlines(keepends=True))
+        assert exported == first, name
+    assert await through(STORES["mongodb"](tmp_path), lines_of(path)) == first
