@@ -25,6 +25,7 @@ BENCHES = (
     "peers",
     "postgres",
     "postgres_peers",
+    "mongodb",
     "recorder",
 )
 

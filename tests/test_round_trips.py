@@ -14,7 +14,7 @@ from conftest import STORES
 DATA = Path(__file__).parents[2] / "shared" / "data" / "conversations"
 SAMPLE = Path(__file__).parents[1] / "examples" / "conversations.jsonl"
 OWNER = "ada"
-LINES = 40
+LINES = 12
 """Conversations that are taken of each data set: the emulator of MongoDB takes a millisecond for a message."""
 
 
