@@ -32,7 +32,7 @@ from chatkeep import (
     open_store,
 )
 from chatkeep.recorder import Recorder
-from chatkeep.stores import mongo_documents as documents
+from chatkeep.stores import mongo_removal as removal
 from chatkeep.stores.mongo import MongoStore
 from chatkeep.stores.mongo_schema import INDEXES, VALIDATORS
 from chatkeep.testing import (
@@ -653,7 +653,12 @@ async def test_careful_appends_and_groups_take_turns(store: Store, talk: Convers
     ]
     changes = [store.update_conversation(OWNER, talk.id, ConversationChange(metadata={str(n): n})) for n in range(10)]
     await asyncio.gather(*calls, *changes)
-    assert not [c for c in sent if "abortTransaction" in c]
+    begun: set[str] = set()
+    for command in sent:
+        if "autocommit" in command:
+            name = f"{command['lsid']}{command['txnNumber']}"
+            assert not begun - {name}, "the one before has not ended"
+            begun = set() if "commitTransaction" in command else {name}
     assert seqs(await whole_log(store, OWNER, talk.id)) == dense(33)
     assert len((await store.get_conversation(OWNER, talk.id)).metadata) == 10
 
@@ -670,8 +675,8 @@ async def test_deletion_that_is_cut_off(
     url: str, talk: Conversation, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     """A deletion that ends after any step left nothing to see; the next opening removes the rest."""
-    monkeypatch.setattr(documents, "SLICE", 10)
-    purge, done = documents.purge_slice, 0
+    monkeypatch.setattr(removal, "SLICE", 10)
+    purge, done = removal.purge_slice, 0
 
     async def killed(*arguments: Any) -> Any:
         nonlocal done
@@ -682,13 +687,13 @@ async def test_deletion_that_is_cut_off(
 
     async with open_store(url) as store:
         stored = await store.append(OWNER, talk.id, turns(40, "sage"))
-        monkeypatch.setattr(documents, "purge_slice", killed)
+        monkeypatch.setattr(removal, "purge_slice", killed)
         if steps < 7:
             with pytest.raises(Killed):
                 await parts(store)._delete((OWNER, talk.id))
         else:
             assert await store.delete_conversation(OWNER, talk.id)
-    monkeypatch.setattr(documents, "purge_slice", purge)
+    monkeypatch.setattr(removal, "purge_slice", purge)
     left = raw(url).messages.count_documents({})
     assert left == max(0, 43 - 10 * (steps - 1))
     async with open_store(url, migrate=False) as store:
@@ -712,7 +717,7 @@ async def test_deletion_that_is_cut_off(
 
 async def test_a_page_is_never_half_of_a_conversation(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Who reads while a conversation is removed gets a whole page, or NotFound; never what was left for now."""
-    monkeypatch.setattr(documents, "SLICE", 10)
+    monkeypatch.setattr(removal, "SLICE", 10)
     async with open_store(url) as store, open_store(url) as other:
         for _ in range(6):
             talk = await store.create_conversation(OWNER, NewConversation())

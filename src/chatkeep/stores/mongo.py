@@ -32,12 +32,14 @@ from chatkeep.model import (
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions
 from chatkeep.stores import mongo_documents as documents
+from chatkeep.stores import mongo_removal as removal
 from chatkeep.stores import mongo_schema as schema
 from chatkeep.stores.append import Placed, State, check, ids_to_look_up, plan
 from chatkeep.stores.group_commit import GroupCommit
 from chatkeep.stores.mongo_access import MongoAccess
 from chatkeep.stores.mongo_database import Database, Document, View
-from chatkeep.stores.mongo_documents import Item, Key, Removed
+from chatkeep.stores.mongo_documents import Item, Key
+from chatkeep.stores.mongo_removal import Removed
 from chatkeep.stores.window import Window, list_scope, valid_page
 from chatkeep.tree import Position, Segment, Tree
 from chatkeep.words import query_phrases
@@ -223,7 +225,7 @@ class MongoStore(Store):
         await schema.migrate(self._database, revision)
         self._has_schema = False
         if revision in ("head", schema.HEAD):
-            for owner in await self._database.read(documents.owners_with_remains):
+            for owner in await self._database.read(removal.owners_with_remains):
                 await self._purge(owner)
             while self._options.search and await self._database.write_one(documents.index_slice):
                 pass
@@ -395,7 +397,7 @@ class MongoStore(Store):
         return documents.to_conversation({**thread, **new})
 
     async def _delete(self, key: Key) -> bool:
-        hidden = await self._database.write_one(lambda view: documents.hide(view, key))
+        hidden = await self._database.write_one(lambda view: removal.hide(view, key))
         if hidden:
             await self._purge(key[0])
             return True
@@ -407,16 +409,16 @@ class MongoStore(Store):
     async def _purge(self, owner: str) -> Removed:
         """Remove the hidden conversations of an owner in slices, and count what went."""
         total = Removed()
-        while removed := await self._database.write_one(lambda view: documents.purge_slice(view, owner)):
+        while removed := await self._database.write_one(lambda view: removal.purge_slice(view, owner)):
             total = Removed(*map(sum, zip(total, removed, strict=True)))
         return total
 
     async def _erase(self, owner: str) -> ErasureReceipt:
         total, remaining = Removed(), None
         while remaining is None:
-            await self._database.write_one(lambda view: documents.hide_all(view, owner))
+            await self._database.write_one(lambda view: removal.hide_all(view, owner))
             total = Removed(*map(sum, zip(total, await self._purge(owner), strict=True)))
-            remaining = await self._database.write_one(lambda view: documents.remove_owner(view, owner))
+            remaining = await self._database.write_one(lambda view: removal.remove_owner(view, owner))
         forgotten = await self._access.forget_owner(owner)
         return ErasureReceipt(
             owner_id=owner,

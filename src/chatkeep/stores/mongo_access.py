@@ -4,14 +4,14 @@ from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
 
-from bson.int64 import Int64
 from pymongo.errors import DuplicateKeyError
 
 from chatkeep.access import IDS_CLASH, KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged
 from chatkeep.errors import Conflict
-from chatkeep.model import from_micros, now, to_micros, valid_owner
-from chatkeep.stores import mongo_documents as documents
+from chatkeep.model import now, valid_owner
+from chatkeep.stores import mongo_removal as removal
 from chatkeep.stores.mongo_database import Database, Document, View
+from chatkeep.stores.mongo_documents import micros
 
 
 class MongoAccess(Access):
@@ -27,8 +27,8 @@ class MongoAccess(Access):
             "secret_hash": secret_hash,
             "name": key.name,
             "scopes": list(key.scopes),
-            "created_at": _micros(key.created_at),
-            "expires_at": None if key.expires_at is None else _micros(key.expires_at),
+            "created_at": micros(key.created_at),
+            "expires_at": None if key.expires_at is None else micros(key.expires_at),
             "last_used_at": None,
         }
 
@@ -55,7 +55,7 @@ class MongoAccess(Access):
         return gone.deleted_count == 1
 
     async def key_used(self, key_id: str, moment: datetime) -> None:
-        change = {"$set": {"last_used_at": _micros(moment)}}
+        change = {"$set": {"last_used_at": micros(moment)}}
         await self._database.write_one(lambda view: view.api_keys.update_one({"_id": key_id}, change))
 
     async def begin_request(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
@@ -96,22 +96,22 @@ class MongoAccess(Access):
 
     async def _move_conversations(self, old: str, new: str) -> int:
         """Give conversations away one by one: each belongs to one of the two at any time, and all in the end."""
-        ids = await self._database.read(lambda view: documents.ids_of(view, old))
+        ids = await self._database.read(lambda view: removal.ids_of(view, old))
         if not ids:
             return 0
-        if not set(ids).isdisjoint(await self._database.read(lambda view: documents.ids_of(view, new))):
+        if not set(ids).isdisjoint(await self._database.read(lambda view: removal.ids_of(view, new))):
             raise Conflict(IDS_CLASH)
         user = {"_id": new, "owner_id": new}
-        created = {"$setOnInsert": {"created_at": _micros(now())}}
+        created = {"$setOnInsert": {"created_at": micros(now())}}
         await self._database.write_one(lambda view: view.users.update_one(user, created, upsert=True))
         moved = 0
         for id_ in ids:
-            moved += await self._database.write(lambda view, id_=id_: documents.move(view, id_, old, new))  # type: ignore[misc]
+            moved += await self._database.write(lambda view, id_=id_: removal.move(view, id_, old, new))  # type: ignore[misc]
         await self._database.write_one(lambda view: view.users.delete_one({"_id": old, "owner_id": old}))
         return moved
 
     async def _forget_old(self, owner: str) -> None:
-        where = {"owner_id": owner, "expires_at": {"$lte": _micros(now())}}
+        where = {"owner_id": owner, "expires_at": {"$lte": micros(now())}}
         if await self._database.read(lambda view: view.requests.find_one(where, {"_id": 1})):
             await self._database.write_one(lambda view: view.requests.delete_many(where))
 
@@ -119,11 +119,11 @@ class MongoAccess(Access):
 async def _taken(view: View, owner: str, key: str, fingerprint: bytes) -> bool:
     """Take the right to execute a request where nobody has it, or has lost it."""
     moment = now()
-    past = _micros(moment)
+    past = micros(moment)
     values = {
         "fingerprint": fingerprint,
-        "lease_until": _micros(moment + LEASE),
-        "expires_at": _micros(moment + KEPT),
+        "lease_until": micros(moment + LEASE),
+        "expires_at": micros(moment + KEPT),
     }
     try:
         await view.requests.insert_one({**_one(owner, key), **values})
@@ -137,10 +137,6 @@ async def _taken(view: View, owner: str, key: str, fingerprint: bytes) -> bool:
 
 def _one(owner: str, key: str) -> Document:
     return {"_id": {"o": owner, "k": key}, "owner_id": owner}
-
-
-def _micros(moment: datetime) -> Int64:
-    return Int64(to_micros(moment))
 
 
 def _to_key(document: Mapping[str, Any]) -> ApiKey:

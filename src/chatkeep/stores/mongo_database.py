@@ -105,8 +105,8 @@ class Database:
         if not name:
             raise InvalidInput("a MongoDB URL names a database: mongodb://host/database", got=self.name)
         self._database_name = name
-        milliseconds = int(pool_timeout * 1_000)
-        values = ("majority", True, "majority", milliseconds, milliseconds, pool_size, "chatkeep")
+        patience, wait = int(min(pool_timeout, write_timeout) * 1_000), int(pool_timeout * 1_000)
+        values = ("majority", True, "majority", patience, wait, pool_size, "chatkeep")
         given = {key.lower(): value for key, value in parse_qsl(parts.query, keep_blank_values=True)}
         if given.get("w") == "0":  # with which the driver takes no journal
             given["journal"] = ""
@@ -134,8 +134,10 @@ class Database:
             view = await self.view()
             try:
                 return await work(view)
-            except AutoReconnect:
-                return await work(view)
+            except AutoReconnect as error:
+                if isinstance(error, ServerSelectionTimeoutError):
+                    raise
+            return await work(view)
 
     async def write_one[T](self, work: Work[T]) -> T:
         """Run `work`, which writes with one operation, again while that may help, until the time is over."""
@@ -155,7 +157,9 @@ class Database:
         with self.translating(), self.writing():
             try:
                 return await self._repeat(lambda view, deadline: self._transaction(view, work, deadline), met_another)
-            except OperationFailure:
+            except (OperationFailure, DocumentTooLarge) as error:
+                if met_another(error):
+                    raise
                 return None
 
     async def aclose(self) -> None:
@@ -276,7 +280,7 @@ def is_duplicate(error: Exception) -> bool:
 
 def is_lost(error: Exception) -> bool:
     """Whether another connection may do better. Whether the operation was executed is not known."""
-    return isinstance(error, AutoReconnect) and not isinstance(error, ServerSelectionTimeoutError)
+    return isinstance(error, AutoReconnect)
 
 
 def met_another(error: Exception) -> bool:

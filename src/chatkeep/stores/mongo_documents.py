@@ -41,7 +41,7 @@ from chatkeep.model import (
     to_micros,
     valid_id,
 )
-from chatkeep.store import ListOrder
+from chatkeep.store import MAX_LIMIT, ListOrder
 from chatkeep.stores.append import Known, Placed, State, plan
 from chatkeep.stores.mongo_database import MAX_DOCUMENT_BYTES, TOO_LARGE, Document, View
 from chatkeep.stores.window import Window
@@ -50,9 +50,6 @@ from chatkeep.words import holds, index_words, query_words, snippet
 
 type Key = tuple[str, UUID]
 """The owner, and the conversation."""
-
-SLICE = 5_000
-"""Messages that are removed at once at most, so that nobody waits long for it."""
 
 INDEX_SLICE = 500
 """Messages that are indexed at once at most."""
@@ -88,7 +85,8 @@ def _time(micros: int | None) -> datetime | None:
     return None if micros is None else from_micros(micros)
 
 
-def _micros(moment: datetime) -> Int64:
+def micros(moment: datetime) -> Int64:
+    """A time as it is stored."""
     return Int64(to_micros(moment))
 
 
@@ -133,8 +131,8 @@ def new_conversation(key: Key, new: NewConversation, *, slot: bool) -> Document:
         "runs": None,
         "straight": True,
         "fingerprint": new.fingerprint(),
-        "created_at": _micros(moment),
-        "updated_at": _micros(updated_at or moment),
+        "created_at": micros(moment),
+        "updated_at": micros(updated_at or moment),
         **({"slot": True} if slot else {}),
     }
 
@@ -294,7 +292,7 @@ def saved(state: State) -> Document:
         "straight": runs is None and head_seq == state.tree.last_seq,
         "title": state.title,
     }
-    return {"$set": values, "$max": {"updated_at": _micros(state.updated_at)}}
+    return {"$set": values, "$max": {"updated_at": micros(state.updated_at)}}
 
 
 def to_document(key: Key, placed: Placed, *, search: bool) -> Document:
@@ -311,7 +309,7 @@ def to_document(key: Key, placed: Placed, *, search: bool) -> Document:
         "role": message.role.value,
         "content": message.content,
         "status": message.status.value,
-        "created_at": _micros(message.created_at),
+        "created_at": micros(message.created_at),
         "fingerprint": fingerprint,
     }
     if position.depth < position.seq:
@@ -323,7 +321,7 @@ def to_document(key: Key, placed: Placed, *, search: bool) -> Document:
     if message.external_id is not None:
         document["external_id"] = message.external_id
     if message.sent_at is not None:
-        document["sent_at"] = _micros(message.sent_at)
+        document["sent_at"] = micros(message.sent_at)
     return document | ({"words": index_words(message.content)} if search else {"unindexed": True})
 
 
@@ -338,7 +336,7 @@ async def append_alone(view: View, item: Item, moment: datetime, *, search: bool
     change = {
         "$inc": {"last_seq": 1, "head_seq": 1},
         "$set": {"head_id": item.message.id},
-        "$max": {"updated_at": _micros(moment)},
+        "$max": {"updated_at": micros(moment)},
     }
     before = await view.conversations.find_one_and_update(where, change, BEFORE, session=view.session)
     if before is None:
@@ -433,7 +431,7 @@ async def messages(
         sort=[("seq", direction)],
         limit=limit,
         skip=skip,
-        batch_size=limit or SLICE,
+        batch_size=limit or MAX_LIMIT,
         session=view.session,
     )
     return [to_message(document) for document in await cursor.to_list()]
@@ -582,92 +580,3 @@ async def index_slice(view: View) -> bool:
     if updates:
         await view.messages.bulk_write(updates, ordered=False)
     return bool(found)
-
-
-# --- removing --------------------------------------------------------------------------------------------
-
-
-async def owners_with_remains(view: View) -> list[str]:
-    """Owners of conversations that were being removed when the process ended."""
-    found = await view.conversations.find({"deleted_at": {"$gt": 0}}, {"owner_id": 1}).to_list()
-    return sorted({each["owner_id"] for each in found})
-
-
-def _hidden() -> Document:
-    return {"$set": {"deleted_at": _micros(now())}, "$unset": {"slot": ""}}
-
-
-async def hide(view: View, key: Key) -> bool:
-    """Make a conversation invisible; its messages are removed next. Say whether there was one."""
-    return (await view.conversations.update_one(conversation_filter(key), _hidden())).modified_count == 1
-
-
-async def hide_all(view: View, owner: str) -> None:
-    """Make all conversations of an owner invisible."""
-    await view.conversations.update_many({"owner_id": owner, "deleted_at": None}, _hidden())
-
-
-class Removed(NamedTuple):
-    """What a slice of removing took away."""
-
-    conversations: int = 0
-    messages: int = 0
-    indexed: int = 0
-
-
-async def purge_slice(view: View, owner: str) -> Removed | None:
-    """Remove some of an owner's hidden documents, a conversation after its messages; None when there are none."""
-    where = {"owner_id": owner, "deleted_at": {"$gt": 0}}
-    found = await view.conversations.find_one(where, {"id": 1})
-    if found is None:
-        return None
-    key = owner, found["id"]
-    last = await view.messages.find(
-        message_filter(key), {"seq": 1}, sort=[("seq", ASCENDING)], limit=1, skip=SLICE - 1
-    ).to_list()
-    upto = message_filter(key, **({"seq": {"$lte": last[0]["seq"]}} if last else {}))
-    indexed = await view.messages.count_documents({**upto, "words": {"$exists": True}, "content": {"$ne": ""}})
-    gone = (await view.messages.delete_many(upto)).deleted_count
-    if last:
-        return Removed(0, gone, indexed)
-    removed = await view.conversations.delete_one({"_id": found["_id"], **where})
-    return Removed(removed.deleted_count, gone, indexed)
-
-
-async def remove_owner(view: View, owner: str) -> int | None:
-    """Remove the owner and count what is left; None where a conversation was created in the meantime."""
-    await view.users.delete_one({"_id": owner, "owner_id": owner})
-    if await view.conversations.find_one({"owner_id": owner}, {"_id": 1}) is not None:
-        return None
-    left = await view.messages.count_documents({"owner_id": owner})
-    return left + await view.users.count_documents({"owner_id": owner})
-
-
-# --- another owner ---------------------------------------------------------------------------------------
-
-
-async def ids_of(view: View, owner: str) -> list[UUID]:
-    """The ids of all conversations of an owner, hidden ones too."""
-    return [each["id"] for each in await view.conversations.find({"owner_id": owner}, {"id": 1}).to_list()]
-
-
-async def move(view: View, id_: UUID, old: str, new: str) -> bool:
-    """Give one conversation with its messages to another owner, in one transaction."""
-    talk = await view.conversations.find_one(conversation_filter((old, id_)), session=view.session)
-    if talk is None:
-        return False
-    if talk.get("slot") and await _slot_taken(view, new, talk["context_id"]):
-        del talk["slot"]
-    found = await view.messages.find(message_filter((old, id_)), session=view.session).to_list()
-    moved = [{**each, "_id": message_id((new, id_), each["_id"]["m"]), "owner_id": new} for each in found]
-    await view.messages.delete_many(message_filter((old, id_)), session=view.session)
-    await view.conversations.delete_one(conversation_filter((old, id_)), session=view.session)
-    await view.conversations.insert_one({**talk, "_id": {"o": new, "c": id_}, "owner_id": new}, session=view.session)
-    for start in range(0, len(moved), SLICE):
-        await view.messages.insert_many(moved[start : start + SLICE], session=view.session)
-    return True
-
-
-async def _slot_taken(view: View, owner: str, context_id: str | None) -> bool:
-    where = {"owner_id": owner, "context_id": context_id, "slot": True}
-    return await view.conversations.find_one(where, {"_id": 1}, session=view.session) is not None
