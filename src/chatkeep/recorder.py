@@ -237,6 +237,7 @@ class Recorder:
                 counts.unsent_bytes += size
                 return True
             if self._when_full == "raise":
+                counts.dropped += 1
                 raise RecorderFull(
                     f"the recorder holds {self._max_bytes:,} bytes that the store has not acknowledged;"
                     " try again later, or give it a larger max_bytes"
