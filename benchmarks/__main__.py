@@ -26,6 +26,7 @@ BENCHES = (
     "postgres",
     "postgres_peers",
     "recorder",
+    "voice_frames",
 )
 
 

@@ -17,7 +17,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from functools import singledispatch
 from typing import TYPE_CHECKING, Any
 from uuid import UUID
 
@@ -235,15 +234,23 @@ type _Handlers = Mapping[type, Callable[[Any], None]]
 
 
 def _by_kind(handlers: _Handlers) -> Callable[[object, object], None]:
-    """A handler of frame events that gives a frame to the function for its kind."""
-    handle = singledispatch(_ignore)
-    for kind, handler in handlers.items():
-        handle.register(kind, handler)
-    return lambda _processor, frame: handle(frame)
+    """A handler of frame events that gives a frame to the function for its kind, or for a kind that it is one of.
 
+    It sees every frame, fifty times a second, of which nearly none says anything that is recorded: what is to
+    be done with a kind of frame is found out once.
+    """
+    known: dict[type, Callable[[Any], None] | None] = {}
 
-def _ignore(_frame: object) -> None:
-    """Most frames say nothing that is recorded."""
+    def handle(_processor: object, frame: object) -> None:
+        try:
+            handler = known[type(frame)]
+        except KeyError:
+            found = (handlers[kind] for kind in type(frame).__mro__ if kind in handlers)
+            handler = known[type(frame)] = next(found, None)
+        if handler is not None:
+            handler(frame)
+
+    return handle
 
 
 def _is_twin(frame: "f.Frame") -> bool:
