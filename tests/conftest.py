@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 import pgbouncer
+import redis_server
 from postgres import databases
 
 pytest.register_assert_rewrite("chatkeep.testing")
@@ -30,7 +31,7 @@ opened_with_sqlite3: list[str] = []
 
 def pytest_report_header() -> list[str]:
     """Say which servers the stores are tested on. A database that cannot be had fails the run: none is skipped."""
-    return [databases().version(), pgbouncer.version()]
+    return [databases().version(), pgbouncer.version(), redis_server.version()]
 
 
 def pytest_unconfigure() -> None:
