@@ -27,6 +27,7 @@ BENCHES = (
     "postgres_peers",
     "mongodb",
     "recorder",
+    "voice_frames",
 )
 
 

@@ -10,6 +10,7 @@ import pytest
 from hypothesis import settings
 
 import pgbouncer
+import redis_server
 from mongo import mongo_databases
 from postgres import databases
 
@@ -32,7 +33,7 @@ opened_with_sqlite3: list[str] = []
 
 def pytest_report_header() -> list[str]:
     """Say which servers the stores are tested on. A database that cannot be had fails the run: none is skipped."""
-    return [databases().version(), pgbouncer.version(), mongo_databases().version()]
+    return [databases().version(), mongo_databases().version(), pgbouncer.version(), redis_server.version()]
 
 
 def pytest_unconfigure() -> None:

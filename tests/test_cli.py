@@ -18,7 +18,7 @@ import httpx2
 import pytest
 from typer.testing import CliRunner, Result
 
-from chatkeep import __main__, cli
+from chatkeep import __main__, cli, terminal
 from chatkeep.migrations import HEAD
 
 SAMPLE = Path(__file__).parents[1] / "examples" / "conversations.jsonl"
@@ -39,7 +39,7 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
     """The environment of a user with an empty home and a wide terminal."""
     for name in [name for name in os.environ if name.startswith(("CHATKEEP_", "XDG_"))]:
         monkeypatch.delenv(name)
-    monkeypatch.setattr(cli.out, "width", 160)
+    monkeypatch.setattr(terminal.out, "width", 160)
     return dict(os.environ) | {"HOME": str(tmp_path), "COLUMNS": "160", "NO_COLOR": "1"}
 
 

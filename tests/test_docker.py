@@ -22,6 +22,14 @@ def test_the_dockerfile_is_clean() -> None:
     assert "\nUSER 10001\n" in (ROOT / "Dockerfile").read_text("utf-8")
 
 
+def test_compose_keeps_the_specification() -> None:
+    """The Compose specification's JSON schema finds nothing: no key is misspelled, no value of the wrong kind."""
+    judge = Path(sysconfig.get_path("scripts")) / "check-jsonschema"
+    schema = ["--builtin-schema", "vendor.compose-spec"]
+    done = subprocess.run([judge, *schema, ROOT / "compose.yaml"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stdout
+
+
 def test_settings_that_the_files_use_exist() -> None:
     """Every CHATKEEP_ variable in them is a setting, and every secret has to be given."""
     names = {f"CHATKEEP_{name.upper()}" for name in Settings.model_fields}

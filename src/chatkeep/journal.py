@@ -20,6 +20,7 @@ from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import IO, Any, NamedTuple, cast
 from uuid import UUID
+from weakref import WeakSet
 
 import apsw
 
@@ -28,9 +29,9 @@ from chatkeep.model import NewMessage, now, to_micros
 
 logger = logging.getLogger(__name__)
 
-POLL_SECONDS = 0.003
-"""How often the writer looks for something to do. It is never woken: to wake a thread costs whoever does it
-7 to 25 µs, and this half a percent of a core."""
+POLL_SECONDS = (0.003, 0.008)
+"""How often the writer looks for something to do, at work and when nothing came for a while. It is never woken:
+to wake a thread costs whoever does it 7 to 25 µs, and this half a percent of a core at most."""
 
 LOOK_SECONDS = 0.25
 """How often the writer looks whether another process changed the file, and tidies up."""
@@ -175,6 +176,7 @@ class Journal:
         self._lock = _locked(path)
         try:
             self._connection = open_journal(path, create=True)
+            self._checkpointer = open_journal(path)
             self._log = os.open(f"{path}-wal", os.O_RDWR | os.O_CREAT, 0o600)
         except BaseException:
             self._lock.close()
@@ -190,6 +192,7 @@ class Journal:
         self._syncer = threading.Thread(target=self._sync_forever, name="chatkeep-journal-sync", daemon=True)
         self._writer.start()
         self._syncer.start()
+        _open.add(self)
         atexit.register(self.close)  # a program may end without closing: what was put is written all the same
 
     def oldest_age(self) -> float:
@@ -219,6 +222,7 @@ class Journal:
         with self._dirty:
             self._dirty.notify()
         self._syncer.join()
+        self._checkpointer.close()
         self._connection.close()
         os.close(self._log)
         self._lock.close()
@@ -226,19 +230,23 @@ class Journal:
     # --- the writer's thread ------------------------------------------------------------------------------
 
     def _write_forever(self) -> None:
-        looked = time.monotonic()
+        looked = busy = time.monotonic()
         while not (self._closing and self._queue.empty()):
+            self._pause(idle=time.monotonic() - busy > LOOK_SECONDS)
             entries, jobs = self._take()
             if entries or jobs:
-                self._commit(entries, jobs)
+                self._commit_all(entries, jobs)
+                busy = time.monotonic()
             if time.monotonic() - looked > LOOK_SECONDS:
                 looked = time.monotonic()
                 self._look_around()
 
+    def _pause(self, *, idle: bool) -> None:
+        if not self._closing:
+            time.sleep(POLL_SECONDS[1] if idle else POLL_SECONDS[0])
+
     def _take(self) -> tuple[list[Entry], list[Job]]:
         """What has come in the last few milliseconds."""
-        if not self._closing:
-            time.sleep(POLL_SECONDS)
         entries: list[Entry] = []
         jobs: list[Job] = []
         try:
@@ -248,6 +256,13 @@ class Journal:
         except Empty:
             pass
         return entries, jobs
+
+    def _commit_all(self, entries: Sequence[Entry], jobs: Sequence[Job]) -> None:
+        try:
+            self._commit(entries, jobs)
+        except Exception:
+            # A fault of chatkeep's own. The thread has to go on: without it nothing would be saved any more.
+            logger.exception("%d messages are lost: the journal's thread failed", len(entries))
 
     def _commit(self, entries: Sequence[Entry], jobs: Sequence[Job]) -> None:
         """Write everything in one transaction; again and again while the disk refuses it."""
@@ -328,7 +343,6 @@ class Journal:
     # --- the other thread: the disk -----------------------------------------------------------------------
 
     def _sync_forever(self) -> None:
-        connection = open_journal(self.path)
         while self._writer.is_alive() or self._dirty_since is not None:
             with self._dirty:
                 if self._dirty_since is None:
@@ -339,13 +353,12 @@ class Journal:
                 # In passing where nothing comes, else when there is enough.
                 if self._log_pages >= (1 if since is None else CHECKPOINT_PAGES):
                     self._log_pages = 0
-                    connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                    self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
             except (OSError, apsw.Error) as error:
                 # What a failed fdatasync left behind, another one does not promise either: it is said, and counted.
                 self.sync_failures += 1
                 logger.error("the journal %s cannot be synced: %s", self.path, error)  # noqa: TRY400 - says it all
             time.sleep(SYNC_PAUSE_SECONDS)
-        connection.close()
 
     def _sync(self, since: float | None) -> None:
         if since is not None:
@@ -385,6 +398,19 @@ def _check_kind(connection: apsw.Connection, path: Path) -> None:
         raise InvalidInput("the file is not a recorder's journal; name another one", got=path)
     if cast("int", version) > SCHEMA_VERSION:
         raise InvalidInput("the journal was written by a newer version of chatkeep; upgrade chatkeep", got=path)
+
+
+_open: WeakSet[Journal] = WeakSet()
+
+
+def _let_go() -> None:
+    """A child that was forked keeps no lock: the parent's would outlive the parent with it."""
+    for journal in _open:
+        journal._lock.close()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_let_go)
 
 
 def _locked(path: Path) -> IO[str]:

@@ -217,7 +217,7 @@ def _random_bits() -> int:
     try:
         (bits,) = _random.pop()  # atomic: no two threads get the same
     except IndexError:
-        (bits,), *others = struct.iter_unpack("10s", os.urandom(64 * 10))
+        (bits,), *others = struct.iter_unpack("10s", os.urandom(512 * 10))
         _random.extend(others)
     return int.from_bytes(bits)
 

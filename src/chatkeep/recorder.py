@@ -18,7 +18,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
@@ -237,6 +237,7 @@ class Recorder:
                 counts.unsent_bytes += size
                 return True
             if self._when_full == "raise":
+                counts.dropped += 1
                 raise RecorderFull(
                     f"the recorder holds {self._max_bytes:,} bytes that the store has not acknowledged;"
                     " try again later, or give it a larger max_bytes"
@@ -262,8 +263,7 @@ class Recorder:
         self._counts.release(count, size)
         if count:
             self._drop(count)
-        if self._loop is not None and not self._loop.is_closed():
-            self._loop.call_soon_threadsafe(self._note_settled)
+        self._call_soon(self._note_settled)
 
     def _drop(self, count: int) -> None:
         with self._counts.lock:
@@ -290,9 +290,14 @@ class Recorder:
 
     def _on_written(self, written: set[Key]) -> None:
         """Runs in the journal's thread."""
-        loop = self._loop
-        if loop is not None and not loop.is_closed():
-            loop.call_soon_threadsafe(self._drain_all, written)
+        self._call_soon(self._drain_all, written)
+
+    def _call_soon(self, call: Callable[..., object], *arguments: object) -> None:
+        """Have something done in the event loop, from the journal's thread."""
+        if self._loop is not None:
+            # A loop that is closed delivers nothing: the next recorder on the journal will.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(call, *arguments)
 
     def _drain_all(self, written: set[Key]) -> None:
         for key in written:

@@ -14,6 +14,7 @@ from chatkeep.api.metrics import watch
 from chatkeep.api.once import REPLAYED
 from chatkeep.api.openapi import DESCRIPTION, document
 from chatkeep.api.quota import Quota
+from chatkeep.api.tracing import OF_FASTAPI
 from chatkeep.settings import Settings
 from chatkeep.store import Store
 
@@ -41,6 +42,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
+        telemetry=OF_FASTAPI,
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.store = store
@@ -76,4 +78,4 @@ def quotas_of(settings: Settings) -> tuple[Quota | None, Quota]:
     """How many requests each owner has, and each address that is refused. Raises InvalidInput for what is no rate."""
     storage, share = settings.rate_limit_storage, settings.workers
     quota = Quota(settings.requests, storage, share=share) if settings.requests else None
-    return quota, Quota(settings.failure_limit, storage, share=share)
+    return quota, Quota(settings.failure_limit, storage, share=share, kind="address")

@@ -33,8 +33,9 @@ COMMAND_SECONDS = 60.0
 MIGRATION_SECONDS = 3_600.0
 """The same for a migration."""
 
-PAUSE_SECONDS = (0.005, 0.1)
-"""Shortest and longest pause before a write is tried again."""
+PAUSE_SECONDS = (0.01, 0.5)
+"""Shortest and longest pause before a write is tried again; each is twice the one before, less up to a half: a try
+at a database that is down takes a millisecond of the event loop."""
 
 MIGRATION_LOCK = 0x636B_6D69
 """The key of the advisory lock that one migration at a time holds, until its transaction ends."""
@@ -106,6 +107,7 @@ class Database:
         A commit may have happened although its answer was lost: `work` finds out by the ids it writes.
         """
         deadline = time.monotonic() + self._write_timeout
+        pause = PAUSE_SECONDS[0]
         with self.translating(), self.writing():
             while True:
                 patience = max(deadline - time.monotonic(), 0.001)
@@ -115,7 +117,8 @@ class Database:
                 except DRIVER_ERRORS as error:
                     if not may_pass(error) or time.monotonic() >= deadline:
                         raise
-                await asyncio.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - not a secret
+                await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
+                pause = min(2 * pause, PAUSE_SECONDS[1])
 
     def state(self) -> Mapping[str, int]:
         """How many connections are in use, and how many are not."""

@@ -1,0 +1,175 @@
+"""What a recorder costs a voice pipeline: how long frames take through Pipecat, with a recorder and without one.
+
+A frame of audio every 20 ms passes the pipeline while a user and a bot take turns. The recorder's database is down.
+"""
+
+import asyncio
+import importlib
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+from loguru import logger
+from pipecat.frames.frames import (
+    BotStartedSpeakingFrame,
+    BotStoppedSpeakingFrame,
+    EndFrame,
+    Frame,
+    LLMFullResponseEndFrame,
+    LLMFullResponseStartFrame,
+    OutputAudioRawFrame,
+    ProposedUserStartedSpeakingFrame,
+    ProposedUserStoppedSpeakingFrame,
+    TranscriptionFrame,
+    TTSTextFrame,
+    VADUserStartedSpeakingFrame,
+    VADUserStoppedSpeakingFrame,
+)
+from pipecat.pipeline.pipeline import Pipeline
+from pipecat.pipeline.worker import PipelineWorker
+from pipecat.processors.aggregators.llm_context import LLMContext
+from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair, LLMUserAggregatorParams
+from pipecat.processors.frame_processor import FrameDirection, FrameProcessor
+from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
+from pipecat.workers.runner import WorkerRunner
+
+from benchmarks.measure import Plan, Run, percentile, say, time_ratios
+from benchmarks.postgres_server import free_port
+from benchmarks.results import Latency, Report, Row
+from chatkeep import Recorder, open_store
+from chatkeep.integrations.pipecat import attach
+
+HERE = Path(__file__).parent
+FRAME_SECONDS = 0.02
+NOISE = b"\1\0" * 320
+SIDES = ("with a recorder, database down", "without one")
+NOTE = (
+    "Voice frames: Pipecat, a frame of audio every 20 ms through both aggregators, two turns a second, each with 8"
+    " words; the time of a frame is from the pipeline's first processor to its last one. Plot: voice_frames.png."
+)
+
+
+def run(plan: Plan) -> Report:
+    """Measure both sides in alternating rounds, and draw them."""
+    logger.remove()
+    seconds, rounds = (3.0, 2) if plan.quick else (15.0, 5)
+    runs: dict[str, list[Run]] = {side: [] for side in SIDES}
+    for number in range(rounds):
+        say(f"  voice frames, round {number + 1}")
+        for side in SIDES if number % 2 else SIDES[::-1]:
+            with plan.fresh() as folder:
+                runs[side].append(asyncio.run(_round(folder, seconds, recorded=side == SIDES[0])))
+    ratios = time_ratios(runs[SIDES[0]], runs[SIDES[1]])
+    ours, theirs = (f"{percentile(runs[side], 0.5) * 1e3:.2f} ms, p99 {percentile(runs[side], 0.99) * 1e3:.2f} ms"
+                    for side in SIDES)  # fmt: skip
+    if not plan.quick:
+        _draw(HERE / "voice_frames.png", runs)
+    row = Row("time of a frame through a voice pipeline, recorded, database down", "not recorded", ours, theirs, ratios)
+    return Report([row], [Latency.of(f"voice frame, {side}", runs[side]) for side in SIDES], notes=[NOTE])
+
+
+async def _round(folder: Path, seconds: float, *, recorded: bool) -> Run:
+    pair = LLMContextAggregatorPair(
+        LLMContext(), user_params=LLMUserAggregatorParams(user_turn_strategies=ExternalUserTurnStrategies())
+    )
+    async with _recording(folder, pair, wanted=recorded):
+        first, last = _First(), _Last()
+        worker = PipelineWorker(
+            Pipeline([first, pair.user(), pair.assistant(), last]), enable_rtvi=False, cancel_on_idle_timeout=False
+        )
+        started = asyncio.Event()
+        worker.add_event_handler("on_pipeline_started", lambda *_: started.set())
+        runner = WorkerRunner(handle_sigint=False)
+        await runner.add_workers(worker)
+        running = asyncio.create_task(runner.run())
+        await started.wait()
+        talking = asyncio.create_task(_talk(worker, first))
+        began = time.perf_counter()
+        while (moment := time.perf_counter()) - began < seconds:
+            await worker.queue_frame(OutputAudioRawFrame(NOISE, 16_000, 1))
+            await asyncio.sleep(max(0.0, FRAME_SECONDS - (time.perf_counter() - moment)))
+        talking.cancel()
+        await worker.queue_frame(EndFrame())
+        await running
+    return Run(len(last.took), sum(last.took), sorted(last.took))
+
+
+@asynccontextmanager
+async def _recording(folder: Path, pair: LLMContextAggregatorPair, *, wanted: bool) -> AsyncIterator[None]:
+    if not wanted:
+        yield
+        return
+    store = await open_store(f"postgresql://nobody@127.0.0.1:{free_port()}/nothing", migrate=False)
+    recorder = Recorder(store, folder / "journal")
+    await recorder.__aenter__()
+    attach(pair, recorder, owner="ada", conversation_id=UUID(int=7))
+    yield
+    if not recorder.stats().recorded or recorder.stats().sent:
+        raise RuntimeError(f"it is not so that all was recorded and nothing sent: {recorder.stats()}")
+    await recorder.aclose(timeout=0.1)
+    await store.aclose()
+
+
+async def _talk(worker: PipelineWorker, first: "_First") -> None:
+    """The user and the bot take turns."""
+    number = 0
+    while True:
+        number += 1
+        await worker.queue_frames([VADUserStartedSpeakingFrame(start_secs=0.2), ProposedUserStartedSpeakingFrame()])
+        await asyncio.sleep(0.2)
+        said = TranscriptionFrame(f"This is what the user says, number {number}", "ada", "")
+        await worker.queue_frames(
+            [VADUserStoppedSpeakingFrame(stop_secs=0.2), said, ProposedUserStoppedSpeakingFrame()]
+        )
+        await asyncio.sleep(0.2)
+        words = [TTSTextFrame(word, text_type="word") for word in f"And this is what the bot answers {number}".split()]
+        for frame in (LLMFullResponseStartFrame(), BotStartedSpeakingFrame(), *words, BotStoppedSpeakingFrame(),
+                      LLMFullResponseEndFrame()):  # fmt: skip
+            await first.queue_frame(frame)
+            await asyncio.sleep(0.05)
+
+
+class _First(FrameProcessor):
+    """Notes when a frame of audio came."""
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        await super().process_frame(frame, direction)
+        if isinstance(frame, OutputAudioRawFrame):
+            frame.metadata["came"] = time.perf_counter()
+        await self.push_frame(frame, direction)
+
+
+class _Last(FrameProcessor):
+    """Notes how long it took."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.took: list[float] = []
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        await super().process_frame(frame, direction)
+        if isinstance(frame, OutputAudioRawFrame):
+            self.took.append(time.perf_counter() - frame.metadata["came"])
+        await self.push_frame(frame, direction)
+
+
+def _draw(path: Path, runs: dict[str, list[Run]]) -> None:
+    """The share of frames that took longer, over the time, with a line for each round."""
+    importlib.import_module("matplotlib").use("agg")
+    pyplot: Any = importlib.import_module("matplotlib.pyplot")
+    figure, axes = pyplot.subplots(figsize=(7, 4.5), layout="constrained")
+    for (side, rounds), colour in zip(runs.items(), ("tab:blue", "tab:orange"), strict=True):
+        for number, one in enumerate(rounds):
+            shares = [1 - place / len(one.latencies) for place in range(len(one.latencies))]
+            axes.plot([seconds * 1e3 for seconds in one.latencies], shares, color=colour, alpha=0.7, lw=1,
+                      label=None if number else side)  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="ms that a frame takes through the pipeline",
+             ylabel="share of frames that take longer", title="Voice frames, a line for each round")  # fmt: skip
+    axes.xaxis.set_major_formatter("{x:g}")
+    axes.grid(alpha=0.3)
+    axes.legend()
+    figure.savefig(path, dpi=110)
+    pyplot.close(figure)

@@ -1,0 +1,360 @@
+"""Requests counted in Redis: one count for every server, and none where Redis cannot be asked."""
+
+import asyncio
+import logging
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import coredis
+import httpx2
+import pytest
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
+
+import redis_server
+from api_server import Api, assert_problem, serving
+from chatkeep import InvalidInput, open_store
+from chatkeep.api.app import quotas_of
+from chatkeep.api.quota import PAUSE_SECONDS, TIMEOUT_SECONDS, Quota
+from chatkeep.settings import Settings
+from test_auth import SECRET, bearer
+from test_server import log_of, served
+
+PATH = "/api/conversations"
+WRONG = {"Authorization": "Bearer zq7wrong"}
+LOGGER = "chatkeep.api.quota"
+
+
+@asynccontextmanager
+async def running(certificate: tuple[Path, Path] | None = None) -> AsyncIterator[redis_server.Server]:
+    """A Redis server of one's own, which may be stopped."""
+    if redis_server.program() is None:
+        pytest.skip(redis_server.version())
+    server = redis_server.Server(certificate)
+    try:
+        await asyncio.to_thread(server.start)
+        yield server
+    except redis_server.NoTls:
+        pytest.skip(f"{redis_server.version()} was built without TLS")
+    finally:
+        server.remove()
+        await asyncio.sleep(0.05)  # its clients notice, and close their end
+
+
+@pytest.fixture
+async def redis() -> AsyncIterator[redis_server.Server]:
+    """A server on which nothing is counted yet."""
+    async with running() as server:
+        yield server
+
+
+@asynccontextmanager
+async def asking(server: redis_server.Server) -> AsyncIterator["coredis.Redis[str]"]:
+    """A client of the server's."""
+    client = coredis.Redis.from_url(server.url, decode_components=True, decode_responses=True)
+    yield client
+    client.connection_pool.disconnect()
+
+
+@asynccontextmanager
+async def limited(redis: redis_server.Server, **settings: Any) -> AsyncIterator[Api]:
+    """A server that counts in Redis."""
+    async with open_store("memory://") as store, serving(store, rate_limit_storage=redis.url, **settings) as api:
+        yield api
+
+
+def remaining(reply: httpx2.Response) -> int:
+    """How many requests more the answer says may be sent."""
+    return int(reply.headers["ratelimit"].partition(";r=")[2].partition(";")[0])
+
+
+def records(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
+    """What the quotas logged at a level."""
+    return [record.getMessage() for record in caplog.records if record.name == LOGGER and record.levelno == level]
+
+
+# --- one count -------------------------------------------------------------------------------------------
+
+
+async def test_servers_share_one_count(redis: redis_server.Server) -> None:
+    """Two servers with four workers each let in, together, what one owner may send: the limit is not divided."""
+    settings = {"rate_limit": "5/minute", "workers": 4}
+    async with limited(redis, **settings) as one, limited(redis, **settings) as two:
+        replies = [await api.client.get(PATH) for api in (one, two, two, one, two, one, two)]
+    assert [reply.status_code for reply in replies] == [200] * 5 + [429] * 2
+    assert [remaining(reply) for reply in replies] == [4, 3, 2, 1, 0, 0, 0]
+    assert {reply.headers["ratelimit-policy"] for reply in replies} == {'"owner";q=5;w=60'}
+
+
+@pytest.mark.parametrize("microseconds", [20, 50, 100, 200, 400])
+async def test_requests_at_once_are_counted_once_each(
+    redis: redis_server.Server, microseconds: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Of the first two hundred requests, within a few milliseconds, exactly as many are let in as may be."""
+    quotas = [Quota("40/minute", redis.url), Quota("40/minute", redis.url)]
+
+    async def take(number: int) -> bool:
+        await asyncio.sleep(number * microseconds / 1e6)
+        return (await quotas[number % 2].take("ada")).allowed
+
+    assert sum(await asyncio.gather(*map(take, range(200)))) == 40
+    assert not caplog.records
+
+
+async def test_refusals_share_one_count(redis: redis_server.Server) -> None:
+    """An address that guesses tokens is counted over all servers."""
+    settings = {"auth": "jwt", "jwt_secret": SECRET, "failure_limit": "3/minute", "workers": 2}
+    async with limited(redis, **settings) as one, limited(redis, **settings) as two:
+        replies = [await api.client.get(PATH, headers=WRONG) for api in (one, two, one, two, one)]
+    assert [reply.status_code for reply in replies] == [401, 401, 401, 429, 429]
+    assert_problem(replies[3], 429, "zq7", "redis")
+    assert 1 <= int(replies[3].headers["retry-after"]) <= 60
+
+
+async def test_an_owner_is_not_an_address(redis: redis_server.Server) -> None:
+    """An owner who is called like an address is not refused for the tokens that were guessed there."""
+    settings = {"auth": "jwt", "jwt_secret": SECRET, "rate_limit": "3/minute", "failure_limit": "3/minute"}
+    async with limited(redis, **settings) as api:
+        for _ in range(4):
+            refused = await api.client.get(PATH, headers=WRONG)
+        assert refused.status_code == 429
+        reply = await api.client.get(PATH, headers=bearer("127.0.0.1"))
+        assert (reply.status_code, remaining(reply)) == (200, 2)
+
+
+async def test_retry_after_is_long_enough(redis: redis_server.Server) -> None:
+    """Who waits for the seconds of Retry-After is let in, and who does not is refused."""
+    async with limited(redis, rate_limit="3/2second") as api:
+        for _ in range(2):
+            replies = [await api.client.get(PATH) for _ in range(5)]
+            refused = replies[-1]
+            assert [reply.status_code for reply in replies[-2:]] == [429, 429]
+            assert refused.headers["ratelimit-policy"] == '"owner";q=3;w=2'
+            assert remaining(refused) == 0
+            seconds = int(refused.headers["retry-after"])
+            assert 1 <= seconds <= 2
+            assert refused.headers["ratelimit"].endswith((f";t={seconds}", ";t=0"))
+            await asyncio.sleep(seconds)
+            assert (await api.client.get(PATH)).status_code == 200
+
+
+async def test_owners_have_counts_of_their_own(redis: redis_server.Server) -> None:
+    """Names that differ are counted apart, as are an owner and an address of the same name, and each is forgotten
+    without the others."""
+    owners, addresses = Quota("2/minute", redis.url), Quota("2/minute", redis.url, kind="address")
+    names = ("ada", "ada/2", "Ada", "zoë 🙂", "{ada}", "10.0.0.7")
+    assert [(await owners.take(name)).remaining for name in names for _ in range(2)] == [1, 0] * len(names)
+    assert (await addresses.take("10.0.0.7")).headers["RateLimit"].startswith('"address";r=1;')
+    async with asking(redis) as client:
+        await client.set("LIMITS:somebody else's", "1")
+        await addresses.reset()
+        assert await client.get("LIMITS:somebody else's") == "1"
+    assert (await addresses.take("10.0.0.7")).remaining == 1
+    assert not (await owners.take("ada")).allowed
+
+
+async def test_redis_learns_no_names(redis: redis_server.Server) -> None:
+    """No key has a name in it, and every key ends by itself."""
+    await Quota("2/minute", redis.url).take("zq7ada")
+    async with asking(redis) as client:
+        keys = sorted(await client.keys("*"))
+        lifetimes = [await client.ttl(key) for key in keys]
+    assert keys
+    assert not [key for key in keys if "zq7" in key]
+    assert all(key.startswith("chatkeep:owner:") for key in keys)
+    assert all(0 < seconds <= 120 for seconds in lifetimes)
+
+
+# --- Redis fails -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("fail", "revive"), [("stop", "start"), ("hang", "wake")])
+async def test_redis_that_fails(
+    redis: redis_server.Server, fail: str, revive: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    """While Redis is down, or does not answer, everybody is let in at once, with one line in the log; when it is
+    back, requests are counted."""
+    caplog.set_level(logging.INFO, LOGGER)
+    async with limited(redis, rate_limit="5/minute") as api:
+        assert remaining(await api.client.get(PATH)) == 4
+        getattr(redis, fail)()
+        began = time.monotonic()
+        replies = await asyncio.gather(*(api.client.get(PATH) for _ in range(20)))
+        assert [reply.status_code for reply in replies] == [200] * 20
+        assert time.monotonic() - began < 1.5
+        assert await slow_requests(api, PAUSE_SECONDS + TIMEOUT_SECONDS) <= 3
+        getattr(redis, revive)()
+        await until_counted(api)
+        statuses = [(await api.client.get(PATH)).status_code for _ in range(6)]
+        assert statuses[-1] == 429
+        assert set(statuses) <= {200, 429}
+    (warning,) = records(caplog, logging.WARNING)
+    assert "not counted" in warning
+    assert len(records(caplog, logging.INFO)) == 1
+    assert "zq7" not in caplog.text
+
+
+async def test_redis_that_restarts(redis: redis_server.Server) -> None:
+    """A Redis that was started anew counts again without a pause, after letting in who came at that moment."""
+    quota = Quota("60/minute", redis.url)
+    assert (await quota.take("ada")).remaining == 59
+    redis.stop()
+    await asyncio.to_thread(redis.start)
+    assert all(taken.allowed for taken in await asyncio.gather(*(quota.take("ada") for _ in range(50))))
+    assert (await quota.take("ada")).remaining < 60
+
+
+async def test_redis_that_comes_late(redis: redis_server.Server) -> None:
+    """A server that was started before its Redis counts when that is there."""
+    redis.stop()
+    quota = Quota("5/minute", redis.url)
+    assert [(await quota.take("ada")).remaining for _ in range(2)] == [5, 5]
+    redis.start()
+    await asyncio.sleep(PAUSE_SECONDS)
+    assert [(await quota.take("ada")).remaining for _ in range(2)] == [4, 3]
+
+
+async def slow_requests(api: Api, seconds: float) -> int:
+    """Send requests for some time, all of which have to be let in, and count those that waited."""
+    slow, end = 0, time.monotonic() + seconds
+    while time.monotonic() < end:
+        began = time.monotonic()
+        assert (await api.client.get(PATH)).status_code == 200
+        took = time.monotonic() - began
+        assert took < 1.5
+        slow += took > TIMEOUT_SECONDS / 2
+        await asyncio.sleep(0.02)
+    return slow
+
+
+async def until_counted(api: Api) -> None:
+    """Send requests until one is counted."""
+    end = time.monotonic() + 2 * PAUSE_SECONDS
+    while remaining(await api.client.get(PATH)) == 5:
+        assert time.monotonic() < end, "requests were not counted again"
+        await asyncio.sleep(0.1)
+
+
+async def test_redis_that_was_never_there(redis: redis_server.Server, caplog: pytest.LogCaptureFixture) -> None:
+    """With a password that is wrong everybody is let in; neither it nor the URL stands in the log."""
+    for storage in (redis.url_with("zq7wrong"), "redis://:zq7wrong@127.0.0.1:1/0"):
+        caplog.clear()
+        quota = Quota("1/minute", storage)
+        taken = [await quota.take("ada") for _ in range(10)]
+        assert all(one.allowed for one in taken)
+        assert {one.headers["RateLimit"] for one in taken} == {'"owner";r=1;t=60'}
+        assert len(records(caplog, logging.WARNING)) == 1
+        assert "zq7" not in caplog.text
+
+
+def test_processes_share_one_count(redis: redis_server.Server, tmp_path: Path) -> None:
+    """Two worker processes let in what one owner may send, and serve on without Redis; the log has no password."""
+    settings = {"rate_limit": "6/minute", "rate_limit_storage": redis.url}
+    with served(tmp_path, "--workers", "2", **settings) as (_, client):
+
+        def ask(times: int) -> list[int]:
+            # A new connection each time: another worker may take it.
+            headers = {"Connection": "close"}
+            return [client.get(PATH, headers=headers).status_code for _ in range(times)]
+
+        assert ask(12) == [200] * 6 + [429] * 6
+        redis.stop()
+        assert ask(20) == [200] * 20
+    log = log_of(tmp_path)
+    assert 1 <= log.count("are not counted") <= 2
+    assert "zq7" not in log
+
+
+# --- settings --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "storage",
+    [
+        "zq7://:zq7@127.0.0.1:1",
+        "redis://:zq7/x@127.0.0.1:1",
+        "redis://:zq7@127.0.0.1:zq7",
+        "redis://:zq7@127.0.0.1:99999",
+        "redis://[zq7",
+        "redis:zq7",
+        "valkey://:zq7@127.0.0.1:1",
+        "memory://zq7",
+        "zq7",
+    ],
+)
+def test_storages_that_are_refused(storage: str) -> None:
+    """What is no URL of Redis is refused when the server starts, in a sentence without the URL."""
+    with pytest.raises(InvalidInput, match="CHATKEEP_RATE_LIMIT_STORAGE") as caught:
+        quotas_of(Settings(rate_limit_storage=storage))
+    assert "zq7" not in str(caught.value)
+    assert caught.value.__context__ is None or caught.value.__suppress_context__
+    assert "zq7" not in f"{Settings(rate_limit_storage=storage)!r}"
+
+
+def test_redis_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the driver the error says how to get it."""
+    monkeypatch.setitem(sys.modules, "coredis", None)
+    with pytest.raises(InvalidInput, match=r"chatkeep\[redis\]"):
+        Quota("1/minute", "redis://127.0.0.1")
+    assert Quota("1/minute")
+
+
+# --- TLS -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("address", "trusted", "counts"),
+    [("127.0.0.1", True, True), ("127.0.0.1", False, False), ("127.0.0.2", True, False)],
+)
+async def test_tls(address: str, trusted: bool, counts: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rediss:// Redis is asked only where its certificate is trusted and is that of its address."""
+    certificate = self_signed(tmp_path, address)
+    if trusted:
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    async with running(certificate) as redis:
+        quota = Quota("5/minute", redis.url)
+        left = [(await quota.take("ada")).remaining for _ in range(3)]
+    assert (min(left) < 5) == counts
+
+
+async def test_tls_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that restarts again and again holds nobody up over TLS, and counts at once each time."""
+    certificate = self_signed(tmp_path, "127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    async with running(certificate) as redis:
+        quota = Quota("100/minute", redis.url)
+        for _ in range(5):
+            redis.stop()
+            await asyncio.to_thread(redis.start)
+            began = time.monotonic()
+            assert all(taken.allowed for taken in await asyncio.gather(*(quota.take("ada") for _ in range(10))))
+            assert time.monotonic() - began < 1
+            assert (await quota.take("ada")).remaining < 100
+
+
+def self_signed(folder: Path, address: str) -> tuple[Path, Path]:
+    """The files of a certificate for an address, and of its key."""
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "redis")])
+    now = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), x509.random_serial_number())
+        .not_valid_before(now - timedelta(hours=1))
+        .not_valid_after(now + timedelta(hours=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ip_address(address))]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, SHA256())
+    )
+    files = folder / "certificate", folder / "key"
+    files[0].write_bytes(certificate.public_bytes(Encoding.PEM))
+    files[1].write_bytes(key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return files
