@@ -291,18 +291,23 @@ async def test_opening_what_is_not_there(
     assert "zq7pass" not in f"{caught.value!r} {caught.value} {caplog.text}"
 
 
-@pytest.mark.parametrize(
-    "weak", ["w=1", "w=0", "w=2", "journal=false", "readConcernLevel=local", "readPreference=secondary"]
-)
+@pytest.mark.parametrize("weak", ["w=1", "w=2", "journal=false", "readConcernLevel=local", "readPreference=secondary"])
 async def test_weak_concerns_are_refused(url: str, weak: str) -> None:
     """A URL that would lose or hide what was acknowledged is refused unless that is asked for."""
     mark = "&" if "?" in url else "?"
     with pytest.raises(InvalidInput, match="durability=relaxed"):
         await open_store(f"{url}{mark}{weak}")
     if weak not in ("w=2", "readPreference=secondary"):  # which one node cannot serve
-        opening = open_store(f"{url}{mark}{weak}&durability=relaxed", migrate=False)
-        async with opening as store:
-            assert isinstance(store, MongoStore)
+        async with open_store(f"{url}{mark}{weak}&durability=relaxed") as store:
+            talk = await store.create_conversation(OWNER, NewConversation())
+            assert seqs(await store.append(OWNER, talk.id, turns(2))) == dense(2)
+
+
+async def test_unacknowledged_writes_are_always_refused(url: str) -> None:
+    """With w=0 nobody would know what is stored."""
+    mark = "&" if "?" in url else "?"
+    with pytest.raises(InvalidInput, match="w=0"):
+        await open_store(f"{url}{mark}w=0&durability=relaxed")
 
 
 async def test_concerns_that_are_sent(url: str, sent: Commands) -> None:

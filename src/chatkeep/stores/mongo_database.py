@@ -225,6 +225,8 @@ class Database:
             # The driver's message may hold the URL.
             raise InvalidInput("the URL is not one of a MongoDB database", got=self.name) from None
         self._client = client
+        if not client.write_concern.acknowledged:
+            raise InvalidInput("with w=0 MongoDB acknowledges nothing; leave it out of the URL", got=self.name)
         written = client.write_concern.document
         safe = written.get("w") == "majority" and written.get("j") is True
         seen = client.read_concern.level in ("majority", "linearizable", "snapshot")
