@@ -16,6 +16,9 @@ from pymongo import MongoClient
 
 from benchmarks.postgres_server import free_port
 
+LIFETIME = 3
+"""Seconds after which a transaction ends whose process was killed; 60 unless a server is told otherwise."""
+
 
 class Mongod:
     """A mongod, as a replica set of one node on a port of its own."""
@@ -26,7 +29,8 @@ class Mongod:
         self.folder = Path(tempfile.mkdtemp(prefix="chatkeep-mongo-"))
         self.port = free_port()
         self._command = [program, "--replSet", "rs0", "--port", str(self.port), "--bind_ip", "127.0.0.1",
-                         "--dbpath", str(self.folder), "--setParameter", "enableTestCommands=1"]  # fmt: skip
+                         "--dbpath", str(self.folder), "--setParameter", "enableTestCommands=1",
+                         "--setParameter", f"transactionLifetimeLimitSeconds={LIFETIME}"]  # fmt: skip
         self.url = f"mongodb://127.0.0.1:{self.port}/?replicaSet=rs0"
         self.start()
         client: MongoClient[dict[str, Any]] = MongoClient(f"mongodb://127.0.0.1:{self.port}/?directConnection=true")
@@ -56,8 +60,12 @@ class Mongod:
 
 
 def with_database(url: str, name: str) -> str:
-    """The URL of a database on the server that a URL names."""
-    return urlsplit(url)._replace(path=f"/{name}").geturl()
+    """The URL of a database on the server that a URL names. Users are looked for where they were before."""
+    parts = urlsplit(url)
+    query = parts.query
+    if parts.username and "authsource=" not in query.lower():
+        query += f"{'&' if query else ''}authSource={parts.path.removeprefix('/') or 'admin'}"
+    return parts._replace(path=f"/{name}", query=query).geturl()
 
 
 @contextmanager

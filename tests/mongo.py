@@ -9,15 +9,16 @@ import shutil
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
-from benchmarks.mongodb_server import Mongod, with_database
+from benchmarks.mongodb_server import LIFETIME, Mongod, with_database
 from pymongo import MongoClient
-from pymongo.errors import PyMongoError
+from pymongo.errors import OperationFailure, PyMongoError
 
 from chatkeep import open_store
 
@@ -71,8 +72,19 @@ class Databases:
         given, program = os.environ.get("CHATKEEP_TEST_MONGODB_URL"), shutil.which("mongod")
         self.server = Given(given) if given else Mongod(program) if program else Emulator()
         self.client: MongoClient[dict[str, Any]] = MongoClient(self.server.url, uuidRepresentation="standard")
+        self._lifetime = self._end_transactions_after(LIFETIME)
         self._made: set[str] = set()
         self._shared: str | None = None
+
+    def _end_transactions_after(self, seconds: int) -> int | None:
+        """Let a given server end the transactions of killed processes soon; returns how long it took before."""
+        if not isinstance(self.server, Given):
+            return None
+        command = {"setParameter": 1, "transactionLifetimeLimitSeconds": seconds}
+        with suppress(OperationFailure):  # where this is not allowed, tests with killed processes wait for a minute
+            was: int = self.client.admin.command(command)["was"]
+            return was
+        return None
 
     @property
     def emulated(self) -> bool:
@@ -115,6 +127,8 @@ class Databases:
 
     def close(self) -> None:
         """Remove what was made, and the server if the tests started it."""
+        if self._lifetime is not None:
+            self._end_transactions_after(self._lifetime)
         if isinstance(self.server, Given):
             for name in self._made:
                 self.client.drop_database(name)

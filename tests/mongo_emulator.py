@@ -4,7 +4,8 @@ What is added here, because the emulator lacks it:
 
 - transactions take turns, and writes outside of them wait: its own fail at the commit when anybody wrote
   anything since they began. So two transactions never conflict here; tests inject conflicts by failCommand;
-- an error in a transaction aborts it, and so does the end of the connection that ran it;
+- an error in a transaction aborts it, and so does, at once, the end of the connection that ran it: MongoDB
+  keeps the transaction of a process that was killed for transactionLifetimeLimitSeconds;
 - a document of more than 16 MB is refused, and a collection that is there has its error code;
 - failCommand fails every command, also commits, and closes connections;
 - unique compound indexes and `_id: {$in}` are looked up by key, where it reads the whole collection.
