@@ -24,8 +24,10 @@ from chatkeep.errors import (
     Conflict,
     InvalidId,
     InvalidInput,
+    JournalInUse,
     NotFound,
     NotYours,
+    RecorderFull,
     SchemaMismatch,
     StoreUnavailable,
     Unauthenticated,
@@ -48,6 +50,8 @@ STATUS: Mapping[type[ChatkeepError], int] = {
     Unauthenticated: 401,
     SchemaMismatch: 503,
     StoreUnavailable: 503,
+    RecorderFull: 503,
+    JournalInUse: 503,
 }
 """The HTTP status of each error; a subclass has its parent's."""
 
