@@ -3,14 +3,17 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_COMPILE_BYTECODE := 1
 RUN := $(UV) run --frozen
 
-.PHONY: demo test lint bench openapi crash fuzz load recorder torture-mongodb
+.PHONY: demo test coverage lint bench openapi crash fuzz load recorder torture-mongodb
 
 demo: $(UV)  ## import a sample, serve it, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
 	$(RUN) chatkeep serve --database-url sqlite:///demo.db
 
-test: $(UV)  ## the tests, with their coverage
-	$(RUN) pytest --cov --cov-report=term-missing:skip-covered
+test: $(UV)  ## the tests, two at a time
+	$(RUN) pytest -n 2 --dist worksteal
+
+coverage: $(UV)  ## the same, with the lines that they run
+	$(RUN) pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered
 
 lint: $(UV)  ## format, lint and types
 	$(RUN) ruff format --check

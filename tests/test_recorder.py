@@ -479,20 +479,22 @@ async def test_a_journal_has_one_recorder(store: Store, journal: Path) -> None:
 async def test_a_child_keeps_no_lock(store: Store, journal: Path) -> None:
     """A process that was forked while a recorder was open does not keep others from its journal."""
     with Recorder_without_delivery(store, journal):
-        reading, writing = os.pipe()
+        (reading, writing), (born, tell) = os.pipe(), os.pipe()
         with warnings.catch_warnings(action="ignore"):  # to fork beside threads is what is tested
             child = os.fork()
         if child == 0:
+            os.write(tell, b".")
             os.read(reading, 1)
             os._exit(0)
+        os.read(born, 1)
     try:
         with Recorder_without_delivery(store, journal):
             pass
     finally:
         os.write(writing, b".")
         os.waitpid(child, 0)  # noqa: ASYNC222 - it has ended
-        os.close(reading)
-        os.close(writing)
+        for end in (reading, writing, born, tell):
+            os.close(end)
 
 
 async def test_another_file_is_not_taken_for_a_journal(store: Store, tmp_path: Path) -> None:
