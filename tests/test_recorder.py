@@ -12,7 +12,7 @@ import time
 import warnings
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -411,6 +411,30 @@ async def test_closing_delivers_what_was_recorded_just_before(store: Store, jour
     async with Recorder(store, journal) as recorder:
         recorder.record(OWNER, talk.id, "assistant", "good-bye")
     assert contents(await whole_log(store, OWNER, talk.id)) == ["good-bye"]
+
+
+async def test_what_was_taken_while_it_closes_is_kept(store: Store, journal: Path, talk: Conversation) -> None:
+    """Threads record until they are told that the recorder is closed: every call that returned is stored or kept."""
+    recorder = await Recorder(store, journal).__aenter__()
+    taken: list[UUID] = []
+
+    def speak() -> None:
+        with suppress(InvalidInput):
+            while True:
+                taken.append(recorder.record(OWNER, talk.id, "user", "hello"))
+                time.sleep(0.0001)
+
+    threads = [threading.Thread(target=speak) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    await asyncio.sleep(0.1)
+    await recorder.aclose()
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
+    async with Recorder(store, journal) as again:
+        await again.flush(PATIENCE)
+    stored = [message.id for message in await whole_log(store, OWNER, talk.id)]
+    assert sorted(stored) == sorted(taken)
 
 
 PROGRAM = """

@@ -14,7 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -249,12 +249,10 @@ class Journal:
         """What has come in the last few milliseconds."""
         entries: list[Entry] = []
         jobs: list[Job] = []
-        try:
+        with suppress(Empty):
             while len(entries) < MAX_ENTRIES:
                 one = self._queue.get_nowait()
                 (entries if isinstance(one, Entry) else jobs).append(one)  # type: ignore[arg-type]
-        except Empty:
-            pass
         return entries, jobs
 
     def _commit_all(self, entries: Sequence[Entry], jobs: Sequence[Job]) -> None:

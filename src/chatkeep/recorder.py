@@ -219,14 +219,13 @@ class Recorder:
         key = (valid_owner(owner), valid_id(conversation_id))
         message = _message(id, role, content, status, sent_at, metadata)
         size = ENTRY_BYTES + sys.getsizeof(content) + (len(dump_json(message.metadata)) if metadata else 0)
-        if self._takes(size):
-            self._journal.put(Entry(key, message, size, time.time_ns() // 1_000))
+        self._take(Entry(key, message, size, time.time_ns() // 1_000))
         assert message.id is not None  # noqa: S101 - it was given one
         return message.id
 
-    def _takes(self, size: int) -> bool:
-        """Count a message that is taken; say whether it is."""
-        counts = self._counts
+    def _take(self, entry: Entry) -> None:
+        """Count a message and give it to the journal, both before anybody can close that; or drop it."""
+        counts, size = self._counts, entry.size
         with counts.lock:
             if self._closed:
                 raise InvalidInput("the recorder is closed")
@@ -235,7 +234,8 @@ class Recorder:
                 counts.recorded += 1
                 counts.unsent += 1
                 counts.unsent_bytes += size
-                return True
+                self._journal.put(entry)
+                return
             if self._when_full == "raise":
                 counts.dropped += 1
                 raise RecorderFull(
@@ -243,7 +243,6 @@ class Recorder:
                     " try again later, or give it a larger max_bytes"
                 )
         self._drop(1)
-        return False
 
     def _makes_room(self, excess: int) -> bool:
         """See to it that the oldest entries go; not while the journal cannot be written, as memory has an end."""
