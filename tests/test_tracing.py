@@ -34,9 +34,9 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=value"}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def exporter() -> Iterator[InMemorySpanExporter]:
-    """Where the spans of this process go; a process can be given a provider once."""
+    """Where the spans of this process go; a process can be given a provider once, and may run this file in parts."""
     exporter, provider = InMemorySpanExporter(), TracerProvider()
     provider.add_span_processor(SimpleSpanProcessor(exporter))
     trace.set_tracer_provider(provider)
@@ -52,7 +52,7 @@ def spans(exporter: InMemorySpanExporter) -> InMemorySpanExporter:
     return exporter
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def logged() -> Iterator[InMemoryLogRecordExporter]:
     """Where the log records of OpenTelemetry go."""
     exporter = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
