@@ -100,7 +100,8 @@ async def test_requests_at_once_are_counted_once_each(
     redis: redis_server.Server, microseconds: int, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of the first two hundred requests, within a few milliseconds, exactly as many are let in as may be."""
-    monkeypatch.setattr("chatkeep.api.quota.TIMEOUT_SECONDS", 20)  # who waits too long is let in, and the machine may be busy
+    # Who waits too long is let in, and the machine may be busy.
+    monkeypatch.setattr("chatkeep.api.quota.TIMEOUT_SECONDS", 20)
     quotas = [Quota("40/minute", redis.url), Quota("40/minute", redis.url)]
 
     async def take(number: int) -> bool:

@@ -5,8 +5,9 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from functools import cache
 from typing import Any
 
 import httpx2
@@ -34,33 +35,37 @@ TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SAMPLED = {"traceparent": f"00-{TRACE}-{PARENT}-01", "tracestate": "vendor=value"}
 
 
-@pytest.fixture(scope="session")
-def exporter() -> Iterator[InMemorySpanExporter]:
-    """Where the spans of this process go; a process can be given a provider once, and may run this file in parts."""
-    exporter, provider = InMemorySpanExporter(), TracerProvider()
-    provider.add_span_processor(SimpleSpanProcessor(exporter))
+@cache
+def exporter() -> InMemorySpanExporter:
+    """Where the spans of this process go: it can be given a provider once, and may run this file in parts."""
+    made, provider = InMemorySpanExporter(), TracerProvider()
+    provider.add_span_processor(SimpleSpanProcessor(made))
     trace.set_tracer_provider(provider)
-    yield exporter
-    provider.shutdown()
-    exporter.clear()
+    return made
+
+
+@cache
+def log_exporter() -> InMemoryLogRecordExporter:
+    """The same for the log records of OpenTelemetry."""
+    made = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
+    provider = LoggerProvider()
+    provider.add_log_record_processor(SimpleLogRecordProcessor(made))
+    set_logger_provider(provider)
+    return made
 
 
 @pytest.fixture
-def spans(exporter: InMemorySpanExporter) -> InMemorySpanExporter:
+def spans() -> InMemorySpanExporter:
     """The spans of this test."""
-    exporter.clear()
-    return exporter
+    exporter().clear()
+    return exporter()
 
 
-@pytest.fixture(scope="session")
-def logged() -> Iterator[InMemoryLogRecordExporter]:
-    """Where the log records of OpenTelemetry go."""
-    exporter = InMemoryLogRecordExporter()  # type: ignore[no-untyped-call]
-    provider = LoggerProvider()
-    provider.add_log_record_processor(SimpleLogRecordProcessor(exporter))
-    set_logger_provider(provider)
-    yield exporter
-    provider.shutdown()
+@pytest.fixture
+def logged() -> InMemoryLogRecordExporter:
+    """The log records of this test."""
+    log_exporter().clear()
+    return log_exporter()
 
 
 @pytest.fixture
