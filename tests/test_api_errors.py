@@ -19,6 +19,7 @@ from chatkeep import (
     NotYours,
     SchemaMismatch,
     StoreUnavailable,
+    UnsafeDatabase,
     open_store,
 )
 from chatkeep.api.errors import STATUS
@@ -228,6 +229,7 @@ async def test_every_error_has_a_status() -> None:
         (NotFound, 404),
         (NotYours, 403),
         (SchemaMismatch, 503),
+        (UnsafeDatabase, 503),
         (StoreUnavailable, 503),
     ],
 )

@@ -273,7 +273,7 @@ def test_stored_records_are_like_validated_ones() -> None:
         "status": Status.COMPLETE, "sources": (), "metadata": {}, "external_id": None, "sent_at": None,
         "created_at": datetime(2026, 1, 1, tzinfo=UTC),
     }  # fmt: skip
-    quick, slow = stored(Message, MESSAGE_FIELDS, **values), Message.model_validate(values)
+    quick, slow = stored(Message, MESSAGE_FIELDS, values), Message.model_validate(values)
 
     assert quick == slow
     assert quick.model_dump_json() == slow.model_dump_json()

@@ -29,6 +29,7 @@ from chatkeep import (
     SchemaMismatch,
     Store,
     StoreUnavailable,
+    UnsafeDatabase,
     open_store,
 )
 from chatkeep.recorder import Recorder
@@ -77,6 +78,39 @@ class Listener(monitoring.CommandListener):
 
 LISTENER = Listener()
 monitoring.register(LISTENER)
+
+
+class PoolListener(monitoring.ConnectionPoolListener):
+    """Remembers how many seconds operations waited for a connection of the driver's pool."""
+
+    def __init__(self) -> None:
+        self.waits: list[float] = []
+
+    def connection_checked_out(self, event: monitoring.ConnectionCheckedOutEvent) -> None:
+        """An operation has a connection."""
+        self.waits.append(event.duration or 0)
+
+    def connection_check_out_failed(self, event: monitoring.ConnectionCheckOutFailedEvent) -> None:
+        """An operation waited in vain."""
+        self.waits.append(event.duration or 0)
+
+    def _other(self, event: object) -> None:
+        """Something else happened to a pool."""
+
+    pool_created = pool_ready = pool_cleared = pool_closed = _other
+    connection_created = connection_ready = connection_closed = _other
+    connection_check_out_started = connection_checked_in = _other
+
+
+POOL_LISTENER = PoolListener()
+monitoring.register(POOL_LISTENER)
+
+
+@pytest.fixture
+def waits() -> list[float]:
+    """How long the operations of this test wait for the driver."""
+    POOL_LISTENER.waits = []
+    return POOL_LISTENER.waits
 
 
 @pytest.fixture
@@ -335,7 +369,7 @@ async def test_server_without_transactions_is_refused(url: str, failing: Failing
     """A standalone server answers the first transaction with code 20: the error says how to make it a replica set."""
     with (
         failing("alwaysOn", "find", errorCode=20),
-        pytest.raises(InvalidInput, match=r"--replSet rs0.*rs\.initiate\(\)"),
+        pytest.raises(UnsafeDatabase, match=r"--replSet rs0.*rs\.initiate\(\)"),
     ):
         await open_store(url)
     async with open_store(url):
@@ -651,6 +685,22 @@ async def test_two_stores_append_the_same_ids(url: str) -> None:
             log = await whole_log(one, OWNER, talk.id)
             assert seqs(log) == dense(20)
             assert {message.id for message in log} == {m.id for id_, m in sends if id_ == talk.id}
+
+
+async def test_what_begins_has_its_connection(url: str, waits: list[float]) -> None:
+    """Writers wait for their turn, not in the driver's queue, where a transaction's next step would wait with them."""
+    async with open_store(url, pool_size=3) as store:
+
+        async def write(_: int) -> None:
+            talk = await store.create_conversation(OWNER, NewConversation())
+            await store.append(OWNER, talk.id, [user("a"), assistant("b")])
+            await store.update_conversation(OWNER, talk.id, ConversationChange(title="c"))
+            assert seqs(await whole_log(store, OWNER, talk.id)) == [1, 2]
+
+        await asyncio.gather(*map(write, range(50)))
+        assert store.state() == {"connections_used": 0}
+    assert len(waits) > 200
+    assert sorted(waits)[-10] < 0.05  # the first three of each pool are connected first
 
 
 async def test_careful_appends_and_groups_take_turns(store: Store, talk: Conversation, sent: Commands) -> None:

@@ -25,6 +25,7 @@ from chatkeep import (
     SchemaMismatch,
     Store,
     StoreUnavailable,
+    UnsafeDatabase,
     open_store,
 )
 from chatkeep.model import decode_nul, encode_nul
@@ -217,7 +218,7 @@ async def test_database_that_forgets_is_refused(empty_url: str) -> None:
     async with raw(empty_url) as connection:
         name = await connection.fetchval("SELECT current_database()")
         await connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
-    with pytest.raises(InvalidInput, match="synchronous_commit is off"):
+    with pytest.raises(UnsafeDatabase, match="synchronous_commit is off"):
         await open_store(empty_url)
 
 

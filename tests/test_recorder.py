@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import apsw
@@ -334,6 +335,35 @@ async def test_a_locked_conversation_holds_back_no_other(journal: Path) -> None:
         await other.close()
         await recorder.flush(PATIENCE)
         assert contents(await whole_log(store, OWNER, locked.id)) == [f"locked {number}" for number in range(10)]
+
+
+async def test_a_database_that_turned_unsafe_is_waited_for(journal: Path) -> None:
+    """A server that is set to forget what it acknowledged gets nothing, and everything when it is set right."""
+    import asyncpg
+
+    from postgres import databases
+
+    url = databases().clean()
+    name = urlsplit(url).path.removeprefix("/")
+    admin = await asyncpg.connect(url)
+    async with open_store(url) as store:
+        talk = await store.create_conversation(OWNER, NewConversation())
+    try:
+        async with open_store(url) as store, Recorder(store, journal) as recorder:
+            await admin.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+            await admin.execute(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE datname = current_database() AND pid <> pg_backend_pid()"
+            )
+            recorder.record(OWNER, talk.id, "user", "hello")
+            await until(lambda: recorder.stats().retried > 0 or recorder.stats().dead > 0)
+            assert (recorder.stats().dead, recorder.stats().unsent) == (0, 1)
+            await admin.execute(f'ALTER DATABASE "{name}" RESET synchronous_commit')
+            await recorder.flush(PATIENCE)
+            assert contents(await whole_log(store, OWNER, talk.id)) == ["hello"]
+    finally:
+        await admin.execute(f'ALTER DATABASE "{name}" RESET synchronous_commit')
+        await admin.close()
 
 
 async def test_a_fault_that_nobody_expected_is_tried_again(journal: Path) -> None:

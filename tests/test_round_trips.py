@@ -1,6 +1,7 @@
 """What one database exports another one imports and exports again: the same bytes, whatever lies between."""
 
 import gzip
+import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -14,7 +15,7 @@ from conftest import STORES
 DATA = Path(__file__).parents[2] / "shared" / "data" / "conversations"
 SAMPLE = Path(__file__).parents[1] / "examples" / "conversations.jsonl"
 OWNER = "ada"
-LINES = 12
+LINES = int(os.environ.get("CHATKEEP_ROUND_TRIP_LINES", "12"))
 """Conversations that are taken of each data set: the emulator of MongoDB takes a millisecond for a message."""
 
 

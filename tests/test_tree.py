@@ -98,13 +98,15 @@ def test_children_are_the_next_in_the_run_and_the_forks(choices: list[int]) -> N
 
 
 @given(choices=CHOICES)
-def test_tips_are_known_without_a_query(choices: list[int]) -> None:
-    """For the last message of a run `tip` gives its position, for every other message None."""
+def test_places_on_the_trunk_and_tips_are_known_without_a_query(choices: list[int]) -> None:
+    """Before the first fork, and for the last message of a run, `find` gives the position; for others None."""
     tree, _, positions = grow(choices)
     last_of_run = {position.run: position.seq for position in positions[1:]}
+    first_fork = min((seq for seq in range(1, tree.last_seq + 1) if positions[seq].run), default=tree.last_seq + 1)
     for seq in range(1, tree.last_seq + 1):
         position = positions[seq]
-        assert tree.tip(seq) == (position if last_of_run[position.run] == seq else None)
+        known = seq < first_fork or last_of_run[position.run] == seq
+        assert tree.find(seq) == (position if known else None)
 
 
 def test_conversation_that_never_branched_needs_no_text() -> None:
@@ -133,5 +135,5 @@ def test_branches_are_bounded() -> None:
     with pytest.raises(Conflict, match="10,000 branches"):
         tree.add(None)
     tree = Tree.load(MAX_RUNS, tree.dump())
-    tip = tree.tip(MAX_RUNS)
+    tip = tree.find(MAX_RUNS)
     assert tree.add(tip) == Position(MAX_RUNS + 1, MAX_RUNS - 1, 2)

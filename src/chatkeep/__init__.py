@@ -20,6 +20,7 @@ from chatkeep.errors import (
     SchemaMismatch,
     StoreUnavailable,
     Unauthenticated,
+    UnsafeDatabase,
 )
 from chatkeep.model import (
     Conversation,
@@ -69,6 +70,7 @@ __all__ = [
     "StoreOptions",
     "StoreUnavailable",
     "Unauthenticated",
+    "UnsafeDatabase",
     "open_store",
     "recording",
 ]

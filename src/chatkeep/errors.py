@@ -8,6 +8,7 @@
     ├── NotYours                    it exists and belongs to another owner
     ├── Unauthenticated             it is not known for whom a request acts
     ├── SchemaMismatch              the database's schema is not the one this version works with
+    ├── UnsafeDatabase              the database is set up so that it could lose what it acknowledged
     ├── StoreUnavailable            the database cannot be used now; repeating the call later is safe
     ├── RecorderFull                a recorder holds as much as it may, and was told to say so
     └── JournalInUse                another recorder uses the journal
@@ -58,6 +59,10 @@ class Unauthenticated(ChatkeepError):
 
 class SchemaMismatch(ChatkeepError):
     """The database's schema is not the one that this version of chatkeep works with."""
+
+
+class UnsafeDatabase(ChatkeepError):
+    """The database is set up so that it could lose, or half store, what it acknowledged; it is not used."""
 
 
 class StoreUnavailable(ChatkeepError):

@@ -55,6 +55,10 @@ WINDOW_LINES = 256
 WINDOW_BYTES = 8 << 20
 """How much is read before it is stored: what an import holds in memory at most, one longer line apart."""
 
+WRITERS = 128
+"""Lines that are stored at the same time. All of a window at once would wait in vain for a slow database: the last
+of them gets its connection only when the others are done."""
+
 HUGE_NUMBERS = (re.compile(rb"e\+?\d{3,}\s*[,\]}]"), re.compile(rb"E\+?\d{3,}\s*[,\]}]"))
 """What pydantic's parser makes infinite, as it takes NaN and Infinity for numbers. Two patterns: searching
 for a fixed letter is five times as fast as for either of two."""
@@ -119,10 +123,11 @@ async def import_lines(store: Store, owner: str, lines: Iterable[bytes]) -> Asyn
     again stores only what is new. Raises StoreUnavailable when the database fails.
     """
     window: deque[asyncio.Task[Imported]] = deque()
+    writers = asyncio.Semaphore(WRITERS)
     size = 0
     try:
         for number, line in enumerate(lines, 1):
-            window.append(asyncio.create_task(_import_line(store, owner, number, line)))
+            window.append(asyncio.create_task(_import_line(store, owner, writers, number, line)))
             size += len(line)
             await asyncio.sleep(0)  # the line is parsed now, while the store writes those before it
             while len(window) >= WINDOW_LINES or size >= WINDOW_BYTES or (window and window[0].done()):
@@ -137,12 +142,13 @@ async def import_lines(store: Store, owner: str, lines: Iterable[bytes]) -> Asyn
         await asyncio.gather(*window, return_exceptions=True)
 
 
-async def _import_line(store: Store, owner: str, number: int, text: bytes) -> Imported:
+async def _import_line(store: Store, owner: str, writers: asyncio.Semaphore, number: int, text: bytes) -> Imported:
     if not text.strip():
         return Imported(number, len(text))
     try:
         line = parse_line(owner, text)
-        await _store_line(store, owner, line)
+        async with writers:
+            await _store_line(store, owner, line)
     except (InvalidInput, Conflict) as error:
         return Imported(number, len(text), error=str(error))
     return Imported(number, len(text), messages=len(line.messages))
@@ -231,15 +237,17 @@ def _to_message(conversation_id: UUID, line: LineMessage, ids: dict[str, UUID], 
     return stored(
         ImportedMessage,
         line.model_fields_set,
-        id=id_,
-        role=line.role,
-        content=line.content,
-        parent_id=None if line.parent_id is None else ids[line.parent_id],
-        status=line.status,
-        sources=line.sources,
-        metadata=line.metadata,
-        external_id=line.external_id or external_id,
-        sent_at=line.created_at and line.created_at.astimezone(UTC),
+        {
+            "id": id_,
+            "role": line.role,
+            "content": line.content,
+            "parent_id": None if line.parent_id is None else ids[line.parent_id],
+            "status": line.status,
+            "sources": line.sources,
+            "metadata": line.metadata,
+            "external_id": line.external_id or external_id,
+            "sent_at": line.created_at and line.created_at.astimezone(UTC),
+        },
     )
 
 

@@ -334,8 +334,8 @@ def open_store(url: str, *, migrate: bool = True, **options: str | float) -> Ope
     `mongodb://user:password@host/database` and `memory://`. Options are the fields of `StoreOptions`, given as
     keywords or in the URL (`?search=off`); a keyword goes first. A SQLite file is created where it is missing,
     and the schema is brought to the newest revision unless migrate=False. Raises InvalidInput for a URL or an
-    option that is not known, SchemaMismatch for a database newer than this version, StoreUnavailable for one
-    that cannot be opened.
+    option that is not known, SchemaMismatch for a database newer than this version, UnsafeDatabase for one
+    that could lose what it acknowledged, StoreUnavailable for one that cannot be opened.
     """
     parts = urlsplit(url)
     adapter = _adapter(parts.scheme, url)

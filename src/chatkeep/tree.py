@@ -73,8 +73,15 @@ class Tree:
             return None
         return json.dumps([_values(run) for run in self.runs], separators=(",", ":"))
 
-    def tip(self, seq: int) -> Position | None:
-        """The position of message `seq` where it is the tip of a run; None says: look the message up."""
+    @property
+    def trunk_end(self) -> int:
+        """The last seq before the first fork: up to there every message follows the one before it."""
+        return self.runs[1].first_seq - 1 if len(self.runs) > 1 else self.last_seq
+
+    def find(self, seq: int) -> Position | None:
+        """The position of message `seq` where it is on the trunk or the tip of a run; None says: look it up."""
+        if seq <= self.trunk_end:
+            return Position(seq, 0, seq)
         for number, run in enumerate(self.runs):
             if run.tip_seq == seq:
                 return Position(seq, number, run.tip_depth)
@@ -103,7 +110,7 @@ class Tree:
 
     def _split(self, run: int, low: int, high: int) -> list[Segment]:
         """One run's part of a path, last segment first; run 0 is cut where the trunk ends."""
-        trunk_end = self.runs[1].first_seq - 1 if len(self.runs) > 1 else self.last_seq
+        trunk_end = self.trunk_end
         if run > 0 or low > trunk_end:
             return [Segment(run, low, high, trunk=False)]
         if high <= trunk_end:

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from chatkeep.api.errors import KINDS, Refused
-from chatkeep.model import MAX_JSON_DEPTH, parse_json
+from chatkeep.model import MAX_JSON_DEPTH, Page, parse_json
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -73,8 +73,11 @@ def reply(record: BaseModel, status: int = 200, *, location: str | None = None) 
 
 def _to_json(record: BaseModel) -> bytes:
     """The JSON of a record, to the byte what pydantic makes of it, in a third of the time where it holds messages."""
+    plain: dict[str, Any] = record.__dict__
+    if isinstance(record, Page):
+        plain = {**plain, "items": [item.__dict__ for item in record.items]}
     try:
-        return orjson.dumps(record, _plain, orjson.OPT_UTC_Z)
+        return orjson.dumps(plain, _plain, orjson.OPT_UTC_Z)
     except TypeError:
         # orjson writes no integers of more than 64 bits, which metadata may hold.
         return to_json(record)

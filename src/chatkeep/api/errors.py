@@ -31,6 +31,7 @@ from chatkeep.errors import (
     SchemaMismatch,
     StoreUnavailable,
     Unauthenticated,
+    UnsafeDatabase,
 )
 from chatkeep.model import Record
 
@@ -49,6 +50,7 @@ STATUS: Mapping[type[ChatkeepError], int] = {
     NotYours: 403,
     Unauthenticated: 401,
     SchemaMismatch: 503,
+    UnsafeDatabase: 503,
     StoreUnavailable: 503,
     RecorderFull: 503,
     JournalInUse: 503,

@@ -119,18 +119,20 @@ def _place(
     new = stored(
         Message,
         MESSAGE_FIELDS,
-        id=message.id or new_id(),
-        conversation_id=conversation_id,
-        seq=position.seq,
-        parent_id=parent_id,
-        role=message.role,
-        content=message.content,
-        status=message.status,
-        sources=message.sources,
-        metadata=message.metadata,
-        external_id=message.external_id,
-        sent_at=message.sent_at,
-        created_at=moment,
+        {
+            "id": message.id or new_id(),
+            "conversation_id": conversation_id,
+            "seq": position.seq,
+            "parent_id": parent_id,
+            "role": message.role,
+            "content": message.content,
+            "status": message.status,
+            "sources": message.sources,
+            "metadata": message.metadata,
+            "external_id": message.external_id,
+            "sent_at": message.sent_at,
+            "created_at": moment,
+        },
     )
     state.head, state.head_id = position, new.id
     _touch(state, message, moment)

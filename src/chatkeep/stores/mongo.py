@@ -234,6 +234,9 @@ class MongoStore(Store):
         self._open()
         return await self._database.read(schema.revision)
 
+    def state(self) -> Mapping[str, int]:
+        return {"connections_used": self._database.permits.used}
+
     async def distribute(self) -> list[str]:
         await self._owner("distribute")
         with self._database.translating():
@@ -482,7 +485,7 @@ class _Group:
     """What a group of appends does to its conversations, decided item by item."""
 
     def __init__(self, talks: Mapping[Key, Document], known: Mapping[tuple[Key, UUID], Document]) -> None:
-        self._states: dict[Key, State | None] = {key: documents.tip(talk) for key, talk in talks.items()}
+        self._states: dict[Key, State | None] = {key: documents.known_state(talk) for key, talk in talks.items()}
         self._known = known
         self._moment = now()
         self.new: dict[tuple[Key, UUID], tuple[Key, Placed]] = {}

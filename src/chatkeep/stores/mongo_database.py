@@ -31,11 +31,11 @@ from pymongo.errors import (
     OperationFailure,
     PyMongoError,
     ServerSelectionTimeoutError,
-    WaitQueueTimeoutError,
 )
 from pymongo.read_concern import ReadConcern
 
-from chatkeep.errors import ChatkeepError, InvalidInput, StoreUnavailable
+from chatkeep.errors import ChatkeepError, InvalidInput, StoreUnavailable, UnsafeDatabase
+from chatkeep.stores.permits import Permits
 
 logger = logging.getLogger(__name__)
 
@@ -61,7 +61,7 @@ WEAK = (
     " readPreference out of the URL, or add durability=relaxed to it"
 )
 
-OWN = ("w", "journal", "readconcernlevel", "serverselectiontimeoutms", "waitqueuetimeoutms", "maxpoolsize", "appname")
+OWN = ("w", "journal", "readconcernlevel", "serverselectiontimeoutms", "appname")
 """Options of the driver that are set here unless the URL sets them."""
 
 DUPLICATE_KEY, ILLEGAL_OPERATION, TOO_LARGE_CODE = 11000, 20, 10334
@@ -105,13 +105,17 @@ class Database:
         if not name:
             raise InvalidInput("a MongoDB URL names a database: mongodb://host/database", got=self.name)
         self._database_name = name
-        patience, wait = int(min(pool_timeout, write_timeout) * 1_000), int(pool_timeout * 1_000)
-        values = ("majority", True, "majority", patience, wait, pool_size, "chatkeep")
+        patience = int(min(pool_timeout, write_timeout) * 1_000)
+        values = ("majority", True, "majority", patience, "chatkeep")
         given = {key.lower(): value for key, value in parse_qsl(parts.query, keep_blank_values=True)}
         if given.get("w") == "0":  # with which the driver takes no journal
             given["journal"] = ""
         self._settings: dict[str, Any] = {k: v for k, v in zip(OWN, values, strict=True) if k not in given}
-        self._pool_size, self._pool_timeout, self._write_timeout = pool_size, pool_timeout, write_timeout
+        # Not the driver's queue: a transaction asks for a connection with each of its operations, and would wait
+        # there behind those that wait for it. Whoever has a permit finds a connection.
+        self.permits = Permits(pool_size, pool_timeout)
+        self._settings["maxPoolSize"] = pool_size
+        self._write_timeout = write_timeout
         self._relaxed = relaxed
         self._client: AsyncMongoClient[Document] | None = None
         self._view: View | None = None
@@ -133,11 +137,13 @@ class Database:
         with self.translating():
             view = await self.view()
             try:
-                return await work(view)
+                async with self.permits:
+                    return await work(view)
             except AutoReconnect as error:
                 if isinstance(error, ServerSelectionTimeoutError):
                     raise
-            return await work(view)
+            async with self.permits:
+                return await work(view)
 
     async def write_one[T](self, work: Work[T]) -> T:
         """Run `work`, which writes with one operation, again while that may help, until the time is over."""
@@ -185,7 +191,9 @@ class Database:
         deadline, longest = time.monotonic() + self._write_timeout, PAUSE_SECONDS[0]
         while True:
             try:
-                return await work(await self.view(), deadline)
+                view = await self.view()
+                async with self.permits:
+                    return await work(view, deadline)
             except DRIVER_ERRORS as error:
                 if not worth_it(error) or time.monotonic() >= deadline:
                     raise
@@ -241,7 +249,7 @@ class Database:
         except OperationFailure as error:
             if error.code != ILLEGAL_OPERATION:
                 raise
-            raise InvalidInput(NO_TRANSACTIONS, got=self.name) from None
+            raise UnsafeDatabase(NO_TRANSACTIONS, got=self.name) from None
 
     # --- errors -------------------------------------------------------------------------------------------
 
@@ -259,12 +267,6 @@ class Database:
             return InvalidInput(TOO_LARGE)
         state = type(error).__name__ if code is None else f"code {code}"
         logger.error("MongoDB failed on %s: %s", self.name, state)
-        if isinstance(error, WaitQueueTimeoutError):
-            return StoreUnavailable(
-                f"all {self._pool_size} connections were in use for {self._pool_timeout:g} s; try again, or raise"
-                " pool_size",
-                got=self.name,
-            )
         meaning = next((text for kind, text in MEANINGS if isinstance(error, kind)), "MongoDB refused the operation")
         return StoreUnavailable(MEANINGS_OF_CODES.get(code, meaning), got=f"{self.name}: {state}")
 

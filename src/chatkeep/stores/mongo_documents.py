@@ -98,16 +98,18 @@ def to_conversation(document: Mapping[str, Any]) -> Conversation:
     return stored(
         Conversation,
         CONVERSATION_FIELDS,
-        id=document["id"],
-        owner_id=document["owner_id"],
-        title=document["title"],
-        context_id=document["context_id"],
-        external_id=document["external_id"],
-        metadata=json.loads(document["metadata"]),
-        last_seq=document["last_seq"],
-        head_id=document["head_id"],
-        created_at=from_micros(document["created_at"]),
-        updated_at=from_micros(document["updated_at"]),
+        {
+            "id": document["id"],
+            "owner_id": document["owner_id"],
+            "title": document["title"],
+            "context_id": document["context_id"],
+            "external_id": document["external_id"],
+            "metadata": json.loads(document["metadata"]),
+            "last_seq": document["last_seq"],
+            "head_id": document["head_id"],
+            "created_at": from_micros(document["created_at"]),
+            "updated_at": from_micros(document["updated_at"]),
+        },
     )
 
 
@@ -271,11 +273,11 @@ def to_state(found: Mapping[str, Any], head: Position | None) -> State:
     return State(tree, head, found["head_id"], found["title"], from_micros(found["updated_at"]))
 
 
-def tip(found: Mapping[str, Any]) -> State | None:
-    """The same where the head is the tip of a run, so that nothing else need be read."""
+def known_state(found: Mapping[str, Any]) -> State | None:
+    """The same where the head's place is known, so that nothing else need be read."""
     head = None
     if found["head_seq"] is not None:
-        head = Tree.load(found["last_seq"], found["runs"]).tip(found["head_seq"])
+        head = Tree.load(found["last_seq"], found["runs"]).find(found["head_seq"])
         if head is None:
             return None
     return to_state(found, head)
@@ -342,7 +344,7 @@ async def append_alone(view: View, item: Item, moment: datetime, *, search: bool
     if before is None:
         return None
     tree = Tree(before["last_seq"], [Run(-1, 0, 1, before["last_seq"], before["last_seq"])])
-    state = State(tree, tree.tip(tree.last_seq), before["head_id"], "", moment)
+    state = State(tree, tree.find(tree.last_seq), before["head_id"], "", moment)
     (placed,) = plan(item.key[1], state, [item.message], [item.fingerprint], {}, moment)
     assert isinstance(placed, Placed)  # noqa: S101 - nothing was known
     await view.messages.insert_one(to_document(item.key, placed, search=search), session=view.session)
@@ -387,8 +389,8 @@ def to_known(document: Mapping[str, Any]) -> Known:
 
 
 async def position(view: View, key: Key, tree: Tree, seq: int) -> Position:
-    """Where message `seq` stands: mostly on the tip of a run, which needs no query."""
-    known = tree.tip(seq)
+    """Where message `seq` stands: mostly the tree knows it, which needs no query."""
+    known = tree.find(seq)
     if known is not None:
         return known
     fields = {"seq": 1, "run": 1, "depth": 1}
@@ -406,18 +408,20 @@ def to_message(document: Mapping[str, Any]) -> Message:
     return stored(
         Message,
         MESSAGE_FIELDS,
-        id=document["_id"]["m"],
-        conversation_id=document["conversation_id"],
-        seq=document["seq"],
-        parent_id=document["parent_id"],
-        role=ROLES[document["role"]],
-        content=document["content"],
-        status=STATUSES[document["status"]],
-        sources=tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
-        metadata=json.loads(metadata) if metadata else {},
-        external_id=document.get("external_id"),
-        sent_at=_time(document.get("sent_at")),
-        created_at=from_micros(document["created_at"]),
+        {
+            "id": document["_id"]["m"],
+            "conversation_id": document["conversation_id"],
+            "seq": document["seq"],
+            "parent_id": document["parent_id"],
+            "role": ROLES[document["role"]],
+            "content": document["content"],
+            "status": STATUSES[document["status"]],
+            "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
+            "metadata": json.loads(metadata) if metadata else {},
+            "external_id": document.get("external_id"),
+            "sent_at": _time(document.get("sent_at")),
+            "created_at": from_micros(document["created_at"]),
+        },
     )
 
 

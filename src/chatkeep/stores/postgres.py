@@ -480,6 +480,8 @@ class PostgresStore(Store):
         if straight is None:
             raise await self._missing(connection, id_)
         last_seq, head_seq, runs, found = straight
+        if runs is None and head_seq is not None and leaf is None and window.leaf_seq is None and not total:
+            return window.page(found, Position(head_seq, 0, head_seq), None)  # the rest takes 16 µs to say the same
         tree = Tree.load(last_seq, runs)
         end = await self._leaf(connection, owner, id_, tree, head_seq, leaf, window)
         path = tree.path(end.run, end.seq) if end else []

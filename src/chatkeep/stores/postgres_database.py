@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 import asyncpg
 
-from chatkeep.errors import ChatkeepError, InvalidInput, SchemaMismatch, StoreUnavailable
+from chatkeep.errors import ChatkeepError, InvalidInput, SchemaMismatch, StoreUnavailable, UnsafeDatabase
 from chatkeep.migrations import HEAD, REVISIONS, render
 from chatkeep.stores.postgres_citus import has_citus
 from chatkeep.stores.postgres_pool import FATAL, Connection, Pool
@@ -93,12 +93,12 @@ class Database:
 
     async def read[T](self, work: Work[T]) -> T:
         """Run `work`, which only reads; once more where the connection turns out to be lost."""
+        try:
+            return await self._statement(work)
+        except DRIVER_ERRORS as error:
+            if not is_lost(error):
+                raise self._translated(error) from error
         with self.translating():
-            try:
-                return await self._statement(work)
-            except DRIVER_ERRORS as error:
-                if not is_lost(error):
-                    raise
             return await self._statement(work)
 
     async def write[T](self, work: Work[T]) -> T:
@@ -209,7 +209,7 @@ class Database:
             durable = await connection.fetchval("SELECT current_setting('synchronous_commit')")
             self.citus = await has_citus(connection)
         if durable == "off":
-            raise InvalidInput(
+            raise UnsafeDatabase(
                 "synchronous_commit is off: PostgreSQL would lose messages it acknowledged;"
                 " set it to on for this user or database",
                 got=self.name,

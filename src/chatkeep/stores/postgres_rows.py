@@ -312,16 +312,18 @@ def _to_conversation(row: Row) -> Conversation:
     return stored(
         Conversation,
         CONVERSATION_FIELDS,
-        id=id_,
-        owner_id=decode_nul(owner),
-        title=_decode(title),
-        context_id=_decode(context),
-        external_id=_decode(external),
-        metadata=json.loads(metadata),
-        last_seq=last_seq,
-        head_id=head,
-        created_at=created,
-        updated_at=_in_utc(updated),
+        {
+            "id": id_,
+            "owner_id": decode_nul(owner),
+            "title": _decode(title),
+            "context_id": _decode(context),
+            "external_id": _decode(external),
+            "metadata": json.loads(metadata),
+            "last_seq": last_seq,
+            "head_id": head,
+            "created_at": created,
+            "updated_at": _in_utc(updated),
+        },
     )
 
 
@@ -387,18 +389,20 @@ def appended(item: Item, message: NewMessage, row: Row) -> Message:
     return stored(
         Message,
         MESSAGE_FIELDS,
-        id=item.id,
-        conversation_id=item.conversation_id,
-        seq=seq,
-        parent_id=parent_id,
-        role=message.role,
-        content=message.content,
-        status=message.status,
-        sources=message.sources,
-        metadata=message.metadata,
-        external_id=message.external_id,
-        sent_at=message.sent_at,
-        created_at=created_at,
+        {
+            "id": item.id,
+            "conversation_id": item.conversation_id,
+            "seq": seq,
+            "parent_id": parent_id,
+            "role": message.role,
+            "content": message.content,
+            "status": message.status,
+            "sources": message.sources,
+            "metadata": message.metadata,
+            "external_id": message.external_id,
+            "sent_at": message.sent_at,
+            "created_at": created_at,
+        },
     )
 
 
@@ -478,10 +482,10 @@ async def known(connection: Connection, owner: str, id_: UUID, ids: Collection[U
 
 
 async def position(connection: Connection, owner: str, id_: UUID, tree: Tree, seq: int) -> Position:
-    """Where message `seq` stands: mostly on the tip of a run, which needs no query."""
-    tip = tree.tip(seq)
-    if tip is not None:
-        return tip
+    """Where message `seq` stands: mostly the tree knows it, which needs no query."""
+    found = tree.find(seq)
+    if found is not None:
+        return found
     statement = "SELECT seq, run, depth FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND seq = $3"
     return Position(*cast("Row", await connection.fetchrow(statement, owner, id_, seq)))
 
@@ -494,19 +498,21 @@ def _to_message(conversation_id: UUID, row: Row) -> Message:
     return stored(
         Message,
         MESSAGE_FIELDS,
-        id=id_,
-        conversation_id=conversation_id,
-        seq=seq,
-        parent_id=parent,
-        role=ROLES[role],
-        content=decode_nul(content),
-        status=STATUSES[status],
-        sources=tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
-        metadata=json.loads(metadata) if metadata else {},
-        external_id=None if external is None else decode_nul(external),
-        sent_at=None if sent is None else _in_utc(sent),
-        # As text, in the session's ISO style: the driver takes six times as long to make a time of eight bytes.
-        created_at=datetime.fromisoformat(created),
+        {
+            "id": id_,
+            "conversation_id": conversation_id,
+            "seq": seq,
+            "parent_id": parent,
+            "role": ROLES[role],
+            "content": decode_nul(content),
+            "status": STATUSES[status],
+            "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
+            "metadata": json.loads(metadata) if metadata else {},
+            "external_id": None if external is None else decode_nul(external),
+            "sent_at": None if sent is None else _in_utc(sent),
+            # As text, in the session's ISO style: the driver takes six times as long to make a time of eight bytes.
+            "created_at": datetime.fromisoformat(created),
+        },
     )
 
 

@@ -159,16 +159,18 @@ def _insert_conversation(
     return stored(
         Conversation,
         CONVERSATION_FIELDS,
-        id=id_,
-        owner_id=owner,
-        title=new.title,
-        context_id=new.context_id,
-        external_id=new.external_id,
-        metadata=new.metadata,
-        last_seq=0,
-        head_id=None,
-        created_at=created,
-        updated_at=updated,
+        {
+            "id": id_,
+            "owner_id": owner,
+            "title": new.title,
+            "context_id": new.context_id,
+            "external_id": new.external_id,
+            "metadata": new.metadata,
+            "last_seq": 0,
+            "head_id": None,
+            "created_at": created,
+            "updated_at": updated,
+        },
     )
 
 
@@ -253,16 +255,18 @@ def _to_conversation(row: Row) -> Conversation:
     return stored(
         Conversation,
         CONVERSATION_FIELDS,
-        id=uuid(id_),
-        owner_id=owner,
-        title=title,
-        context_id=context,
-        external_id=external,
-        metadata=json.loads(metadata),
-        last_seq=last_seq,
-        head_id=None if head is None else uuid(head),
-        created_at=from_micros(created),
-        updated_at=from_micros(updated),
+        {
+            "id": uuid(id_),
+            "owner_id": owner,
+            "title": title,
+            "context_id": context,
+            "external_id": external,
+            "metadata": json.loads(metadata),
+            "last_seq": last_seq,
+            "head_id": None if head is None else uuid(head),
+            "created_at": from_micros(created),
+            "updated_at": from_micros(updated),
+        },
     )
 
 
@@ -305,18 +309,20 @@ def _to_message(row: Row) -> Message:
     return stored(
         Message,
         MESSAGE_FIELDS,
-        id=uuid(id_),
-        conversation_id=uuid(conversation_id),
-        seq=seq,
-        parent_id=None if parent is None else uuid(parent),
-        role=ROLES[role],
-        content=content,
-        status=STATUSES[status],
-        sources=tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
-        metadata=json.loads(metadata) if metadata else {},
-        external_id=external,
-        sent_at=None if sent is None else from_micros(sent),
-        created_at=from_micros(created),
+        {
+            "id": uuid(id_),
+            "conversation_id": uuid(conversation_id),
+            "seq": seq,
+            "parent_id": None if parent is None else uuid(parent),
+            "role": ROLES[role],
+            "content": content,
+            "status": STATUSES[status],
+            "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
+            "metadata": json.loads(metadata) if metadata else {},
+            "external_id": external,
+            "sent_at": None if sent is None else from_micros(sent),
+            "created_at": from_micros(created),
+        },
     )
 
 
@@ -363,10 +369,10 @@ def known(connection: apsw.Connection, owner: str, id_: UUID, ids: Collection[UU
 
 
 def position(connection: apsw.Connection, owner: str, id_: UUID, tree: Tree, seq: int) -> Position:
-    """Where message `seq` stands: mostly on the tip of a run, which needs no query."""
-    tip = tree.tip(seq)
-    if tip is not None:
-        return tip
+    """Where message `seq` stands: mostly the tree knows it, which needs no query."""
+    found = tree.find(seq)
+    if found is not None:
+        return found
     statement = "SELECT seq, run, depth FROM messages WHERE owner_id = ? AND conversation_id = ? AND seq = ?"
     return Position(*cast("Row", connection.execute(statement, (owner, id_.bytes, seq)).fetchone()))
 
