@@ -519,6 +519,9 @@ class Page[Item](Record):
     next: str | None = None
 
 
+PAGE_FIELDS = set(Page.model_fields)
+
+
 class ErasureReceipt(Record):
     """What an erasure removed, counted as it went, and what a search for it afterwards found: nothing."""
 

@@ -112,7 +112,7 @@ SAVE = """
 """
 # The newest or oldest messages of a conversation that never branched, with its row, in one round trip.
 STRAIGHT_HISTORY = f"""
-    SELECT c.last_seq, c.head_seq, c.runs, m.*
+    SELECT m.*, c.last_seq, c.head_seq, c.runs
     FROM conversations c LEFT JOIN LATERAL (
         SELECT {MESSAGE_COLUMNS} FROM messages m
         WHERE m.owner_id = $1 AND m.conversation_id = $2 AND c.runs IS NULL AND m.status <> 'deleted'
@@ -459,14 +459,14 @@ async def repeated(
 ) -> Message | None:
     """The stored message that an append with this fingerprint repeats."""
     row = await connection.fetchrow(
-        f"SELECT m.fingerprint, {MESSAGE_COLUMNS} FROM messages m"  # noqa: S608
+        f"SELECT {MESSAGE_COLUMNS}, m.fingerprint FROM messages m"  # noqa: S608
         " JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id"
         " WHERE m.owner_id = $1 AND m.conversation_id = $2 AND m.id = $3 AND c.deleted_at IS NULL",
         owner,
         id_,
         message_id,
     )
-    return _to_message(id_, row[1:]) if row is not None and row[0] == fingerprint else None
+    return _to_messages(id_, [row])[0] if row is not None and row[-1] == fingerprint else None
 
 
 async def known(connection: Connection, owner: str, id_: UUID, ids: Collection[UUID]) -> dict[UUID, Known]:
@@ -493,32 +493,35 @@ async def position(connection: Connection, owner: str, id_: UUID, tree: Tree, se
 # --- reading messages ------------------------------------------------------------------------------------
 
 
-def _to_message(conversation_id: UUID, row: Row) -> Message:
-    id_, seq, parent, role, content, status, sources, metadata, external, sent, created = row
-    return stored(
-        Message,
-        MESSAGE_FIELDS,
-        {
-            "id": id_,
-            "conversation_id": conversation_id,
-            "seq": seq,
-            "parent_id": parent,
-            "role": ROLES[role],
-            "content": decode_nul(content),
-            "status": STATUSES[status],
-            "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
-            "metadata": json.loads(metadata) if metadata else {},
-            "external_id": None if external is None else decode_nul(external),
-            "sent_at": None if sent is None else _in_utc(sent),
-            # As text, in the session's ISO style: the driver takes six times as long to make a time of eight bytes.
-            "created_at": datetime.fromisoformat(created),
-        },
-    )
+def _to_messages(conversation_id: UUID, found: Iterable[Row]) -> list[Message]:
+    """The messages of rows that begin with MESSAGE_COLUMNS."""
+    return [
+        stored(
+            Message,
+            MESSAGE_FIELDS,
+            {
+                "id": id_,
+                "conversation_id": conversation_id,
+                "seq": seq,
+                "parent_id": parent,
+                "role": ROLES[role],
+                "content": decode_nul(content),
+                "status": STATUSES[status],
+                "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
+                "metadata": json.loads(metadata) if metadata else {},
+                "external_id": None if external is None else decode_nul(external),
+                "sent_at": None if sent is None else _in_utc(sent),
+                # As text, in the session's ISO style: the driver takes six times as long to make a time of eight bytes.
+                "created_at": datetime.fromisoformat(created),
+            },
+        )
+        for id_, seq, parent, role, content, status, sources, metadata, external, sent, created, *_ in found
+    ]
 
 
 async def messages(connection: Connection, owner: str, id_: UUID, rest: str, *values: object) -> list[Message]:
     """Messages of one conversation, `rest` being the end of the statement that selects them."""
-    return [_to_message(id_, row) for row in await connection.fetch(f"{MESSAGE}{rest}", owner, id_, *values)]
+    return _to_messages(id_, await connection.fetch(f"{MESSAGE}{rest}", owner, id_, *values))
 
 
 async def straight_history(
@@ -529,7 +532,7 @@ async def straight_history(
     found = await connection.fetch(STRAIGHT[window.order], owner, id_, low, high, window.limit + 1, window.offset)
     if not found:
         return None
-    return *found[0][:3], [_to_message(id_, row[3:]) for row in found if row[3] is not None]
+    return *found[0][-3:], _to_messages(id_, found if found[0][0] is not None else ())
 
 
 async def log(connection: Connection, owner: str, id_: UUID, after: int, limit: int) -> list[Message]:
@@ -626,19 +629,19 @@ async def search(
     hits: list[tuple[Row, SearchHit]] = []
     while len(hits) < limit:
         found = await _candidates(connection, owner, terms, below, limit)
-        for title, conversation_id, *row in found:
-            message = _to_message(conversation_id, tuple(row))
+        for row in found:
+            message = _found_message(row)
             if exact or holds(message.content, phrases):
-                hits.append((_place(message), _to_hit(title, message, phrases)))
+                hits.append((_place(message), _to_hit(row[-1], message, phrases)))
         if len(found) < limit:
             break
-        below = _place(_to_message(found[-1][1], found[-1][2:]))
+        below = _place(_found_message(found[-1]))
     return hits[:limit]
 
 
 async def _candidates(connection: Connection, owner: str, terms: list[str], below: Row, limit: int) -> list[Row]:
     found = await connection.fetch(
-        f"SELECT c.title, c.id, {MESSAGE_COLUMNS} FROM messages m"  # noqa: S608
+        f"SELECT {MESSAGE_COLUMNS}, c.id, c.title FROM messages m"  # noqa: S608
         " JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id"
         " WHERE m.owner_id = $1 AND m.terms @> $2 AND c.deleted_at IS NULL"
         " AND (m.created_at, m.conversation_id, m.seq) < ($3, $4, $5)"
@@ -649,6 +652,10 @@ async def _candidates(connection: Connection, owner: str, terms: list[str], belo
         limit,
     )
     return cast("list[Row]", found)
+
+
+def _found_message(row: Row) -> Message:
+    return _to_messages(row[-2], [row])[0]
 
 
 def _place(message: Message) -> Row:

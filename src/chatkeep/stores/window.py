@@ -6,7 +6,7 @@ from uuid import UUID
 
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import InvalidInput
-from chatkeep.model import Message, Page, valid_range
+from chatkeep.model import PAGE_FIELDS, Message, Page, stored, valid_range
 from chatkeep.store import MAX_LIMIT, MAX_OFFSET, ListOrder, Order
 from chatkeep.tree import Position, Segment
 
@@ -86,4 +86,5 @@ class Window:
         following = None
         if len(found) > self.limit and leaf is not None:
             following = encode_cursor("history", self.scope, leaf.seq, items[-1].seq)
-        return Page(items=items[::-1] if self.order == "desc" else items, total=total, next=following)
+        items = items[::-1] if self.order == "desc" else items
+        return stored(Page, PAGE_FIELDS, {"items": items, "total": total, "next": following})
