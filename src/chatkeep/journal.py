@@ -25,7 +25,7 @@ from weakref import WeakSet
 import apsw
 
 from chatkeep.errors import InvalidInput, JournalInUse, StoreUnavailable
-from chatkeep.model import NewMessage, now, to_micros
+from chatkeep.model import clean_text, json_text, now, to_micros
 
 logger = logging.getLogger(__name__)
 
@@ -104,14 +104,10 @@ type Key = tuple[str, UUID]
 type Work[T] = Callable[[apsw.Connection], T]
 
 
-class Entry(NamedTuple):
-    """A message on its way into the journal."""
-
-    key: Key
-    message: NewMessage
-    size: int
-    recorded_at: int
-    """Microseconds since 1970."""
+type Entry = tuple[Key, dict[str, Any], int, int]
+"""A message on its way into the journal: whose it is; those of its values that were given, whose text may not be valid
+Unicode yet; its size; and when it was recorded, in microseconds since 1970. A plain tuple is made five times as fast as
+one with names."""
 
 
 class Job(NamedTuple):
@@ -252,7 +248,10 @@ class Journal:
         with suppress(Empty):
             while len(entries) < MAX_ENTRIES:
                 one = self._queue.get_nowait()
-                (entries if isinstance(one, Entry) else jobs).append(one)  # type: ignore[arg-type]
+                if isinstance(one, Job):
+                    jobs.append(one)
+                else:
+                    entries.append(one)
         return entries, jobs
 
     def _commit_all(self, entries: Sequence[Entry], jobs: Sequence[Job]) -> None:
@@ -282,7 +281,7 @@ class Journal:
         for done, outcome in outcomes:
             _settle(done, outcome)
         if entries:
-            self._on_written({entry.key for entry in entries})
+            self._on_written({key for key, *_ in entries})
 
     def _transaction(self, rows: Sequence[tuple[Any, ...]], jobs: Sequence[Job]) -> list[tuple[Future[Any], Any]]:
         if not jobs and len(rows) <= ROWS:
@@ -471,9 +470,9 @@ def _settle(done: "Future[Any]", outcome: Any) -> None:
 
 
 def _row(entry: Entry) -> tuple[Any, ...]:
-    (owner, conversation_id), message, size, recorded_at = entry
-    # Only what was set: a parent that is not there and one that is null are two things.
-    return owner, conversation_id.bytes, message.model_dump_json(exclude_unset=True), size, recorded_at
+    (owner, conversation_id), said, size, recorded_at = entry
+    message = json_text({**said, "content": clean_text(said["content"])})
+    return owner, conversation_id.bytes, message, size, recorded_at
 
 
 def insert(connection: apsw.Connection, rows: Sequence[tuple[Any, ...]]) -> None:
