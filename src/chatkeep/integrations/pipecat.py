@@ -392,7 +392,7 @@ class _Assistant:
     def listen(self, aggregator: "LLMAssistantAggregator") -> None:
         from pipecat.frames import frames as f
 
-        before: _Handlers = {
+        received: _Handlers = {
             f.BotStartedSpeakingFrame: self._starts,
             f.BotStoppedSpeakingFrame: self._stops,
             f.LLMFullResponseStartFrame: self._turn_starts,
@@ -403,14 +403,15 @@ class _Assistant:
             f.CancelFrame: self._pipeline_ends,
             f.EndFrame: self._pipeline_ends,
         }
-        after: _Handlers = {
+        # What ends a turn is pushed on when the aggregator has ended it.
+        sent: _Handlers = {
+            f.LLMContextAssistantTurnFrame: self._ends,
             f.InterruptionFrame: self._was_interrupted,
             f.CancelFrame: self._pipeline_has_ended,
             f.EndFrame: self._pipeline_has_ended,
         }
-        aggregator.add_event_handler("on_before_process_frame", _by_kind(before))
-        aggregator.add_event_handler("on_after_process_frame", _by_kind(after))
-        aggregator.add_event_handler("on_before_push_frame", _by_kind({f.LLMContextAssistantTurnFrame: self._ends}))
+        aggregator.add_event_handler("on_before_process_frame", _by_kind(received))
+        aggregator.add_event_handler("on_before_push_frame", _by_kind(sent))
         aggregator.add_event_handler("on_assistant_turn_stopped", self._said)
 
     def _starts(self, _frame: "f.BotStartedSpeakingFrame") -> None:
@@ -496,15 +497,15 @@ class _Tools:
     def listen(self, aggregator: "LLMAssistantAggregator") -> None:
         from pipecat.frames import frames as f
 
-        before: _Handlers = {
+        received: _Handlers = {
             f.FunctionCallsStartedFrame: self._start,
             f.FunctionCallInProgressFrame: self._starts,
             f.FunctionCallResultFrame: self._returns,
             f.FunctionCallCancelFrame: self._is_cancelled,
         }
-        after: _Handlers = {f.CancelFrame: self._pipeline_has_ended, f.EndFrame: self._pipeline_has_ended}
-        aggregator.add_event_handler("on_before_process_frame", _by_kind(before))
-        aggregator.add_event_handler("on_after_process_frame", _by_kind(after))
+        sent: _Handlers = {f.CancelFrame: self._pipeline_has_ended, f.EndFrame: self._pipeline_has_ended}
+        aggregator.add_event_handler("on_before_process_frame", _by_kind(received))
+        aggregator.add_event_handler("on_before_push_frame", _by_kind(sent))
 
     def _start(self, frame: "f.FunctionCallsStartedFrame") -> None:
         for call in frame.function_calls:
