@@ -629,6 +629,17 @@ async def test_speech_to_speech(tmp_path: Path) -> None:
 # --- what must not matter --------------------------------------------------------------------------------
 
 
+async def test_a_frame_that_makes_no_sense_does_not_disturb(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A time that is none is logged, without what was said, and the conversation goes on and is recorded."""
+    async with voice(tmp_path) as talk:
+        await talk.worker.queue_frame(VADUserStartedSpeakingFrame(timestamp=float("nan")))
+        await talk.user_says("How hot should tea be?")
+        await talk.bot_says("Eighty degrees.")
+        assert await talk.lines(2) == ["user: How hot should tea be?", "assistant: Eighty degrees."]
+    assert "a VADUserStartedSpeakingFrame was not understood" in caplog.text
+    assert "tea" not in caplog.text
+
+
 async def test_a_recorder_that_refuses_does_not_disturb(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The conversation goes on; each message that is lost is in the log, without its words."""
     async with voice(tmp_path, max_bytes=1, when_full="raise") as talk:

@@ -5,9 +5,9 @@
 
 The events of the two aggregators bring the messages. Pipecat starts a task for each, and these tasks begin in
 the order in which they were made: a handler that awaits nothing keeps that order. The frames that pass the
-aggregators bring the times of speech, what is said past the language model's context, and calls of tools;
-Pipecat waits for these handlers. No observer is needed: what observers are told comes later, from a queue that
-is thrown away when the pipeline ends.
+aggregators bring the times of speech, what is said past the language model's context, and calls of tools: they
+are overheard where the aggregators get them and push them on. No observer is needed: what observers are told comes
+later, from a queue that is thrown away when the pipeline ends.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from chatkeep.errors import InvalidInput
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
         UserBackchannelMessage,
         UserTurnMessageAddedMessage,
     )
+    from pipecat.processors.frame_processor import FrameProcessor
     from pipecat.utils.string import TextPartForConcatenation
 
     from chatkeep.recorder import Recorder
@@ -233,24 +234,36 @@ class _Scribe:
 type _Handlers = Mapping[type, Callable[[Any], None]]
 
 
-def _by_kind(handlers: _Handlers) -> Callable[[object, object], None]:
-    """A handler of frame events that gives a frame to the function for its kind, or for a kind that it is one of.
+def _overhear(
+    aggregator: "FrameProcessor", method: Literal["process_frame", "push_frame"], handlers: _Handlers
+) -> None:
+    """Give the frames that a method of an aggregator gets to the functions for their kinds, before it has them.
 
-    It sees every frame, fifty times a second, of which nearly none says anything that is recorded: what is to
-    be done with a kind of frame is found out once.
+    Pipecat has events for that, and takes 10 µs to tell of one, four times a frame, fifty frames a second, nearly none
+    of which says anything that is recorded: what is to be done with a kind of frame is found out once.
     """
     known: dict[type, Callable[[Any], None] | None] = {}
+    work = getattr(aggregator, method)
 
-    def handle(_processor: object, frame: object) -> None:
+    async def overheard(frame: object, *arguments: object, **named: object) -> None:
         try:
             handler = known[type(frame)]
         except KeyError:
             found = (handlers[kind] for kind in type(frame).__mro__ if kind in handlers)
             handler = known[type(frame)] = next(found, None)
         if handler is not None:
-            handler(frame)
+            _tell(handler, frame)
+        await work(frame, *arguments, **named)
 
-    return handle
+    setattr(aggregator, method, overheard)
+
+
+def _tell(handler: Callable[[Any], None], frame: object) -> None:
+    """Whatever is wrong with a frame, the conversation goes on."""
+    try:
+        handler(frame)
+    except Exception:
+        logger.exception("a %s was not understood", type(frame).__name__)
 
 
 def _is_twin(frame: "f.Frame") -> bool:
@@ -287,8 +300,8 @@ class _User:
             f.LLMContextUserTurnFrame: self._ends,
         }
         # Who decides about turns may be the aggregator or a processor before it.
-        aggregator.add_event_handler("on_before_process_frame", _by_kind({**turns, **received}))
-        aggregator.add_event_handler("on_before_push_frame", _by_kind({**turns, **sent}))
+        _overhear(aggregator, "process_frame", {**turns, **received})
+        _overhear(aggregator, "push_frame", {**turns, **sent})
         aggregator.add_event_handler("on_user_turn_message_added", self._said)
         aggregator.add_event_handler("on_user_backchannel", self._acknowledged)
 
@@ -410,8 +423,8 @@ class _Assistant:
             f.CancelFrame: self._pipeline_has_ended,
             f.EndFrame: self._pipeline_has_ended,
         }
-        aggregator.add_event_handler("on_before_process_frame", _by_kind(received))
-        aggregator.add_event_handler("on_before_push_frame", _by_kind(sent))
+        _overhear(aggregator, "process_frame", received)
+        _overhear(aggregator, "push_frame", sent)
         aggregator.add_event_handler("on_assistant_turn_stopped", self._said)
 
     def _starts(self, _frame: "f.BotStartedSpeakingFrame") -> None:
@@ -504,8 +517,8 @@ class _Tools:
             f.FunctionCallCancelFrame: self._is_cancelled,
         }
         sent: _Handlers = {f.CancelFrame: self._pipeline_has_ended, f.EndFrame: self._pipeline_has_ended}
-        aggregator.add_event_handler("on_before_process_frame", _by_kind(received))
-        aggregator.add_event_handler("on_before_push_frame", _by_kind(sent))
+        _overhear(aggregator, "process_frame", received)
+        _overhear(aggregator, "push_frame", sent)
 
     def _start(self, frame: "f.FunctionCallsStartedFrame") -> None:
         for call in frame.function_calls:
