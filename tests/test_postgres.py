@@ -21,6 +21,7 @@ from chatkeep import (
     InvalidInput,
     NewConversation,
     NewMessage,
+    NotFound,
     Role,
     SchemaMismatch,
     Store,
@@ -29,8 +30,9 @@ from chatkeep import (
     open_store,
 )
 from chatkeep.model import decode_nul, encode_nul
+from chatkeep.stores import postgres_rows as rows
 from chatkeep.stores.postgres import PostgresStore
-from chatkeep.testing import assistant, contents, dense, seqs, turns, user, whole_log
+from chatkeep.testing import CONVERSATION_CALLS, assistant, contents, dense, seqs, turns, user, whole_log
 from postgres import databases
 
 OWNER = "ada"
@@ -220,6 +222,50 @@ async def test_database_that_forgets_is_refused(empty_url: str) -> None:
         await connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
     with pytest.raises(UnsafeDatabase, match="synchronous_commit is off"):
         await open_store(empty_url)
+
+
+async def test_what_is_being_removed_is_not_shown(url: str, store: Store, talk: Conversation) -> None:
+    """A conversation that is hidden, and removed in part, as after a kill, is not there for any call."""
+    stored = await store.append(OWNER, talk.id, turns(20, "sage"))
+    async with raw(url) as connection:
+        assert await rows.hide(connection, OWNER, talk.id)
+        await connection.execute("DELETE FROM messages WHERE seq <= 10")
+    for name, call in CONVERSATION_CALLS.items():
+        if name != "delete_conversation":
+            with pytest.raises(NotFound):
+                await call(store, OWNER, talk.id, stored[15].id)
+    assert not await store.delete_conversation(OWNER, talk.id)
+    assert (await store.list_conversations(OWNER)).items == []
+    assert (await store.search_messages(OWNER, "sage")).items == []
+
+
+@pytest.mark.parametrize("part", [1, 2])
+@pytest.mark.parametrize("page", [{"order": "asc"}, {"limit": 200}, {"limit": 7, "offset": 20}, {"before": 33}])
+async def test_a_page_is_never_half_of_a_conversation(
+    url: str, store: Store, talk: Conversation, monkeypatch: pytest.MonkeyPatch, page: dict[str, Any], part: int
+) -> None:
+    """Removing that begins before a part of a branched history is read makes the page NotFound, or is not seen."""
+    trunk = await store.append(OWNER, talk.id, turns(50))
+    fork = NewMessage(role=Role.USER, content="fork", parent_id=trunk[30].id)
+    await store.append(OWNER, talk.id, [fork, *turns(20)])
+    whole, fetch, calls = await store.history(OWNER, talk.id, **page), rows.messages, 0
+
+    async def late(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == part:
+            async with raw(url) as connection:
+                await rows.hide(connection, OWNER, talk.id)
+                await connection.execute("DELETE FROM messages WHERE seq % 2 = 0")
+        return await fetch(*arguments)
+
+    monkeypatch.setattr(rows, "messages", late)
+    if part == 1:
+        with pytest.raises(NotFound):
+            await store.history(OWNER, talk.id, **page)
+        return
+    with suppress(NotFound):
+        assert await store.history(OWNER, talk.id, **page) == whole
 
 
 async def test_driver_options_reach_the_driver(url: str) -> None:

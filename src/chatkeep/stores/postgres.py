@@ -487,6 +487,8 @@ class PostgresStore(Store):
         path = tree.path(end.run, end.seq) if end else []
         if runs is not None or end is None or end.seq != head_seq:
             found = await rows.path_messages(connection, owner, id_, window.cut(path), window)
+            if len(found) <= window.limit:
+                await self._thread(connection, owner, id_)  # or else the rest was not seen as it is being removed
         length = None
         if total:
             length = (end.depth if end else 0) - await rows.count_deleted(connection, owner, id_, path)

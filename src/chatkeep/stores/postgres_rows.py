@@ -60,7 +60,14 @@ MESSAGE_COLUMNS = """
     m.id, m.seq, m.parent_id, m.role, m.content, m.status, m.sources, m.metadata, m.external_id, m.sent_at,
     m.created_at::text AS created_at
 """
-MESSAGE = f"SELECT {MESSAGE_COLUMNS} FROM messages m WHERE m.owner_id = $1 AND m.conversation_id = $2"  # noqa: S608
+# In the same statement, so with the same snapshot: whoever sees the conversation sees it whole, as removing its messages
+# begins when nobody does any more.
+MESSAGE = f"""
+    SELECT {MESSAGE_COLUMNS} FROM messages m
+    WHERE m.owner_id = $1 AND m.conversation_id = $2 AND EXISTS (
+        SELECT 1 FROM conversations c WHERE c.owner_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
+    )
+"""  # noqa: S608
 THREAD = """
     SELECT last_seq, head_seq, head_id, runs, title, updated_at, now() FROM conversations
     WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL
