@@ -62,6 +62,11 @@ def check(messages: Sequence[NewMessage], max_content_chars: int) -> list[bytes]
     return [message.fingerprint() for message in messages]
 
 
+def is_simple(messages: Sequence[NewMessage]) -> bool:
+    """Whether an append only needs the end of its conversation: one message that follows the head."""
+    return len(messages) == 1 and not messages[0].names_parent and not isinstance(messages[0], ImportedMessage)
+
+
 def ids_to_look_up(messages: Sequence[NewMessage]) -> set[UUID]:
     """The ids of messages and parents that may be in the conversation already."""
     ids = {message.id for message in messages} | {message.parent_id for message in messages}

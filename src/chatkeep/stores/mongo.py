@@ -15,7 +15,6 @@ from chatkeep.model import (
     Conversation,
     ConversationChange,
     ErasureReceipt,
-    ImportedMessage,
     Message,
     NewConversation,
     NewMessage,
@@ -34,7 +33,7 @@ from chatkeep.store import ListOrder, Order, Store, StoreOptions
 from chatkeep.stores import mongo_documents as documents
 from chatkeep.stores import mongo_removal as removal
 from chatkeep.stores import mongo_schema as schema
-from chatkeep.stores.append import Placed, State, check, ids_to_look_up, plan
+from chatkeep.stores.append import Placed, State, check, ids_to_look_up, is_simple, plan
 from chatkeep.stores.group_commit import GroupCommit
 from chatkeep.stores.mongo_access import MongoAccess
 from chatkeep.stores.mongo_database import Database, Document, View
@@ -141,8 +140,8 @@ class MongoStore(Store):
         may_repeat = messages[0].id is not None
         # What is tried twice must be stored once.
         messages = [m if m.id is not None else m.model_copy(update={"id": new_id()}) for m in messages]
-        with self._database.writing():
-            if expected_seq is None and _is_simple(messages) and key not in self._turns:
+        with self._database.writing:
+            if expected_seq is None and is_simple(messages) and key not in self._turns:
                 item = Item(key, messages[0], fingerprints[0], may_repeat)
                 stored = await self._groups.submit(item, size=len(messages[0].content), key=key)
                 if stored is not None:
@@ -512,11 +511,6 @@ class _Group:
         assert isinstance(result, Placed)  # noqa: S101 - nothing was known
         self.new[item.place] = item.key, result
         return result.message
-
-
-def _is_simple(messages: Sequence[NewMessage]) -> bool:
-    """Whether an append only needs the end of its conversation: one message that follows the head."""
-    return len(messages) == 1 and not messages[0].names_parent and not isinstance(messages[0], ImportedMessage)
 
 
 def _is_whole(found: Sequence[Message], window: Window, segments: Sequence[Segment]) -> bool:

@@ -35,7 +35,7 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from chatkeep.errors import ChatkeepError, InvalidInput, StoreUnavailable, UnsafeDatabase
-from chatkeep.stores.permits import Permits
+from chatkeep.stores.permits import Permits, UnderWay
 
 logger = logging.getLogger(__name__)
 
@@ -122,8 +122,8 @@ class Database:
         self._opening = asyncio.Lock()
         self.sharded = False
         """Whether the server is a mongos: known with the first call."""
-        self._writes = 0
-        self._idle = asyncio.Event()
+        self.writing = UnderWay()
+        """The writes that closing waits for."""
 
     async def view(self) -> View:
         """What each operation sees for itself; the first call connects, and checks what it finds."""
@@ -147,7 +147,7 @@ class Database:
 
     async def write_one[T](self, work: Work[T]) -> T:
         """Run `work`, which writes with one operation, again while that may help, until the time is over."""
-        with self.translating(), self.writing():
+        with self.translating(), self.writing:
             return await self._repeat(lambda view, _: work(view), is_lost)
 
     async def write[T](self, work: Work[T]) -> T:
@@ -155,12 +155,12 @@ class Database:
 
         A commit may have happened although its answer was lost: `work` finds out by the ids it writes.
         """
-        with self.translating(), self.writing():
+        with self.translating(), self.writing:
             return await self._repeat(lambda view, deadline: self._transaction(view, work, deadline), may_pass)
 
     async def attempt[T](self, work: Work[T]) -> T | None:
         """The same, but None where MongoDB refuses what is written: `write` is next then, for each by itself."""
-        with self.translating(), self.writing():
+        with self.translating(), self.writing:
             try:
                 return await self._repeat(lambda view, deadline: self._transaction(view, work, deadline), met_another)
             except (OperationFailure, DocumentTooLarge) as error:
@@ -170,22 +170,9 @@ class Database:
 
     async def aclose(self) -> None:
         """Wait for the writes that are under way, and close every connection. Idempotent."""
-        while self._writes:
-            self._idle.clear()
-            await self._idle.wait()
+        await self.writing.ended()
         if self._client is not None:
             await self._client.close()
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Count a write that closing waits for."""
-        self._writes += 1
-        try:
-            yield
-        finally:
-            self._writes -= 1
-            if not self._writes:
-                self._idle.set()
 
     async def _repeat[T](self, work: Callable[[View, float], Awaitable[T]], worth_it: Callable[[Exception], bool]) -> T:
         deadline, longest = time.monotonic() + self._write_timeout, PAUSE_SECONDS[0]

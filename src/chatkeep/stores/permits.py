@@ -1,4 +1,4 @@
-"""Who may use a database now: no more at a time than there are connections."""
+"""Who may use a database now: no more at a time than there are connections; and who still does when it closes."""
 
 import asyncio
 from collections import deque
@@ -71,3 +71,25 @@ class Permits:
             f"all {self._size} connections were in use for {self._patience:g} s;"
             " try again, or open the store with a larger pool_size"
         )
+
+
+class UnderWay:
+    """What has begun and not ended, such as writes: `with` counts it, and closing waits for it."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._nothing = asyncio.Event()
+
+    def __enter__(self) -> None:
+        self._count += 1
+
+    def __exit__(self, *_: object) -> None:
+        self._count -= 1
+        if not self._count:
+            self._nothing.set()
+
+    async def ended(self) -> None:
+        """Wait until nothing is under way."""
+        while self._count:
+            self._nothing.clear()
+            await self._nothing.wait()

@@ -34,7 +34,7 @@ from chatkeep.model import (
 from chatkeep.store import ListOrder, Order, Store, StoreOptions
 from chatkeep.stores import postgres_rows as rows
 from chatkeep.stores.access_sql import Row, SqlAccess
-from chatkeep.stores.append import Placed, State, check, ids_to_look_up, plan
+from chatkeep.stores.append import Placed, State, check, ids_to_look_up, is_simple, plan
 from chatkeep.stores.group_commit import GroupCommit
 from chatkeep.stores.postgres_citus import append_of_owner, distribute
 from chatkeep.stores.postgres_database import Database
@@ -87,7 +87,7 @@ class PostgresStore(Store):
 
     async def create_conversation(self, owner: str, new: NewConversation) -> Conversation:
         owner, id_ = self._owner(owner), new.id or new_id()
-        with self._database.writing():
+        with self._database.writing:
             created = await self._database.attempt(lambda connection: rows.create(connection, owner, id_, new))
             if created is not None:
                 return created
@@ -148,8 +148,8 @@ class PostgresStore(Store):
         fingerprints = check(messages, self._options.max_content_chars)
         may_repeat = messages[0].id is not None
         messages = rows.to_new_ids(messages)
-        with self._database.writing():
-            if expected_seq is None and _is_simple(messages) and key not in self._turns:
+        with self._database.writing:
+            if expected_seq is None and is_simple(messages) and key not in self._turns:
                 stored = await self._append_simply(key, messages[0], fingerprints[0])
                 if stored is None and may_repeat:
                     stored = await self._repeated(key, messages[0], fingerprints[0])
@@ -556,11 +556,6 @@ class PostgresAccess(SqlAccess):
         while self._search and await self._database.write(rows.index_slice):
             pass
         return count
-
-
-def _is_simple(messages: Sequence[NewMessage]) -> bool:
-    """Whether an append only needs the end of its conversation: one message that follows the head."""
-    return len(messages) == 1 and not messages[0].names_parent and not isinstance(messages[0], ImportedMessage)
 
 
 def _once(placed: Sequence[Placed]) -> list[Placed]:

@@ -16,6 +16,7 @@ import asyncpg
 
 from chatkeep.errors import ChatkeepError, InvalidInput, SchemaMismatch, StoreUnavailable, UnsafeDatabase
 from chatkeep.migrations import HEAD, REVISIONS, render
+from chatkeep.stores.permits import UnderWay
 from chatkeep.stores.postgres_citus import has_citus
 from chatkeep.stores.postgres_pool import FATAL, Connection, Pool
 
@@ -71,8 +72,8 @@ class Database:
         self._pool = Pool(self._connect, size=pool_size, patience=pool_timeout)
         self.citus = False
         """Whether the database is spread over many machines: known with the first connection."""
-        self._writes = 0
-        self._idle = asyncio.Event()
+        self.writing = UnderWay()
+        """The writes that closing waits for."""
 
     async def attempt[T](self, work: Work[T], *, transaction: bool = False) -> T | None:
         """Run `work`, which writes with one statement, or with several in a transaction.
@@ -108,7 +109,7 @@ class Database:
         """
         deadline = time.monotonic() + self._write_timeout
         pause = PAUSE_SECONDS[0]
-        with self.translating(), self.writing():
+        with self.translating(), self.writing:
             while True:
                 patience = max(deadline - time.monotonic(), 0.001)
                 try:
@@ -144,9 +145,7 @@ class Database:
 
     async def aclose(self) -> None:
         """Wait for the writes that are under way, and close every connection. Idempotent."""
-        while self._writes:
-            self._idle.clear()
-            await self._idle.wait()
+        await self.writing.ended()
         await self._pool.aclose()
 
     async def _step(self, connection: Connection, current: str | None, target: str) -> None:
@@ -160,17 +159,6 @@ class Database:
         await connection.execute(render("postgresql", current, target), timeout=MIGRATION_SECONDS)
         if target == "base":
             await connection.execute("DROP TABLE chatkeep_schema")
-
-    @contextmanager
-    def writing(self) -> Iterator[None]:
-        """Count a write that closing waits for."""
-        self._writes += 1
-        try:
-            yield
-        finally:
-            self._writes -= 1
-            if not self._writes:
-                self._idle.set()
 
     # --- connections --------------------------------------------------------------------------------------
 

@@ -60,8 +60,8 @@ MESSAGE_COLUMNS = """
     m.id, m.seq, m.parent_id, m.role, m.content, m.status, m.sources, m.metadata, m.external_id, m.sent_at,
     m.created_at::text AS created_at
 """
-# In the same statement, so with the same snapshot: whoever sees the conversation sees it whole, as removing its messages
-# begins when nobody does any more.
+# In one statement, so with one snapshot: whoever sees the conversation sees it whole, as removing its messages begins
+# when nobody does any more.
 MESSAGE = f"""
     SELECT {MESSAGE_COLUMNS} FROM messages m
     WHERE m.owner_id = $1 AND m.conversation_id = $2 AND EXISTS (
