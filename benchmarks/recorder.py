@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import time
+from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -23,6 +24,9 @@ CONVERSATIONS = 20
 RECORD_GATE = Gate(25, "µs", at_most=True)
 LATE_GATE = Gate(5, "ms", at_most=True)
 TICK = 0.001
+MANY_TICKS = 4
+"""Ticks for each call, for which there is room."""
+
 NOTE = (
     "Recorder: a call every millisecond (20,000 in each case), texts of 800 characters, to 20 conversations on"
     " PostgreSQL behind a TCP proxy, uvloop. A second task sleeps 1 ms again and again and measures how late it is"
@@ -135,14 +139,16 @@ def _said(number: int) -> str:
 
 async def _measured(call: Callable[[int, str], object], calls: int, *, idle: bool) -> tuple[Run, Run]:
     """Call once a tick; how long the calls took, and how late the loop was meanwhile."""
-    took: list[float] = []
-    late: list[float] = []
+    # Made before, as a list of floats takes a new page of memory every 170 calls, which costs 20 µs here.
+    took, late, ticks = array("d", bytes(8 * calls)), array("d", bytes(8 * MANY_TICKS * calls)), 0
 
     async def tick() -> None:
+        nonlocal ticks
         while True:
             before = time.perf_counter()
             await asyncio.sleep(TICK)
-            late.append(max(0.0, time.perf_counter() - before - TICK))
+            late[ticks] = max(0.0, time.perf_counter() - before - TICK)
+            ticks += 1
 
     gc.collect()
     began, ticking = time.perf_counter(), asyncio.create_task(tick())
@@ -150,14 +156,14 @@ async def _measured(call: Callable[[int, str], object], calls: int, *, idle: boo
         said = _said(number)
         before = time.perf_counter()
         call(number, said)
-        took.append(time.perf_counter() - before)
+        took[number] = time.perf_counter() - before
         if idle:
             await asyncio.sleep(TICK)
         while time.perf_counter() - before < TICK:  # noqa: ASYNC110 - the loop is to be busy
             await asyncio.sleep(0)
     ticking.cancel()
     seconds = time.perf_counter() - began
-    return Run(calls, seconds, sorted(took)), Run(len(late), seconds, sorted(late))
+    return Run(calls, seconds, sorted(took)), Run(ticks, seconds, sorted(late[:ticks]))
 
 
 def _make(_number: int, said: str) -> object:

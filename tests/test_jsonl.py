@@ -1,5 +1,6 @@
 """Conversations in and out as lines of JSON: nothing lost, nothing doubled, one bad line no harm to the others."""
 
+import asyncio
 import gzip
 import json
 import re
@@ -9,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from chatkeep.jsonl import WINDOW_LINES, export_lines, import_id, import_lines, parse_line
-from chatkeep.model import ConversationChange, NewConversation, NewMessage, Role, new_id
+from chatkeep.jsonl import WINDOW_LINES, WRITERS, export_lines, import_id, import_lines, parse_line
+from chatkeep.model import Conversation, ConversationChange, NewConversation, NewMessage, Role, new_id
 from chatkeep.store import Store, open_store
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "conversations"
@@ -170,6 +171,24 @@ async def test_results_name_the_line(store: Store) -> None:
 
     assert [result.number for result in results] == list(range(1, WINDOW_LINES + 11))
     assert [result.number for result in results if result.error] == [WINDOW_LINES + 6]
+
+
+async def test_a_slow_store_is_not_asked_for_all_at_once(store: Store) -> None:
+    """No more lines are stored at a time than a slow store answers within its patience."""
+    create, at_once, most = store.create_conversation, 0, 0
+
+    async def slow(owner: str, new: NewConversation) -> Conversation:
+        nonlocal at_once, most
+        at_once += 1
+        most = max(most, at_once)
+        await asyncio.sleep(0.1)
+        at_once -= 1
+        return await create(owner, new)
+
+    store.create_conversation = slow  # type: ignore[method-assign]
+    lines = [line(id=f"c{number}") for number in range(WINDOW_LINES + 10)]
+    assert all([result.error is None async for result in import_lines(store, OWNER, lines)])
+    assert most == WRITERS < WINDOW_LINES
 
 
 async def test_lone_surrogates_do_not_lose_a_conversation(store: Store) -> None:

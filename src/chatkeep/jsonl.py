@@ -55,7 +55,7 @@ WINDOW_LINES = 256
 WINDOW_BYTES = 8 << 20
 """How much is read before it is stored: what an import holds in memory at most, one longer line apart."""
 
-WRITERS = 128
+WRITERS = 64
 """Lines that are stored at the same time. All of a window at once would wait in vain for a slow database: the last
 of them gets its connection only when the others are done."""
 
