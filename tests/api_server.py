@@ -86,4 +86,5 @@ async def serving(store: Store, **settings: Any) -> AsyncIterator[Api]:
     finally:
         server.should_exit = True
         await running
+        await app.state.door.aclose()
         listener.close()

@@ -2,16 +2,17 @@
 
 import asyncio
 import logging
+import ssl
 import sys
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, closing
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
-import coredis
 import httpx2
 import pytest
 from cryptography import x509
@@ -19,12 +20,14 @@ from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
+from redis.asyncio import Redis
 
 import redis_server
 from api_server import Api, assert_problem, serving
 from chatkeep import InvalidInput, open_store
 from chatkeep.api.app import quotas_of
 from chatkeep.api.quota import PAUSE_SECONDS, TIMEOUT_SECONDS, Quota
+from chatkeep.api.server import Server
 from chatkeep.settings import Settings
 from test_auth import SECRET, bearer
 from test_server import log_of, served
@@ -58,11 +61,10 @@ async def redis() -> AsyncIterator[redis_server.Server]:
 
 
 @asynccontextmanager
-async def asking(server: redis_server.Server) -> AsyncIterator["coredis.Redis[str]"]:
+async def asking(server: redis_server.Server) -> AsyncIterator[Redis]:
     """A client of the server's."""
-    client = coredis.Redis.from_url(server.url, decode_components=True, decode_responses=True)
-    yield client
-    client.connection_pool.disconnect()
+    async with Redis.from_url(server.url, decode_responses=True) as client:
+        yield client
 
 
 @asynccontextmanager
@@ -102,13 +104,13 @@ async def test_requests_at_once_are_counted_once_each(
     """Of the first two hundred requests, within a few milliseconds, exactly as many are let in as may be."""
     # Who waits too long is let in, and the machine may be busy.
     monkeypatch.setattr("chatkeep.api.quota.TIMEOUT_SECONDS", 20)
-    quotas = [Quota("40/minute", redis.url), Quota("40/minute", redis.url)]
+    async with aclosing(Quota("40/minute", redis.url)) as one, aclosing(Quota("40/minute", redis.url)) as two:
 
-    async def take(number: int) -> bool:
-        await asyncio.sleep(number * microseconds / 1e6)
-        return (await quotas[number % 2].take("ada")).allowed
+        async def take(number: int) -> bool:
+            await asyncio.sleep(number * microseconds / 1e6)
+            return (await (one, two)[number % 2].take("ada")).allowed
 
-    assert sum(await asyncio.gather(*map(take, range(200)))) == 40
+        assert sum(await asyncio.gather(*map(take, range(200)))) == 40
     assert not caplog.records
 
 
@@ -152,22 +154,25 @@ async def test_retry_after_is_long_enough(redis: redis_server.Server) -> None:
 async def test_owners_have_counts_of_their_own(redis: redis_server.Server) -> None:
     """Names that differ are counted apart, as are an owner and an address of the same name, and each is forgotten
     without the others."""
-    owners, addresses = Quota("2/minute", redis.url), Quota("2/minute", redis.url, kind="address")
     names = ("ada", "ada/2", "Ada", "zoë 🙂", "{ada}", "10.0.0.7")
-    assert [(await owners.take(name)).remaining for name in names for _ in range(2)] == [1, 0] * len(names)
-    assert (await addresses.take("10.0.0.7")).headers["RateLimit"].startswith('"address";r=1;')
-    async with asking(redis) as client:
+    async with (
+        aclosing(Quota("2/minute", redis.url)) as owners,
+        aclosing(Quota("2/minute", redis.url, kind="address")) as addresses,
+        asking(redis) as client,
+    ):
+        assert [(await owners.take(name)).remaining for name in names for _ in range(2)] == [1, 0] * len(names)
+        assert (await addresses.take("10.0.0.7")).headers["RateLimit"].startswith('"address";r=1;')
         await client.set("LIMITS:somebody else's", "1")
         await addresses.reset()
         assert await client.get("LIMITS:somebody else's") == "1"
-    assert (await addresses.take("10.0.0.7")).remaining == 1
-    assert not (await owners.take("ada")).allowed
+        assert (await addresses.take("10.0.0.7")).remaining == 1
+        assert not (await owners.take("ada")).allowed
 
 
 async def test_redis_learns_no_names(redis: redis_server.Server) -> None:
     """No key has a name in it, and every key ends by itself."""
-    await Quota("2/minute", redis.url).take("zq7ada")
-    async with asking(redis) as client:
+    async with aclosing(Quota("2/minute", redis.url)) as quota, asking(redis) as client:
+        await quota.take("zq7ada")
         keys = sorted(await client.keys("*"))
         lifetimes = [await client.ttl(key) for key in keys]
     assert keys
@@ -207,22 +212,69 @@ async def test_redis_that_fails(
 
 async def test_redis_that_restarts(redis: redis_server.Server) -> None:
     """A Redis that was started anew counts again without a pause, after letting in who came at that moment."""
-    quota = Quota("60/minute", redis.url)
-    assert (await quota.take("ada")).remaining == 59
-    redis.stop()
-    await asyncio.to_thread(redis.start)
-    assert all(taken.allowed for taken in await asyncio.gather(*(quota.take("ada") for _ in range(50))))
-    assert (await quota.take("ada")).remaining < 60
+    async with aclosing(Quota("60/minute", redis.url)) as quota:
+        assert (await quota.take("ada")).remaining == 59
+        redis.stop()
+        await asyncio.to_thread(redis.start)
+        assert all(taken.allowed for taken in await asyncio.gather(*(quota.take("ada") for _ in range(50))))
+        assert (await quota.take("ada")).remaining < 60
 
 
 async def test_redis_that_comes_late(redis: redis_server.Server) -> None:
     """A server that was started before its Redis counts when that is there."""
     redis.stop()
-    quota = Quota("5/minute", redis.url)
-    assert [(await quota.take("ada")).remaining for _ in range(2)] == [5, 5]
-    redis.start()
-    await asyncio.sleep(PAUSE_SECONDS)
-    assert [(await quota.take("ada")).remaining for _ in range(2)] == [4, 3]
+    async with aclosing(Quota("5/minute", redis.url)) as quota:
+        assert [(await quota.take("ada")).remaining for _ in range(2)] == [5, 5]
+        redis.start()
+        await asyncio.sleep(PAUSE_SECONDS)
+        assert [(await quota.take("ada")).remaining for _ in range(2)] == [4, 3]
+
+
+async def test_redis_that_cuts_connections(redis: redis_server.Server, caplog: pytest.LogCaptureFixture) -> None:
+    """Requests are counted, each of them, after Redis has closed idle connections and forgotten its scripts."""
+    async with aclosing(Quota("100/minute", redis.url)) as quota, asking(redis) as client:
+        for _ in range(3):
+            await asyncio.gather(*(quota.take("ada") for _ in range(20)))
+            await client.client_kill_filter(_type="normal", skipme=True)
+            await client.script_flush()
+            await asyncio.sleep(0.05)  # until the end of the connections has come here
+        assert (await quota.take("ada")).remaining == 39
+    assert not caplog.records
+
+
+@pytest.mark.parametrize("ends", [True, False])
+async def test_no_request_is_counted_twice(redis: redis_server.Server, ends: bool) -> None:
+    """A request whose answer is lost, as the connection ends or falls silent, is not sent again; the next is counted
+    at once."""
+    async with losing_answers(redis, ends=ends) as (url, lost), aclosing(Quota("100/minute", url)) as quota:
+        assert (await quota.take("ada")).remaining == 99
+        lost.append(1)
+        assert (await quota.take("ada")).remaining == 100
+        assert not lost
+        assert (await quota.take("ada")).remaining == 97
+
+
+@asynccontextmanager
+async def losing_answers(redis: redis_server.Server, *, ends: bool) -> AsyncIterator[tuple[str, list[int]]]:
+    """A URL at which Redis is asked through a relay, and how many answers, or what follows these, get lost there."""
+    lost: list[int] = []
+
+    async def relay(source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool) -> None:
+        with closing(sink):
+            while data := await source.read(65_536):
+                if answers and lost:
+                    lost.pop()
+                    if ends:
+                        return
+                    await source.read(-1)
+                sink.write(data)
+
+    async def connect(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        from_redis, to_redis = await asyncio.open_connection("127.0.0.1", redis.port)
+        await asyncio.gather(relay(reader, to_redis, answers=False), relay(from_redis, writer, answers=True))
+
+    async with await asyncio.start_server(connect, "127.0.0.1", 0) as server:
+        yield redis.url.replace(f":{redis.port}", f":{server.sockets[0].getsockname()[1]}"), lost
 
 
 async def slow_requests(api: Api, seconds: float) -> int:
@@ -250,8 +302,8 @@ async def test_redis_that_was_never_there(redis: redis_server.Server, caplog: py
     """With a password that is wrong everybody is let in; neither it nor the URL stands in the log."""
     for storage in (redis.url_with("zq7wrong"), "redis://:zq7wrong@127.0.0.1:1/0"):
         caplog.clear()
-        quota = Quota("1/minute", storage)
-        taken = [await quota.take("ada") for _ in range(10)]
+        async with aclosing(Quota("1/minute", storage)) as quota:
+            taken = [await quota.take("ada") for _ in range(10)]
         assert all(one.allowed for one in taken)
         assert {one.headers["RateLimit"] for one in taken} == {'"owner";r=1;t=60'}
         assert len(records(caplog, logging.WARNING)) == 1
@@ -276,6 +328,41 @@ def test_processes_share_one_count(redis: redis_server.Server, tmp_path: Path) -
     assert "zq7" not in log
 
 
+# --- the end ---------------------------------------------------------------------------------------------
+
+
+async def test_the_server_closes_its_connections(redis: redis_server.Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """When the server has ended, Redis has no client of its any more."""
+    monkeypatch.setattr("chatkeep.api.server.configure", lambda form, level: None)  # of this process's log
+    settings = Settings(port=0, database_url="memory://", rate_limit="5/minute", rate_limit_storage=redis.url)
+    server = Server(settings)
+    running = asyncio.create_task(server.serve())
+    while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}") as api, asking(redis) as client:
+        assert remaining(await api.get(PATH)) == 4
+        assert len(await client.client_list()) > 1
+        server.should_exit = True
+        await asyncio.wait_for(running, 3)
+        await asyncio.sleep(0.05)
+        assert len(await client.client_list()) == 1
+
+
+async def test_redis_that_hangs_does_not_keep_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Connections are given up whose end Redis would have to confirm."""
+    certificate = self_signed(tmp_path, "127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    async with running(certificate) as redis:
+        quota = Quota("5/minute", redis.url)
+        assert (await quota.take("ada")).remaining == 4
+        redis.hang()
+        began = time.monotonic()
+        await quota.aclose()
+        assert time.monotonic() - began < 2 * TIMEOUT_SECONDS
+        redis.wake()
+
+
 # --- settings --------------------------------------------------------------------------------------------
 
 
@@ -288,6 +375,8 @@ def test_processes_share_one_count(redis: redis_server.Server, tmp_path: Path) -
         "redis://:zq7@127.0.0.1:99999",
         "redis://[zq7",
         "redis:zq7",
+        "redis://127.0.0.1?zq7=1",
+        "rediss://127.0.0.1?ssl_cert_reqs=zq7",
         "valkey://:zq7@127.0.0.1:1",
         "memory://zq7",
         "zq7",
@@ -304,7 +393,7 @@ def test_storages_that_are_refused(storage: str) -> None:
 
 def test_redis_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the driver the error says how to get it."""
-    monkeypatch.setitem(sys.modules, "coredis", None)
+    monkeypatch.setitem(sys.modules, "redis.asyncio", None)
     with pytest.raises(InvalidInput, match=r"chatkeep\[redis\]"):
         Quota("1/minute", "redis://127.0.0.1")
     assert Quota("1/minute")
@@ -322,8 +411,7 @@ async def test_tls(address: str, trusted: bool, counts: bool, tmp_path: Path, mo
     certificate = self_signed(tmp_path, address)
     if trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-    async with running(certificate) as redis:
-        quota = Quota("5/minute", redis.url)
+    async with running(certificate) as redis, aclosing(Quota("5/minute", redis.url)) as quota:
         left = [(await quota.take("ada")).remaining for _ in range(3)]
     assert (min(left) < 5) == counts
 
@@ -332,8 +420,7 @@ async def test_tls_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A Redis that restarts again and again holds nobody up over TLS, and counts at once each time."""
     certificate = self_signed(tmp_path, "127.0.0.1")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-    async with running(certificate) as redis:
-        quota = Quota("100/minute", redis.url)
+    async with running(certificate) as redis, aclosing(Quota("100/minute", redis.url)) as quota:
         for _ in range(5):
             redis.stop()
             await asyncio.to_thread(redis.start)
@@ -341,6 +428,18 @@ async def test_tls_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             assert all(taken.allowed for taken in await asyncio.gather(*(quota.take("ada") for _ in range(10))))
             assert time.monotonic() - began < 1
             assert (await quota.take("ada")).remaining < 100
+
+
+async def test_tls_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The authorities of the system, which take some 40 ms, are not read for each connection."""
+    certificate = self_signed(tmp_path, "127.0.0.1")
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    made = Mock(wraps=ssl.create_default_context)
+    monkeypatch.setattr("ssl.create_default_context", made)
+    async with running(certificate) as redis, aclosing(Quota("100/minute", redis.url)) as quota:
+        await asyncio.gather(*(quota.take("ada") for _ in range(30)))
+        assert (await quota.take("ada")).remaining == 69
+    made.assert_called_once()
 
 
 def self_signed(folder: Path, address: str) -> tuple[Path, Path]:

@@ -28,6 +28,12 @@ class Door:
         """Let every address try again."""
         await self._failures.reset()
 
+    async def aclose(self) -> None:
+        """Close what counts requests."""
+        for quota in (self._quota, self._failures):
+            if quota is not None:
+                await quota.aclose()
+
     async def admit(self, scope: Scope) -> Response | None:
         """Let the request in, its principal in `scope`, or return the refusal: 401, 403, 429, or 503."""
         if not is_guarded(scope["path"]):

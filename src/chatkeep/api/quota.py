@@ -4,21 +4,18 @@ import asyncio
 import hashlib
 import logging
 import math
-import ssl
 import time
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any, NamedTuple
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from limits import RateLimitItem, WindowStats, parse
-from limits.aio.storage.redis.bridge import RedisBridge
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.storage import storage_from_string
 
 from chatkeep.errors import InvalidInput
 
 if TYPE_CHECKING:
-    from coredis import ConnectionPool
+    from redis.asyncio import ConnectionPool
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +24,9 @@ TIMEOUT_SECONDS = 0.5
 
 PAUSE_SECONDS = 2.0
 """How long Redis is left alone after it failed twice. Then one request tries, and no other waits with it."""
+
+CONNECTIONS = 20
+"""How many connections to Redis a quota has at most. What finds none free waits for one."""
 
 
 class Taken(NamedTuple):
@@ -75,13 +75,10 @@ class Quota:
                 return self._uncounted
             # Before the answer is there: who comes meanwhile does not wait for it.
             self._next_try = time.monotonic() + PAUSE_SECONDS
-        counts = self._counts
         try:
             # By its hash: a Redis that others read, too, has nobody's name in it.
-            allowed, stats = await counts.hit(hashlib.sha256(name.encode()).hexdigest())
+            allowed, stats = await self._counts.hit(hashlib.sha256(name.encode()).hexdigest())
         except Exception as error:  # noqa: BLE001 - whatever the storage's driver raises
-            if counts is self._counts:
-                self._counts = counts.anew()
             self._failed(error)
             return self._uncounted
         if fails:
@@ -93,6 +90,11 @@ class Quota:
     async def reset(self) -> None:
         """Forget what was counted."""
         await self._counts.limiter.storage.reset()
+
+    async def aclose(self) -> None:
+        """Close the connections to Redis. A Redis that hangs must not keep the server from ending."""
+        with suppress(Exception):
+            await self._counts.aclose()
 
     def _failed(self, error: Exception) -> None:
         """Say so when it begins, and not with every request."""
@@ -116,78 +118,60 @@ class InMemory:
         allowed = await self.limiter.hit(self._item, key)
         return allowed, await self.limiter.get_window_stats(self._item, key)
 
-    def anew(self) -> "InMemory":
-        """What counts on after a failure."""
-        return self
+    async def aclose(self) -> None:
+        """There is nothing to close."""
 
 
 class InRedis(InMemory):
-    """What all servers have counted.
+    """What all servers have counted."""
 
-    The driver (coredis 5) uses a connection again that has failed, and the end of what was before may then break
-    what is now, over TLS above all. So all connections are given up when anything fails.
-    """
-
-    def __init__(self, item: RateLimitItem, kind: str, connect: Callable[[], "ConnectionPool"]) -> None:
-        from coredis import Redis
-        from coredis.retry import NoRetryPolicy
-
-        self._kind, self._connect, self._connections = kind, connect, connect()
-        # Without the driver's retries: they would count a request again whose answer was lost.
-        options: dict[str, Any] = {"connection_pool": self._connections, "retry_policy": NoRetryPolicy()}
+    def __init__(self, item: RateLimitItem, kind: str, connections: "ConnectionPool") -> None:
+        options: dict[str, Any] = {"implementation": "redispy", "connection_pool": connections}
         storage = storage_from_string("async+redis://", key_prefix=f"chatkeep:{kind}", **options)
         self.limiter = SlidingWindowCounterRateLimiter(storage)
         self._item = item
-        self._client: Redis[bytes] = Redis(**options)
-        self._has_scripts = False
-        self._alone = asyncio.Lock()
+        self._connections = connections
 
     async def hit(self, key: str) -> tuple[bool, WindowStats]:
         """Count a request. Raises whatever the driver raises, or TimeoutError."""
-        task = asyncio.create_task(self._hit(key), name="chatkeep-quota")
-        task.add_done_callback(lambda task: task.cancelled() or task.exception())
-        # Not asyncio.timeout: the driver may swallow that it is cancelled, once, and wait for itself.
-        await asyncio.wait({task}, timeout=TIMEOUT_SECONDS)
-        if not task.done():
-            task.cancel()
-            asyncio.get_running_loop().call_later(0.1, task.cancel)
-            raise TimeoutError
-        return task.result()
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            return await super().hit(key)
 
-    def anew(self) -> "InRedis":
-        """What counts on after a failure, over new connections."""
-        self._connections.disconnect()
-        return InRedis(self._item, self._kind, self._connect)
-
-    async def _hit(self, key: str) -> tuple[bool, WindowStats]:
-        if not self._has_scripts:
-            async with self._alone:
-                if not self._has_scripts:
-                    await self._load_scripts()
-        return await super().hit(key)
-
-    async def _load_scripts(self) -> None:
-        """Let Redis have what counts there: a request that finds it missing breaks the connection for others."""
-        for script in (RedisBridge.SCRIPT_ACQUIRE_SLIDING_WINDOW, RedisBridge.SCRIPT_SLIDING_WINDOW):
-            await self._client.script_load(script)
-        self._has_scripts = True
+    async def aclose(self) -> None:
+        """Close the connections. Raises as `hit` does: over TLS Redis has to answer."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
+            await self._connections.aclose()
 
 
-def _connections(url: str) -> Callable[[], "ConnectionPool"]:
-    """What makes connections to Redis. No error names the URL: there may be a password in it."""
+def _connections(url: str) -> "ConnectionPool":
+    """What makes connections to Redis. No error names the URL: there may be a password in it.
+
+    The driver sends nothing again: a request whose answer was lost would be counted twice.
+    """
     if not url.startswith(("redis://", "rediss://")):
         raise InvalidInput("CHATKEEP_RATE_LIMIT_STORAGE must be redis://HOST:PORT, or rediss:// for TLS; Valkey's, too")
     try:
-        from coredis import ConnectionPool
+        from redis.asyncio import BlockingConnectionPool, RedisError
     except ModuleNotFoundError:
         raise InvalidInput("CHATKEEP_RATE_LIMIT_STORAGE needs the extra redis: pip install 'chatkeep[redis]'") from None
-    options: dict[str, Any] = {"decode_components": True}  # what is special in a password is escaped in a URL
-    if url.startswith("rediss://") and "ssl_" not in url:
-        # The driver's own does not look whose certificate it is.
-        options["ssl_context"] = ssl.create_default_context()
-    connect = partial(ConnectionPool.from_url, url, **options)
     try:
-        connect()
-    except ValueError:
-        raise InvalidInput("CHATKEEP_RATE_LIMIT_STORAGE is no URL; is its password escaped?") from None
-    return connect
+        connections: Any = BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, timeout=None)
+        _make_alike(connections)
+    except (ValueError, TypeError, RedisError):
+        raise InvalidInput("CHATKEEP_RATE_LIMIT_STORAGE is no URL of Redis; is its password escaped?") from None
+    return cast("ConnectionPool", connections)
+
+
+def _make_alike(connections: Any) -> None:
+    """Let all connections share the TLS context of one: the driver reads the system's authorities for each, and the
+    event loop stands still for 40 ms."""
+    make = connections.make_connection
+    first = make()
+
+    def connection() -> Any:
+        made = make()
+        if hasattr(first, "ssl_context"):
+            made.ssl_context = first.ssl_context
+        return made
+
+    connections.make_connection = connection

@@ -45,6 +45,7 @@ class Server(uvicorn.Server):
                 await super().serve(sockets)
             finally:
                 watching.cancel()
+                await app.state.door.aclose()
 
     async def _end_when_left_alone(self) -> None:
         """Stop when the process that started this one is gone: a worker must not keep the port of a killed server."""
