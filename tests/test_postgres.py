@@ -30,6 +30,7 @@ from chatkeep import (
     open_store,
 )
 from chatkeep.model import decode_nul, encode_nul
+from chatkeep.stores import postgres_removal as removal
 from chatkeep.stores import postgres_rows as rows
 from chatkeep.stores.postgres import PostgresStore
 from chatkeep.testing import CONVERSATION_CALLS, assistant, contents, dense, seqs, turns, user, whole_log
@@ -228,7 +229,7 @@ async def test_what_is_being_removed_is_not_shown(url: str, store: Store, talk: 
     """A conversation that is hidden, and removed in part, as after a kill, is not there for any call."""
     stored = await store.append(OWNER, talk.id, turns(20, "sage"))
     async with raw(url) as connection:
-        assert await rows.hide(connection, OWNER, talk.id)
+        assert await removal.hide(connection, OWNER, talk.id)
         await connection.execute("DELETE FROM messages WHERE seq <= 10")
     for name, call in CONVERSATION_CALLS.items():
         if name != "delete_conversation":
@@ -255,7 +256,7 @@ async def test_a_page_is_never_half_of_a_conversation(
         calls += 1
         if calls == part:
             async with raw(url) as connection:
-                await rows.hide(connection, OWNER, talk.id)
+                await removal.hide(connection, OWNER, talk.id)
                 await connection.execute("DELETE FROM messages WHERE seq % 2 = 0")
         return await fetch(*arguments)
 

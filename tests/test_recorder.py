@@ -230,6 +230,7 @@ async def test_the_same_id_twice_is_one_message(store: Store, journal: Path, tal
 
 MISTAKES: dict[str, dict[str, Any]] = {
     "role": {"role": "robot"},
+    "kind of role": {"role": ["user"]},
     "content": {"content": "  "},
     "text": {"content": 7},
     "status": {"status": "deleted"},

@@ -30,6 +30,7 @@ from pydantic import AwareDatetime, Field, ValidationError
 from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.model import (
     MAX_LABEL_CHARS,
+    UUID_TEXT,
     Conversation,
     ConversationChange,
     Given,
@@ -253,12 +254,8 @@ def _to_message(conversation_id: UUID, line: LineMessage, ids: dict[str, UUID], 
 
 def import_id(namespace: UUID, text: str) -> tuple[UUID, str | None]:
     """Return the id for another system's id, and what to keep of that: nothing when it is a UUID itself."""
-    if len(text) == 36 and text.count("-") == 4:
-        try:
-            if str(UUID(text)) == text:
-                return UUID(text), None
-        except ValueError:
-            pass
+    if len(text) == 36 and UUID_TEXT.fullmatch(text) and text == text.lower():
+        return UUID(text), None
     digest = hashlib.sha1(namespace.bytes + text.encode(), usedforsecurity=False).digest()
     value = int.from_bytes(digest[:16]) & ~(0xF << 76) & ~(0x3 << 62)
     return uuid_of(value | 0x5 << 76 | 0x2 << 62), text

@@ -479,7 +479,7 @@ class Recorder:
 
 def _says(role: Role | str, content: str) -> bool:
     """Whether this is a message that anybody may say: of a known role, and not blank."""
-    return role in ROLES and type(content) is str and content != "" and not content.isspace()
+    return isinstance(role, str) and role in ROLES and type(content) is str and content != "" and not content.isspace()
 
 
 def _checked(

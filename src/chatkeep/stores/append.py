@@ -121,13 +121,23 @@ def _place(
     if message.names_parent:
         parent, parent_id = _position(message.parent_id, known, placed), message.parent_id
     position = state.tree.add(parent)
-    new = stored(
+    new = as_stored(message, message.id or new_id(), conversation_id, position.seq, parent_id, moment)
+    state.head, state.head_id = position, new.id
+    _touch(state, message, moment)
+    return Placed(new, position, fingerprint)
+
+
+def as_stored(
+    message: NewMessage, id_: UUID, conversation_id: UUID, seq: int, parent_id: UUID | None, created_at: datetime
+) -> Message:
+    """The record of a message that got its place."""
+    return stored(
         Message,
         MESSAGE_FIELDS,
         {
-            "id": message.id or new_id(),
+            "id": id_,
             "conversation_id": conversation_id,
-            "seq": position.seq,
+            "seq": seq,
             "parent_id": parent_id,
             "role": message.role,
             "content": message.content,
@@ -136,12 +146,9 @@ def _place(
             "metadata": message.metadata,
             "external_id": message.external_id,
             "sent_at": message.sent_at,
-            "created_at": moment,
+            "created_at": created_at,
         },
     )
-    state.head, state.head_id = position, new.id
-    _touch(state, message, moment)
-    return Placed(new, position, fingerprint)
 
 
 def _position(parent_id: UUID | None, known: Mapping[UUID, Known], placed: Mapping[UUID, Placed]) -> Position | None:

@@ -32,6 +32,7 @@ from chatkeep.model import (
     valid_owner,
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions
+from chatkeep.stores import postgres_removal as removal
 from chatkeep.stores import postgres_rows as rows
 from chatkeep.stores.access_sql import Row, SqlAccess
 from chatkeep.stores.append import Placed, State, check, ids_to_look_up, is_simple, plan
@@ -234,7 +235,7 @@ class PostgresStore(Store):
         self._open()
         await self._database.migrate(revision)
         if revision in ("head", HEAD):
-            for owner in await self._database.read(rows.owners_with_remains):
+            for owner in await self._database.read(removal.owners_with_remains):
                 await self._purge(owner)
             while self._options.search and await self._database.write(rows.index_slice):
                 pass
@@ -394,7 +395,7 @@ class PostgresStore(Store):
             found = created or await rows.created_before(connection, owner, id_, new)
             if found is not None:
                 return found
-            await rows.remove_remains(connection, owner, id_)
+            await removal.remove_remains(connection, owner, id_)
 
     async def _get_or_create(self, connection: Connection, owner: str, id_: UUID, new: NewConversation) -> Conversation:
         """Whoever takes the context's slot creates; who finds it taken, by now or a moment ago, reads again."""
@@ -404,7 +405,7 @@ class PostgresStore(Store):
             if found is not None:
                 return found
             if await rows.created_before(connection, owner, id_, new) is None:
-                await rows.remove_remains(connection, owner, id_)
+                await removal.remove_remains(connection, owner, id_)
 
     async def _get(self, connection: Connection, owner: str, id_: UUID, *, lock: bool = False) -> Conversation:
         found = await rows.conversation(connection, owner, id_, lock=lock)
@@ -434,26 +435,26 @@ class PostgresStore(Store):
         return hidden
 
     async def _hide(self, connection: Connection, owner: str, id_: UUID) -> bool:
-        if await rows.hide(connection, owner, id_):
+        if await removal.hide(connection, owner, id_):
             return True
         missing = await self._missing(connection, id_)
         if isinstance(missing, NotYours):
             raise missing
         return False
 
-    async def _purge(self, owner: str) -> rows.Removed:
+    async def _purge(self, owner: str) -> removal.Removed:
         """Remove the hidden conversations of an owner in slices, and count what went."""
-        total = rows.Removed()
-        while removed := await self._database.write(partial(_purge_slice, owner)):
-            total = rows.Removed(*map(sum, zip(total, removed, strict=True)))
+        total = removal.Removed()
+        while removed := await self._database.write(lambda connection: removal.purge_slice(connection, owner)):
+            total = removal.Removed(*map(sum, zip(total, removed, strict=True)))
         return total
 
     async def _erase(self, name: str, owner: str) -> ErasureReceipt:
-        total, remaining = rows.Removed(), None
+        total, remaining = removal.Removed(), None
         while remaining is None:
-            await self._database.write(lambda connection: rows.hide_all(connection, owner))
-            total = rows.Removed(*map(sum, zip(total, await self._purge(owner), strict=True)))
-            remaining = await self._database.write(lambda connection: rows.remove_owner(connection, owner))
+            await self._database.write(lambda connection: removal.hide_all(connection, owner))
+            total = removal.Removed(*map(sum, zip(total, await self._purge(owner), strict=True)))
+            remaining = await self._database.write(lambda connection: removal.remove_owner(connection, owner))
         forgotten = await self._access.forget_owner(name)
         return ErasureReceipt(
             owner_id=name,
@@ -552,7 +553,7 @@ class PostgresAccess(SqlAccess):
         await self._database.revision()  # which tells what kind of database it is
         if self._database.citus:
             raise InvalidInput("Citus cannot move rows to another owner; export the conversations and import them")
-        count = await self._database.write(lambda connection: rows.rename_owner(connection, *owners))
+        count = await self._database.write(lambda connection: removal.rename_owner(connection, *owners))
         while self._search and await self._database.write(rows.index_slice):
             pass
         return count
@@ -561,7 +562,3 @@ class PostgresAccess(SqlAccess):
 def _once(placed: Sequence[Placed]) -> list[Placed]:
     """The new messages of an append, each once: it may name one twice."""
     return list({one.message.id: one for one in placed}.values())
-
-
-async def _purge_slice(owner: str, connection: Connection) -> rows.Removed | None:
-    return await rows.purge_slice(connection, owner)
