@@ -149,6 +149,19 @@ async def test_every_value_arrives(store: Store, journal: Path, talk: Conversati
     assert message.metadata == {"turn": {"interrupted": True, "n": 2**70}, "nul": "\0"}
 
 
+async def test_text_that_is_not_unicode_is_mended_and_takes_no_other_with_it(
+    store: Store, journal: Path, talk: Conversation
+) -> None:
+    """Surrogates are joined or replaced, as everywhere; messages of the same moment arrive all the same."""
+    async with Recorder(store, journal) as recorder:
+        for text in ("before", "pair \ud83c\udf75", "lone \ud83c", "nul \0", "after"):
+            recorder.record(OWNER, talk.id, "user", text)
+        await recorder.flush(PATIENCE)
+    assert contents(await whole_log(store, OWNER, talk.id)) == [
+        "before", "pair \U0001f375", "lone \ufffd", "nul \0", "after",
+    ]  # fmt: skip
+
+
 async def test_a_message_is_said_when_it_is_recorded(store: Store, journal: Path, talk: Conversation) -> None:
     """Without a time of the caller's, `sent_at` is the time of the call, however late it is delivered."""
     before = datetime.now(UTC)
