@@ -8,6 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 import uvloop
 
 from benchmarks.children import ROOT, command, compile_modules, environment
+from benchmarks.cores import MEASURED, OTHERS, on
 from benchmarks.http_client import Connection, body, connected, get, post
 from benchmarks.measure import Plan, Run, Work, drive, joined, say, say_round
 from benchmarks.postgres_server import Server, fresh_database, serving
@@ -24,16 +25,17 @@ NOTHING, MODEL = (
 SIDES = {"chatkeep": "chatkeep", NOTHING: "forget", MODEL: "sqlmodel"}
 GATES = {NOTHING: Gate(0.5), MODEL: Gate(4.0)}
 NOTE = (
-    "HTTP on PostgreSQL: one process for each server, on loopback, a pool of 10 connections, search off. The plain"
-    " implementation checks ownership, keeps updated_at and orders by time; it has no ids of the client's, no seq and"
-    " no retries."
+    "HTTP on PostgreSQL: one process for each server, on loopback, a pool of 10 connections, search off. Each server has"
+    " a core for itself, PostgreSQL and the clients share the others: on two cores they push a server that reads off its"
+    " core a tenth of the time, and one that reads nothing never. The plain implementation checks ownership, keeps"
+    " updated_at and orders by time; it has no ids of the client's, no seq and no retries."
 )
 
 
 def run(plan: Plan) -> Report:
     """Measure the three servers, each in a process of its own, in turn."""
     compile_modules(plan)
-    with serving() as server:
+    with on(OTHERS), serving() as server:
         return uvloop.run(_run(plan, server))
 
 
@@ -73,7 +75,8 @@ async def _serving(plan: Plan, server: Server, kind: str) -> AsyncIterator[int]:
         line = command("benchmarks.sqlmodel_server", url)
         if kind != "sqlmodel":
             line = command("benchmarks.http_server", f"{url}?search=off", kind)
-        process = await asyncio.create_subprocess_exec(*line, stdout=PIPE, cwd=ROOT, env=environment(plan))
+        with on(MEASURED):
+            process = await asyncio.create_subprocess_exec(*line, stdout=PIPE, cwd=ROOT, env=environment(plan))
         try:
             assert process.stdout
             yield int(await process.stdout.readline())
