@@ -25,10 +25,10 @@ NOTHING, MODEL = (
 SIDES = {"chatkeep": "chatkeep", NOTHING: "forget", MODEL: "sqlmodel"}
 GATES = {NOTHING: Gate(0.5), MODEL: Gate(4.0)}
 NOTE = (
-    "HTTP on PostgreSQL: one process for each server, on loopback, a pool of 10 connections, search off. Each server has"
-    " a core for itself, PostgreSQL and the clients share the others: on two cores they push a server that reads off its"
-    " core a tenth of the time, and one that reads nothing never. The plain implementation checks ownership, keeps"
-    " updated_at and orders by time; it has no ids of the client's, no seq and no retries."
+    "HTTP on PostgreSQL: one process for each server, on loopback, a pool of 10 connections, search off. Each server"
+    " has a core for itself, PostgreSQL and the clients share the others: where they may use all of two cores they push"
+    " a server that reads off its own a tenth of the time, and one that reads nothing never. The plain implementation"
+    " checks ownership, keeps updated_at and orders by time; it has no ids of the client's, no seq and no retries."
 )
 
 

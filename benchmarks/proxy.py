@@ -12,6 +12,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from benchmarks.children import ROOT, command
+from benchmarks.cores import OTHERS, on
 
 
 class Proxy:
@@ -72,7 +73,8 @@ class Proxy:
 async def proxy(target: int) -> AsyncIterator[tuple[int, Process]]:
     """The port of a proxy before `target`, and its process, whose input says what to do."""
     line = command("benchmarks.proxy", str(target))
-    process = await asyncio.create_subprocess_exec(*line, stdin=PIPE, stdout=PIPE, cwd=ROOT)
+    with on(OTHERS):
+        process = await asyncio.create_subprocess_exec(*line, stdin=PIPE, stdout=PIPE, cwd=ROOT)
     try:
         assert process.stdout
         yield int(await process.stdout.readline()), process

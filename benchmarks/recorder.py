@@ -5,13 +5,14 @@ import gc
 import time
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager, suppress
+from contextlib import ExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID
 
 import uvloop
 
+from benchmarks.cores import OTHERS, on
 from benchmarks.measure import Plan, Run, percentile, say
 from benchmarks.postgres_server import Server, fresh_database, serving
 from benchmarks.proxy import proxy, tell
@@ -66,7 +67,9 @@ CASES = {"fast": fast, "answers after 2 s": slow, "down": down, "down, coming ba
 
 def run(plan: Plan) -> Report:
     """Measure each case, in rounds."""
-    with serving() as server:
+    with ExitStack() as stack:
+        with on(OTHERS):
+            server = stack.enter_context(serving())
         return uvloop.run(_run(plan, server))
 
 

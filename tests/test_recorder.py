@@ -42,6 +42,7 @@ from chatkeep import (
     Status,
     Store,
     cli,
+    model,
     open_store,
     recording,
     terminal,
@@ -250,6 +251,8 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "time": {"sent_at": datetime(2026, 1, 31)},  # noqa: DTZ001 - that is the mistake
     "metadata": {"metadata": {"not JSON": object()}},
     "owner": {"owner": ""},
+    "long owner": {"owner": "x" * 256},
+    "kind of owner": {"owner": b"ada"},
 }
 
 
@@ -264,6 +267,27 @@ async def test_a_programmers_mistake_is_said_at_once(store: Store, journal: Path
             recorder.record(OWNER, "no uuid", "user", "hello")
         assert recorder.stats().recorded == recorder.stats().unsent == 0
     assert "geheim" not in str(raised.value)
+
+
+async def test_ids_are_prepared_by_the_journals_thread(
+    store: Store, journal: Path, talk: Conversation, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Making ids in advance is never the caller's work, after the first ones."""
+    make, threads = model._timeless_ids, set[str]()
+
+    def made() -> list[UUID]:
+        threads.add(threading.current_thread().name)
+        return make()
+
+    async with Recorder(store, journal) as recorder:
+        recorder.record(OWNER, talk.id, "user", "hello")
+        await recorder.flush(PATIENCE)
+        monkeypatch.setattr(model, "_timeless_ids", made)
+        for number in range(2 * model.IDS_AT_ONCE):
+            recorder.record(OWNER, talk.id, "user", f"word {number}")
+            if number % 100 == 0:
+                await recorder.flush(PATIENCE)
+    assert threads == {"chatkeep-journal"}
 
 
 async def test_threads_record_too(store: Store, journal: Path, talk: Conversation) -> None:

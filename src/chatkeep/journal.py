@@ -12,12 +12,12 @@ import logging
 import os
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
-from queue import Empty, SimpleQueue
 from typing import IO, Any, NamedTuple, cast
 from uuid import UUID
 from weakref import WeakSet
@@ -167,7 +167,9 @@ class Journal:
         """How many entries were committed since it was opened."""
         self.sync_failures = 0
         self._on_written = on_written
-        self._queue: SimpleQueue[Entry | Job] = SimpleQueue()
+        self._queue: deque[Entry | Job] = deque()
+        self.put: Callable[[Entry], None] = self._queue.append
+        """Takes an entry into the next commit; returns at once."""
         self._closing = False
         self._lock = _locked(path)
         try:
@@ -195,17 +197,13 @@ class Journal:
         """Seconds since the oldest entry was recorded, as of a quarter of a second ago; 0 without any."""
         return max(0.0, time.time() - self._oldest / 1e6) if self._oldest is not None else 0.0
 
-    def put(self, entry: Entry) -> None:
-        """Take an entry into the next commit. Returns at once."""
-        self._queue.put(entry)
-
     def ask[T](self, work: Work[T]) -> "Future[T]":
         """Let the writer do `work` after everything that was put before, and commit it.
 
         The result is there when it is committed. An exception that is not the database's ends only this work.
         """
         done: Future[T] = Future()
-        self._queue.put(Job(work, done))
+        self._queue.append(Job(work, done))
         return done
 
     def close(self) -> None:
@@ -227,7 +225,7 @@ class Journal:
 
     def _write_forever(self) -> None:
         looked = busy = time.monotonic()
-        while not (self._closing and self._queue.empty()):
+        while not self._closing or self._queue:  # in this order: nothing is put any more once it closes
             self._pause(idle=time.monotonic() - busy > LOOK_SECONDS)
             entries, jobs = self._take()
             if entries or jobs:
@@ -245,13 +243,12 @@ class Journal:
         """What has come in the last few milliseconds."""
         entries: list[Entry] = []
         jobs: list[Job] = []
-        with suppress(Empty):
-            while len(entries) < MAX_ENTRIES:
-                one = self._queue.get_nowait()
-                if isinstance(one, Job):
-                    jobs.append(one)
-                else:
-                    entries.append(one)
+        while self._queue and len(entries) < MAX_ENTRIES:
+            one = self._queue.popleft()
+            if isinstance(one, Job):
+                jobs.append(one)
+            else:
+                entries.append(one)
         return entries, jobs
 
     def _commit_all(self, entries: Sequence[Entry], jobs: Sequence[Job]) -> None:
