@@ -14,7 +14,7 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, Literal
@@ -243,9 +243,9 @@ def _overhear(
     of which says anything that is recorded: what is to be done with a kind of frame is found out once.
     """
     known: dict[type, Callable[[Any], None] | None] = {}
-    work = getattr(aggregator, method)
+    work: Callable[..., Awaitable[None]] = getattr(aggregator, method)
 
-    async def overheard(frame: object, *arguments: object, **named: object) -> None:
+    def overheard(frame: object, *arguments: object, **named: object) -> Awaitable[None]:
         try:
             handler = known[type(frame)]
         except KeyError:
@@ -253,7 +253,7 @@ def _overhear(
             handler = known[type(frame)] = next(found, None)
         if handler is not None:
             _tell(handler, frame)
-        await work(frame, *arguments, **named)
+        return work(frame, *arguments, **named)
 
     setattr(aggregator, method, overheard)
 
