@@ -175,3 +175,27 @@ def test_what_cannot_be_served(tmp_path: Path, options: list[str], settings: dic
     assert reason in " ".join(done.stderr.replace("│", " ").split())
     assert "Traceback" not in done.stderr
     assert "zq7" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("host", "port", "option", "reason"),
+    [
+        ("127.0.0.1", "{taken}", "--port", "port {taken} of 127.0.0.1 is in use"),
+        ("192.0.2.1", "0", "--host", "cannot listen on 192.0.2.1"),  # an address for documentation, nobody's
+        ("no-host.invalid", "0", "--host", "cannot listen on no-host.invalid: no such address"),
+    ],
+)
+def test_where_it_cannot_listen(tmp_path: Path, host: str, port: str, option: str, reason: str) -> None:
+    """An address that the server cannot have ends in a sentence that names the option, before the database is made."""
+    settings = {"AUTH": "jwt", "JWT_SECRET": "zq7" * 20, "DATABASE_URL": f"sqlite:///{tmp_path}/chat.db"}
+    environment = {**ENVIRONMENT, **{f"CHATKEEP_{name}": value for name, value in settings.items()}}
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        taken = other.getsockname()[1]
+        command = [sys.executable, "-m", "chatkeep", "serve", "--host", host, "--port", port.format(taken=taken)]
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, timeout=60, check=False)
+    said = " ".join(done.stderr.replace("│", " ").split())
+    assert done.returncode == 2
+    assert f"Invalid value for {option}" in said
+    assert reason.format(taken=taken) in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "chat.db").exists()

@@ -1,12 +1,15 @@
 """The command line: what people do with a store from a terminal."""
 
+import errno
 import gc
 import gzip
+import os
+import socket
 import sys
 import time
 import zlib
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, closing, contextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from importlib.metadata import version
@@ -81,14 +84,13 @@ def serve(
     from chatkeep.api.server import Server, Workers, config_of
 
     config = config_of(settings)
-    with closing(config.bind_socket()) as socket:
-        socket.listen(config.backlog)  # from here on a client that connects is served, if not at once
+    with _listening(settings, config.backlog) as listening:  # who connects from here on is served, if not at once
         run(_prepare(settings))
-        _say_where(settings, f"http://{_in_url(settings.host)}:{socket.getsockname()[1]}")
+        _say_where(settings, f"http://{_in_url(settings.host)}:{listening.getsockname()[1]}")
         if settings.workers == 1:
-            run(Server(settings).serve(sockets=[socket]), config.get_loop_factory())
+            run(Server(settings).serve(sockets=[listening]), config.get_loop_factory())
         else:
-            Workers(settings, [socket]).run()
+            Workers(settings, [listening]).run()
 
 
 def _refuse_what_cannot_be_served(settings: Settings) -> None:
@@ -102,6 +104,30 @@ def _refuse_what_cannot_be_served(settings: Settings) -> None:
         raise typer.BadParameter(
             "memory:// is the memory of one process; several need a database that they share", param_hint="--workers"
         )
+
+
+def _listening(settings: Settings, backlog: int) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=backlog)
+    except OSError as error:
+        raise _cannot_listen(settings, error) from None
+
+
+def _cannot_listen(settings: Settings, error: OSError) -> typer.BadParameter:
+    if error.errno == errno.EADDRINUSE:
+        return typer.BadParameter(
+            f"port {settings.port} of {settings.host} is in use. Stop what listens there, or take another port; 0 takes"
+            " a free one.",
+            param_hint="--port",
+        )
+    if error.errno == errno.EACCES:
+        return typer.BadParameter(
+            f"the system does not let this user listen on port {settings.port}; take one above 1023",
+            param_hint="--port",
+        )
+    reason = os.strerror(error.errno) if error.errno and error.errno > 0 else "no such address"
+    return typer.BadParameter(f"this machine cannot listen on {settings.host}: {reason}", param_hint="--host")
 
 
 async def _prepare(settings: Settings) -> None:
