@@ -31,11 +31,12 @@ MANY_TICKS = 4
 
 NOTE = (
     "Recorder: a call every millisecond (20,000 in each case), texts of 800 characters, to 20 conversations on"
-    " PostgreSQL behind a TCP proxy, uvloop. Half a millisecond after each call its yardstick is called, which only"
-    " makes a message and gives it to nobody: what the machine does to a call of a few microseconds, it does to both."
-    " A second task sleeps 1 ms again and again and measures how late it is woken. Between the calls the loop is busy"
-    " with other callbacks, or `idle`: then the processor sleeps, and whatever is called first after that takes several"
-    " times as long, also where nothing is recorded. Percentiles of all calls of a round; medians of the rounds."
+    " PostgreSQL behind a TCP proxy, both kept off one core, uvloop. Half a millisecond after each call its yardstick"
+    " is called, which only makes a message and gives it to nobody: what the machine does to a call of a few"
+    " microseconds, it does to both. A second task sleeps 1 ms again and again and measures how late it is woken."
+    " Between the calls the loop is busy with other callbacks, or `idle`: then the processor sleeps, and whatever is"
+    " called first after that takes several times as long, also where nothing is recorded. Percentiles of all calls of"
+    " a round; medians of the rounds."
 )
 
 

@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 import warnings
+from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -48,7 +49,7 @@ from chatkeep import (
     terminal,
 )
 from chatkeep.integrations.prometheus import watch
-from chatkeep.journal import Dead, dead_letters, open_journal, revive, standing
+from chatkeep.journal import Dead, Journal, dead_letters, open_journal, revive, standing
 from chatkeep.testing import whole_log
 
 OWNER = "ada"
@@ -503,6 +504,31 @@ async def test_what_was_taken_while_it_closes_is_kept(store: Store, journal: Pat
         await again.flush(PATIENCE)
     stored = [message.id for message in await whole_log(store, OWNER, talk.id)]
     assert sorted(stored) == sorted(taken)
+
+
+@pytest.mark.parametrize("look", range(1, 7))
+def test_what_comes_between_two_looks_of_the_closing_journal_is_written(journal: Path, look: int) -> None:
+    """At one of the moments in which its thread finds nothing to do, a last entry comes and the journal closes."""
+    opened = Journal(journal, lambda _written: None)
+
+    class Queue(deque[Any]):
+        looks = 0
+
+        def __len__(self) -> int:
+            found = super().__len__()
+            self.looks += not found
+            if self.looks == look and not opened._closing:
+                self.append(((OWNER, uuid4()), {"id": uuid4(), "role": "user", "content": "last"}, 1, 1))
+                opened._closing = True
+            return found
+
+    opened._queue = Queue()
+    opened._writer.join(PATIENCE)
+    opened._closing = False
+    opened.close()
+    connection = open_journal(journal)
+    assert standing(connection).entries == 1
+    connection.close()
 
 
 PROGRAM = """

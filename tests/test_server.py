@@ -199,3 +199,12 @@ def test_where_it_cannot_listen(tmp_path: Path, host: str, port: str, option: st
     assert reason.format(taken=taken) in said
     assert "Traceback" not in said
     assert not (tmp_path / "chat.db").exists()
+
+
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+def test_every_address_is_ipv4_too(tmp_path: Path) -> None:
+    """`--host ::` takes connections of both kinds, as a container needs it."""
+    with served(tmp_path, "--host", "::", auth="jwt", jwt_secret="zq7" * 20) as (_, client):
+        port = client.base_url.port
+        for host in ("127.0.0.1", "[::1]"):
+            assert httpx2.get(f"http://{host}:{port}/healthz").status_code == 200

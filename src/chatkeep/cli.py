@@ -107,9 +107,11 @@ def _refuse_what_cannot_be_served(settings: Settings) -> None:
 
 
 def _listening(settings: Settings, backlog: int) -> socket.socket:
-    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    family, both = socket.AF_INET, False
+    if ":" in settings.host:
+        family, both = socket.AF_INET6, socket.has_dualstack_ipv6()  # `::` means every address, those of IPv4, too
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=backlog)
+        return socket.create_server((settings.host, settings.port), family=family, backlog=backlog, dualstack_ipv6=both)
     except OSError as error:
         raise _cannot_listen(settings, error) from None
 

@@ -218,6 +218,7 @@ class Recorder:
         when the recorder is closed; RecorderFull when it is full and was told to say so. A database's fault
         never shows here.
         """
+        size = ENTRY_BYTES + sys.getsizeof(content)
         # What a plain message has to be is written out here: the code of a function is rarely in the processor's cache
         # when somebody speaks, and with the checks as functions this took one and a half times as long.
         if (
@@ -235,13 +236,13 @@ class Recorder:
             and content
             and not content.isspace()
         ):
+            key = (owner, conversation_id)
             said: dict[str, Any] = {"id": new_id(), "role": role, "content": content}
-            self._take((owner, conversation_id), said, ENTRY_BYTES + content.__sizeof__())
         else:
             key = (valid_owner(owner), valid_id(conversation_id))
             said = _checked(id, role, content, status, sent_at, metadata)
-            size = sys.getsizeof(content) + (len(dump_json(said["metadata"])) if metadata else 0)
-            self._take(key, said, ENTRY_BYTES + size)
+            size += len(dump_json(said["metadata"])) if metadata else 0
+        self._take(key, said, size)
         taken: UUID = said["id"]
         return taken
 
