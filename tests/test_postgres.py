@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import socket
 import subprocess
 import sys
 import time
@@ -33,6 +34,7 @@ from chatkeep.model import decode_nul, encode_nul
 from chatkeep.stores import postgres_removal as removal
 from chatkeep.stores import postgres_rows as rows
 from chatkeep.stores.postgres import PostgresStore
+from chatkeep.stores.postgres_address import written_address
 from chatkeep.testing import CONVERSATION_CALLS, assistant, contents, dense, seqs, turns, user, whole_log
 from postgres import databases
 
@@ -519,6 +521,70 @@ def server() -> Iterator[Server]:
     server.start()
     yield server
     server.remove()
+
+
+def two_addresses(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """Have `name` looked up as two addresses of this machine; the server listens on the second."""
+    look_up = socket.getaddrinfo
+
+    def both(host: Any, *arguments: Any, **options: Any) -> list[Any]:
+        hosts = ("127.0.0.2", "127.0.0.1") if host == name else (host,)
+        return [found for each in hosts for found in look_up(each, *arguments, **options)]
+
+    monkeypatch.setattr(socket, "getaddrinfo", both)
+
+
+@pytest.mark.parametrize("form", ["address", "two hosts", "name of two addresses", "socket"])
+async def test_a_server_that_comes_back_is_found(server: Server, form: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write waits for it, whatever the URL says of where it is; the driver is not asked while nobody listens."""
+    host, port = "127.0.0.1", server.port
+    if form == "two hosts":
+        host = f"127.0.0.2:{port},127.0.0.1"
+    elif form == "name of two addresses":
+        host = "db.test"
+        two_addresses(monkeypatch, host)
+    url = f"postgresql://chatkeep:{PASSWORD}@{host}:{port}/postgres"
+    if form == "socket":
+        url = f"postgresql://chatkeep:{PASSWORD}@/postgres?host={server.folder}&port={port}"
+    connect, asked = asyncpg.connect, 0
+
+    async def counted(*arguments: Any, **options: Any) -> Any:
+        nonlocal asked
+        asked += 1
+        return await connect(*arguments, **options)
+
+    async with open_store(url) as store:
+        talk = await store.create_conversation(OWNER, NewConversation())
+        monkeypatch.setattr(asyncpg, "connect", counted)
+        await asyncio.to_thread(server.stop)
+        writing = asyncio.create_task(store.append(OWNER, talk.id, [user("still there?")]))
+        await asyncio.sleep(0.4)
+        assert not writing.done()
+        while_down = asked
+        await asyncio.to_thread(server.start)
+        await writing
+        assert contents(await whole_log(store, OWNER, talk.id)) == ["still there?"]
+    assert while_down == 1 if form in ("address", "name of two addresses") else while_down > 4
+
+
+@pytest.mark.parametrize(
+    ("url", "address"),
+    [
+        ("postgresql://ada@db.example:6432/chat", ("db.example", 6432)),
+        ("postgres://ada:p%40ss@db.example/chat", ("db.example", 5432)),
+        ("postgresql://[::1]:6432/chat", ("::1", 6432)),
+        ("postgresql://one,two:6432/chat", None),
+        ("postgresql://ada@%2Frun%2Fpostgresql/chat", None),
+        ("postgresql:///chat?host=/run/postgresql", None),
+        ("postgresql:///chat?service=chat", None),
+    ],
+)
+def test_address_in_a_url(url: str, address: tuple[str, int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address is one host and its port; whatever else a URL says is the driver's to understand."""
+    monkeypatch.delenv("PGPORT", raising=False)
+    assert written_address(url) == address
+    monkeypatch.setenv("PGPORT", "7432")
+    assert written_address(url) == (address if address != ("db.example", 5432) else None)
 
 
 ROUNDS = int(os.environ.get("CHATKEEP_CRASH_ROUNDS", "1"))

@@ -17,6 +17,7 @@ import asyncpg
 from chatkeep.errors import ChatkeepError, InvalidInput, SchemaMismatch, StoreUnavailable, UnsafeDatabase
 from chatkeep.migrations import HEAD, REVISIONS, render
 from chatkeep.stores.permits import UnderWay
+from chatkeep.stores.postgres_address import knock, written_address
 from chatkeep.stores.postgres_citus import has_citus
 from chatkeep.stores.postgres_pool import FATAL, Connection, Pool
 
@@ -70,6 +71,8 @@ class Database:
         self._pgbouncer = "-pooler." in (parts.hostname or "") if pgbouncer is None else pgbouncer
         self._may_find_pgbouncer = pgbouncer is None
         self._pool = Pool(self._connect, size=pool_size, patience=pool_timeout)
+        self._away = False
+        """Whether nobody answered when a connection was last tried."""
         self.citus = False
         """Whether the database is spread over many machines: known with the first connection."""
         self.writing = UnderWay()
@@ -163,6 +166,19 @@ class Database:
     # --- connections --------------------------------------------------------------------------------------
 
     async def _connect(self) -> Connection:
+        """A new connection. Where nobody answered the last time it is seen first whether anybody does now."""
+        address = written_address(self._url) if self._away else None
+        if address is not None:
+            await knock(address, self._pool_timeout)
+        try:
+            connection = await self._make_connection()
+        except OSError:
+            self._away = True
+            raise
+        self._away = False
+        return connection
+
+    async def _make_connection(self) -> Connection:
         try:
             return await self._connect_with(STYLE if self._pgbouncer else SESSION)
         except asyncpg.PostgresError as error:
@@ -241,7 +257,7 @@ LOST = (
     asyncpg.ReadOnlySQLTransactionError,  # the server is no longer the primary
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
-    ConnectionError,
+    OSError,  # a plain one where a name has several addresses and none of them answers, or cannot be looked up
 )
 """Errors of a connection that is no more, or that could not be made."""
 
@@ -256,12 +272,12 @@ RACED = (
 
 def is_lost(error: Exception) -> bool:
     """Whether another connection may do better. Whether the statement was executed is not known."""
-    return isinstance(error, LOST)
+    return isinstance(error, LOST) and not isinstance(error, TimeoutError)
 
 
 def may_pass(error: Exception) -> bool:
     """Whether a transaction that failed may succeed when it is tried again."""
-    return isinstance(error, (*LOST, *RACED))
+    return is_lost(error) or isinstance(error, RACED)
 
 
 MEANINGS: tuple[tuple[type[Exception], str], ...] = (
