@@ -1,7 +1,11 @@
 """The records: what they accept, what they refuse, and what they make of text and time."""
 
 import json
+import math
+from collections import OrderedDict
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID
 
@@ -22,6 +26,7 @@ from chatkeep.model import (
     Source,
     Status,
     clean_text,
+    copy_json,
     dump_json,
     from_micros,
     json_text,
@@ -78,6 +83,64 @@ def test_metadata_comes_back_as_it_went_in(metadata: dict[str, object]) -> None:
     assert kept == metadata
     assert list(kept) == list(metadata)
     assert json.loads(json_text(kept)) == json.loads(dump_json(kept)) == metadata
+
+
+class Shout(str):
+    """Text of a type of its own."""
+
+    __slots__ = ()
+
+
+ODD = (Shout("x"), Role.USER, (1, [2]), {1: 2}, {None: True}, {Role.USER: 1}, "\ud83d\ude00", {"\ud800": "\udc00"},
+       math.nan, math.inf, -0.0, 1 << 80, b"x", {1, 2}, UUID(int=1), MappingProxyType({"a": 1}), OrderedDict(a=[()])
+)  # fmt: skip
+
+
+def told(value: object) -> object:
+    """A value with the types of all its parts."""
+    if isinstance(value, dict):
+        return [(told(key), told(each)) for key, each in value.items()]
+    return [told(each) for each in value] if isinstance(value, list) else (type(value), repr(value))
+
+
+def check_copy(value: object) -> None:
+    """Copying gives what reading the value's JSON gives, type for type, and is refused where there is none."""
+    try:
+        expected = json.loads(dump_json(value))
+    except ValueError:
+        with pytest.raises(ValueError):  # noqa: PT011 - whatever it says
+            copy_json(value)
+        return
+    assert told(copy_json(value)) == told(expected)
+
+
+@pytest.mark.parametrize("value", ODD, ids=repr)
+def test_a_copy_of_an_odd_value_is_what_its_text_says(value: object) -> None:
+    """Alone, and within lists and objects."""
+    for each in (value, [value], {"x": value}):
+        check_copy(each)
+
+
+@given(
+    st.recursive(
+        JSON | st.sampled_from(ODD) | ANY_STRING,
+        lambda inner: st.lists(inner, max_size=3) | st.dictionaries(ANY_STRING | st.integers(), inner, max_size=3),
+    )
+)
+def test_a_copy_is_what_its_text_says(value: object) -> None:
+    """So it is for whatever can be made of such values."""
+    check_copy(value)
+
+
+@pytest.mark.parametrize("nest", [lambda inner: [inner], lambda inner: {"x": inner}])
+def test_a_copy_has_a_hundred_levels_at_most(nest: Callable[[object], object]) -> None:
+    """A hundred levels can be copied, one more cannot."""
+    value: object = 1
+    for _ in range(100):
+        value = nest(value)
+    assert copy_json(value) == value
+    with pytest.raises(ValueError, match="at most 100 levels"):
+        copy_json(nest(value))
 
 
 def test_metadata_is_a_copy() -> None:

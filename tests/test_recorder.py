@@ -14,7 +14,7 @@ from collections import deque
 from collections.abc import AsyncIterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -50,6 +50,7 @@ from chatkeep import (
 )
 from chatkeep.integrations.prometheus import watch
 from chatkeep.journal import Dead, Journal, dead_letters, open_journal, revive, standing
+from chatkeep.recorder import BATCH_BYTES
 from chatkeep.testing import whole_log
 
 OWNER = "ada"
@@ -197,13 +198,16 @@ VALUES = st.recursive(
 )
 
 
+MIN, MAX = datetime(2, 1, 1), datetime(9998, 1, 1)  # noqa: DTZ001 - hypothesis adds the time zones
+
+
 @settings(max_examples=50)
 @given(
     content=TEXTS,
     metadata=st.dictionaries(TEXTS, VALUES, max_size=3),
     role=st.sampled_from(Role),
     status=st.sampled_from([Status.COMPLETE, Status.INTERRUPTED, Status.FAILED]),
-    sent_at=st.none() | st.datetimes(timezones=st.just(UTC)),
+    sent_at=st.none() | st.datetimes(MIN, MAX, timezones=st.sampled_from([UTC, timezone(timedelta(hours=5))])),
 )
 def test_the_journal_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory,
@@ -213,20 +217,27 @@ def test_the_journal_changes_nothing(
     status: Status,
     sent_at: datetime | None,
 ) -> None:
-    """A message that went through the journal is the message that was recorded: appending that again is no conflict."""
+    """A message that went through the journal is the message that was recorded: appending that again is no conflict.
+
+    With an id of the caller's or without one, its values are the same.
+    """
+    values: dict[str, Any] = {"sent_at": sent_at, "metadata": metadata, "status": status}
     folder, id_ = tmp_path_factory.mktemp("journal"), uuid4()
 
     async def check() -> None:
         async with open_store("memory://") as store:
             talk = await store.create_conversation(OWNER, NewConversation())
             async with Recorder(store, folder / "journal") as recorder:
-                recorder.record(
-                    OWNER, talk.id, role, content, sent_at=sent_at, metadata=metadata, status=status, id=id_
-                )
+                recorder.record(OWNER, talk.id, role, content, id=id_, **values)
+                recorder.record(OWNER, talk.id, role, content, **values)
                 await recorder.flush(PATIENCE)
                 assert recorder.stats().dead == 0
-            same = NewMessage(id=id_, role=role, content=content, sent_at=sent_at, metadata=metadata, status=status)
+            same = NewMessage(id=id_, role=role, content=content, **values)
             assert (await store.append(OWNER, talk.id, [same]))[0].seq == 1
+            log = await whole_log(store, OWNER, talk.id)
+            first, second = (repr((one.role, one.content, one.status, one.metadata)) for one in log)
+            assert first == second
+            assert [one.sent_at for one in log] == [sent_at, sent_at or log[1].sent_at]
 
     asyncio.run(check())
 
@@ -249,8 +260,11 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "content": {"content": "  "},
     "text": {"content": 7},
     "status": {"status": "deleted"},
+    "deleted": {"status": Status.DELETED},
     "time": {"sent_at": datetime(2026, 1, 31)},  # noqa: DTZ001 - that is the mistake
     "metadata": {"metadata": {"not JSON": object()}},
+    "no number": {"metadata": {"x": [float("nan")]}},
+    "kind of metadata": {"metadata": ["geheim"]},
     "owner": {"owner": ""},
     "long owner": {"owner": "x" * 256},
     "kind of owner": {"owner": b"ada"},
@@ -374,6 +388,38 @@ async def test_a_locked_conversation_holds_back_no_other(journal: Path) -> None:
         await other.close()
         await recorder.flush(PATIENCE)
         assert contents(await whole_log(store, OWNER, locked.id)) == [f"locked {number}" for number in range(10)]
+
+
+async def test_what_comes_during_an_append_is_delivered_after_it(journal: Path) -> None:
+    """An append waits for a lock, and the next message is recorded meanwhile: nobody else has to come for it."""
+    import asyncpg
+
+    from postgres import databases
+
+    url = databases().clean()
+    async with open_store(url) as store, Recorder(store, journal) as recorder:
+        talk = await store.create_conversation(OWNER, NewConversation())
+        other = await asyncpg.connect(url)
+        async with other.transaction():
+            await other.execute("SELECT 1 FROM conversations WHERE id = $1 FOR UPDATE", talk.id)
+            recorder.record(OWNER, talk.id, "user", "first")
+            await until(lambda: recorder._under_way)
+            recorder.record(OWNER, talk.id, "user", "second")
+            await until(lambda: recorder.stats().queued == 0)
+            await asyncio.sleep(0.05)
+        await other.close()
+        await recorder.flush(PATIENCE)
+        assert (recorder.stats().sent, recorder.stats().retried) == (2, 0)
+        assert contents(await whole_log(store, OWNER, talk.id)) == ["first", "second"]
+
+
+async def test_a_message_larger_than_a_batch_is_delivered(store: Store, journal: Path, talk: Conversation) -> None:
+    """It goes alone."""
+    async with Recorder(store, journal) as recorder:
+        for content in ("before", "x" * (3 * BATCH_BYTES), "after"):
+            recorder.record(OWNER, talk.id, "assistant", content)
+        await recorder.flush(PATIENCE)
+    assert [len(content) for content in contents(await whole_log(store, OWNER, talk.id))] == [6, 3 * BATCH_BYTES, 5]
 
 
 async def test_a_database_that_turned_unsafe_is_waited_for(journal: Path) -> None:

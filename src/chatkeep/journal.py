@@ -484,20 +484,20 @@ def _insert(rows: int) -> str:
     return f"INSERT INTO entries ({COLUMNS}) VALUES {','.join(['(?,?,?,?,?)'] * rows)}"  # noqa: S608 - constants
 
 
-def oldest(connection: apsw.Connection, key: Key, limit: int, max_size: int) -> list[Row]:
-    """The oldest entries of a conversation, in order: up to a number and a size, at least one."""
+def oldest(connection: apsw.Connection, key: Key, limit: int, max_size: int) -> tuple[list[Row], bool]:
+    """The oldest entries of a conversation, in order: up to a number and a size, at least one; are there more?"""
     found = connection.execute(
         "SELECT rid, message, size, recorded_at FROM entries"
         " WHERE owner_id = ? AND conversation_id = ? ORDER BY rid LIMIT ?",
-        (key[0], key[1].bytes, limit),
+        (key[0], key[1].bytes, limit + 1),
     )
     rows: list[Row] = []
     for row in map(Row._make, found.fetchall()):
         max_size -= row.size
-        if rows and max_size < 0:
-            break
+        if len(rows) == limit or (rows and max_size < 0):
+            return rows, True
         rows.append(row)
-    return rows
+    return rows, False
 
 
 def keys(connection: apsw.Connection) -> list[Key]:

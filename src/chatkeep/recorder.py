@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -51,7 +51,7 @@ from chatkeep.model import (
     NewMessage,
     Role,
     Status,
-    dump_json,
+    copy_json,
     from_micros,
     new_id,
     prepare_ids,
@@ -223,9 +223,10 @@ class Recorder:
         # when somebody speaks, and with the checks as functions this took one and a half times as long.
         if (
             id is None
-            and sent_at is None
-            and not metadata
-            and status is Status.COMPLETE
+            and (sent_at is None or (type(sent_at) is datetime and sent_at.tzinfo is UTC))
+            and (not metadata or type(metadata) is dict)
+            and type(status) is Status
+            and status is not Status.DELETED
             and type(owner) is str
             and owner.isascii()
             and 0 < len(owner) <= MAX_OWNER_BYTES
@@ -238,10 +239,17 @@ class Recorder:
         ):
             key = (owner, conversation_id)
             said: dict[str, Any] = {"id": new_id(), "role": role, "content": content}
+            if sent_at is not None:
+                said["sent_at"] = sent_at
+            if status is not Status.COMPLETE:
+                said["status"] = status
+            if metadata:
+                said["metadata"] = _copied(metadata)
         else:
             key = (valid_owner(owner), valid_id(conversation_id))
             said = _checked(id, role, content, status, sent_at, metadata)
-            size += len(dump_json(said["metadata"])) if metadata else 0
+        if metadata:
+            size += len(repr(said["metadata"]))
         self._take(key, said, size)
         taken: UUID = said["id"]
         return taken
@@ -341,7 +349,8 @@ class Recorder:
             self._again.discard(key)
             try:
                 async with self._slots:
-                    found = await self._ask(partial(oldest, key=key, limit=BATCH_MESSAGES, max_size=BATCH_BYTES))
+                    work = partial(oldest, key=key, limit=BATCH_MESSAGES, max_size=BATCH_BYTES)
+                    found, more = await self._ask(work)
                     await self._deliver(key, found)
                 failures = 0
             except Exception as error:  # noqa: BLE001 - whatever it is: what is in the journal is tried again
@@ -350,7 +359,7 @@ class Recorder:
                 await asyncio.sleep(_pause(failures))
                 continue
             self._note_success(key)
-            if not found and key not in self._again:
+            if not more and key not in self._again:
                 del self._drains[key]
                 return
 
@@ -494,6 +503,13 @@ class Recorder:
         )
 
 
+def _copied(metadata: Mapping[str, Any]) -> Any:
+    try:
+        return copy_json(metadata)
+    except ValueError as error:
+        raise InvalidInput(f"metadata: {error}") from None
+
+
 def _checked(
     id_: UUID | None,
     role: Role | str,
@@ -509,11 +525,12 @@ def _checked(
     if sent_at is not None or id_ is not None:
         given["sent_at"] = sent_at  # null with an id: the time of the call would make it another message
     if metadata:
-        given["metadata"] = dict(metadata)
+        given["metadata"] = dict(metadata) if isinstance(metadata, Mapping) else metadata
     try:
-        return NewMessage(**given).model_dump(exclude_unset=True)
+        message = NewMessage(**given)
     except ValidationError as error:
         raise InvalidInput(_told(error)) from None
+    return {name: getattr(message, name) for name in given}
 
 
 def _delivered(row: Row) -> NewMessage:

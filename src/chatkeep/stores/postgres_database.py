@@ -35,9 +35,12 @@ COMMAND_SECONDS = 60.0
 MIGRATION_SECONDS = 3_600.0
 """The same for a migration."""
 
-PAUSE_SECONDS = (0.01, 0.5)
-"""Shortest and longest pause before a write is tried again; each is twice the one before, less up to a half: a try
-at a database that is down takes a millisecond of the event loop."""
+PAUSE_SECONDS = (0.01, 1.0)
+"""Shortest and longest pause before a write is tried again; each is twice the one before, less up to a half."""
+
+LOST_PAUSE_SECONDS = 0.1
+"""The shortest one where the database cannot be reached: it does not come back sooner, and trying holds the event
+loop for a third of a millisecond."""
 
 MIGRATION_LOCK = 0x636B_6D69
 """The key of the advisory lock that one migration at a time holds, until its transaction ends."""
@@ -121,6 +124,8 @@ class Database:
                 except DRIVER_ERRORS as error:
                     if not may_pass(error) or time.monotonic() >= deadline:
                         raise
+                    if is_lost(error):
+                        pause = max(pause, LOST_PAUSE_SECONDS)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
                 pause = min(2 * pause, PAUSE_SECONDS[1])
 
