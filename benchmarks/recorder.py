@@ -6,8 +6,9 @@ import time
 from array import array
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import ExitStack, asynccontextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 from uuid import UUID
 
 import uvloop
@@ -35,7 +36,8 @@ NOTE = (
     " is called, which only makes a message and gives it to nobody: what the machine does to a call of a few"
     " microseconds, it does to both. A second task sleeps 1 ms again and again and measures how late it is woken."
     " Between the calls the loop is busy with other callbacks, or `idle`: then the processor sleeps, and whatever is"
-    " called first after that takes several times as long, also where nothing is recorded. Percentiles of all calls of"
+    " called first after that takes several times as long, also where nothing is recorded. `With a time and metadata`"
+    " is a message as a voice pipeline records it. Percentiles of all calls of"
     " a round; medians of the rounds."
 )
 
@@ -63,6 +65,13 @@ async def coming_back(tell_: Callable[[str], Awaitable[None]]) -> None:
 
 NOTHING = "nothing recorded"
 ALONE = "a message made, not recorded"
+WITH_MORE = "with a time and metadata"
+MORE: dict[str, Any] = {
+    "sent_at": datetime(2026, 1, 31, 12, tzinfo=UTC),
+    "metadata": {"speech": {"started_at": "2026-01-31T12:00:00+00:00", "stopped_at": "2026-01-31T12:00:02+00:00"},
+                 "user_id": "ada"},
+}  # fmt: skip
+"""What a voice pipeline says of a message beside its text."""
 CASES = {"fast": fast, "answers after 2 s": slow, "down": down, "down, coming back": coming_back}
 
 
@@ -79,6 +88,7 @@ async def _run(plan: Plan, server: Server) -> Report:
     calls = plan.size(20_000, 2_000)
     for name in (None, *CASES):
         _add(report, name or NOTHING, [await _case(plan, server, name, calls) for _ in range(rounds)])
+    _add(report, f"database down, {WITH_MORE}", [await _case(plan, server, "down", calls, **MORE)])
     for name in (None, "down"):
         _add(report, f"{name or NOTHING}, idle", [await _case(plan, server, name, calls, idle=True)])
     return report
@@ -113,8 +123,8 @@ def _add(report: Report, name: str, found: list[Found]) -> None:
     ]  # fmt: skip
 
 
-async def _case(plan: Plan, server: Server, name: str | None, calls: int, *, idle: bool = False) -> Found:
-    say(f"  recorder: {name or NOTHING}{', idle' if idle else ''}")
+async def _case(plan: Plan, server: Server, name: str | None, calls: int, *, idle: bool = False, **more: Any) -> Found:
+    say(f"  recorder: {name or NOTHING}{', idle' if idle else ''}{f', {WITH_MORE}' if more else ''}")
     if name is None:
         return await _measured(_make, calls, idle=idle)
     with plan.fresh() as folder:
@@ -125,7 +135,7 @@ async def _case(plan: Plan, server: Server, name: str | None, calls: int, *, idl
             weather = asyncio.create_task(CASES[name](tell_))
 
             def record(number: int, said: str) -> None:
-                recorder.record(OWNER, conversations[number % CONVERSATIONS], "user", said)
+                recorder.record(OWNER, conversations[number % CONVERSATIONS], "user", said, **more)
 
             found = await _measured(record, calls, idle=idle)
             with suppress(asyncio.CancelledError):

@@ -571,20 +571,19 @@ async def test_a_server_that_comes_back_is_found(server: Server, form: str, monk
     ("url", "address"),
     [
         ("postgresql://ada@db.example:6432/chat", ("db.example", 6432)),
-        ("postgres://ada:p%40ss@db.example/chat", ("db.example", 5432)),
+        ("postgres://ada:p%40ss@db.example:5432/chat", ("db.example", 5432)),
+        ("postgresql://ada@db.example/chat", None),
         ("postgresql://[::1]:6432/chat", ("::1", 6432)),
         ("postgresql://one,two:6432/chat", None),
+        ("postgresql://one:6432,two:6432/chat", None),
         ("postgresql://ada@%2Frun%2Fpostgresql/chat", None),
         ("postgresql:///chat?host=/run/postgresql", None),
         ("postgresql:///chat?service=chat", None),
     ],
 )
-def test_address_in_a_url(url: str, address: tuple[str, int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_address_in_a_url(url: str, address: tuple[str, int] | None) -> None:
     """An address is one host and its port; whatever else a URL says is the driver's to understand."""
-    monkeypatch.delenv("PGPORT", raising=False)
     assert written_address(url) == address
-    monkeypatch.setenv("PGPORT", "7432")
-    assert written_address(url) == (address if address != ("db.example", 5432) else None)
 
 
 ROUNDS = int(os.environ.get("CHATKEEP_CRASH_ROUNDS", "1"))

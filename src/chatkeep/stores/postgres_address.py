@@ -5,19 +5,21 @@ each try, which holds the event loop for a millisecond and more; a bare connecti
 """
 
 import asyncio
-import os
 from urllib.parse import urlsplit
 
 type Address = tuple[str, int]
 
 
 def written_address(url: str) -> Address | None:
-    """The host and the port that `url` leads to; None unless it is one host, written there and nowhere else."""
+    """The host and the port that `url` leads to; None unless it is one host, and both are written there.
+
+    What is not, the driver finds in its environment, or in files.
+    """
     parts = urlsplit(url)
     several_or_socket = any(mark in parts.netloc.rpartition("@")[2] for mark in ",%")
-    if not parts.hostname or several_or_socket or (parts.port is None and "PGPORT" in os.environ):
+    if several_or_socket or not parts.hostname or parts.port is None:
         return None
-    return parts.hostname, parts.port or 5432
+    return parts.hostname, parts.port
 
 
 async def knock(address: Address, patience: float) -> None:
