@@ -122,10 +122,12 @@ def expected(method: str, path: str, who: str, id_: str, *, hides: bool) -> int:
 
 async def test_matrix(world: World, *, hides: bool) -> None:
     """Every cell has the status that it should, and whoever is not let in learns and changes nothing."""
-    wrong = []
+    wrong, changed = [], True
     for method, path, who, id_ in MATRIX:
-        await world.fill()
+        if changed:
+            await world.fill()
         reply = await world.send(method, path, who, id_)
+        changed = method != "GET" and reply.status_code < 400
         status = expected(method, path, who, id_, hides=hides)
         if reply.status_code != status:
             wrong.append(f"{method} {path} by {who} with {id_} id: {reply.status_code}, not {status}")
