@@ -894,6 +894,54 @@ async def test_the_disk_is_followed(store: Store, journal: Path, talk: Conversat
         assert recorder.stats().highest_lag >= recorder.stats().lag > 0
 
 
+async def test_a_disk_that_refuses_is_counted(
+    store: Store, journal: Path, talk: Conversation, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Messages are delivered all the same; that a power failure may take them is said."""
+    async with Recorder(store, journal) as recorder:
+        log, ends = recorder._journal._log, os.pipe()
+        real = os.dup(log)
+        os.dup2(ends[1], log)  # a pipe cannot be synced
+        recorder.record(OWNER, talk.id, "user", "hello")
+        await until(lambda: recorder.stats().sync_failures)
+        os.dup2(real, log)
+        await recorder.flush(PATIENCE)
+        assert recorder.stats().sent == 1
+    for file in (real, *ends):
+        os.close(file)
+    assert "cannot be synced" in caplog.text
+
+
+CHECKPOINTING = """
+import fcntl, sys
+shared = open(sys.argv[1], "r+b")
+fcntl.lockf(shared, fcntl.LOCK_EX, 1, 121)  # the byte that SQLite locks while a log is copied
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+async def test_a_checkpoint_that_has_to_wait_is_no_fault(
+    store: Store, journal: Path, talk: Conversation, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log is copied to the journal another time; nothing was refused, and nothing is said."""
+    async with Recorder(store, journal) as recorder:
+        command = [sys.executable, "-c", CHECKPOINTING, f"{journal}-shm"]
+        other = await asyncio.create_subprocess_exec(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert other.stdout
+        await other.stdout.readline()
+        size = journal.stat().st_size
+        recorder.record(OWNER, talk.id, "assistant", "x" * 1_000_000)
+        await recorder.flush(PATIENCE)
+        await asyncio.sleep(0.6)  # it is tried where nothing came for a quarter of a second
+        assert journal.stat().st_size == size
+        await other.communicate()
+        recorder.record(OWNER, talk.id, "assistant", "hello")
+        await until(lambda: journal.stat().st_size > size)
+        assert recorder.stats().sync_failures == 0
+    assert caplog.text == ""
+
+
 async def test_stats_are_read_from_any_thread(store: Store, journal: Path) -> None:
     """A thread that watches gets them while others record."""
     with Recorder_without_delivery(store, journal) as recorder:

@@ -15,7 +15,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from pathlib import Path
 from typing import IO, Any, NamedTuple, cast
@@ -166,6 +166,7 @@ class Journal:
         self.written = 0
         """How many entries were committed since it was opened."""
         self.sync_failures = 0
+        """How often the disk refused what was committed."""
         self._on_written = on_written
         self._queue: deque[Entry | Job] = deque()
         self.put: Callable[[Entry], None] = self._queue.append
@@ -346,13 +347,18 @@ class Journal:
                 self._sync(since)
                 # In passing where nothing comes, else when there is enough.
                 if self._log_pages >= (1 if since is None else CHECKPOINT_PAGES):
-                    self._log_pages = 0
-                    self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+                    self._checkpoint()
             except (OSError, apsw.Error) as error:
                 # What a failed fdatasync left behind, another one does not promise either: it is said, and counted.
                 self.sync_failures += 1
                 logger.error("the journal %s cannot be synced: %s", self.path, error)  # noqa: TRY400 - says it all
             time.sleep(SYNC_PAUSE_SECONDS)
+
+    def _checkpoint(self) -> None:
+        self._log_pages = 0
+        # Busy where it looks at the log in the moment of a commit, after which there is a next time.
+        with suppress(apsw.BusyError):
+            self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
 
     def _sync(self, since: float | None) -> None:
         if since is not None:

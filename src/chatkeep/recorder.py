@@ -124,6 +124,8 @@ class RecorderStats:
     sync_lag: float
     """From the journal's commit to the disk: what a power failure may take. Of the last commit, and the longest."""
     highest_sync_lag: float
+    sync_failures: int
+    """How often the disk refused the journal: whether it has those messages is not known."""
     journal_failure: str | None
     """Why the journal cannot be written at the moment."""
 
@@ -499,6 +501,7 @@ class Recorder:
             highest_lag=self._highest_lag,
             sync_lag=written.sync_lag,
             highest_sync_lag=written.highest_sync_lag,
+            sync_failures=written.sync_failures,
             journal_failure=written.failure,
         )
 

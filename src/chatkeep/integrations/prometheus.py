@@ -22,6 +22,7 @@ COUNTERS = {
     "retried": "Appends that were tried again.",
     "dead": "Messages that the store refused for good.",
     "dropped": "Messages that were dropped because the recorder was full.",
+    "sync_failures": "How often the disk refused the journal.",
 }
 GAUGES = {
     "unsent": "Messages that are held for the store.",
