@@ -4,17 +4,25 @@ import asyncio
 import os
 import re
 import socket
+import ssl
 import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
 from benchmarks.postgres_server import FAST, PASSWORD, Server
+from cryptography import x509
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.hazmat.primitives.hashes import SHA256
+from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
+from cryptography.x509.oid import NameOID
 
 from chatkeep import (
     Conversation,
@@ -216,6 +224,41 @@ async def test_opening_what_is_not_there(
         await open_store(url.replace(*change))
     assert PASSWORD not in f"{caught.value!r} {caught.value} {caplog.text}"
     assert "zq7wrong" not in f"{caught.value!r} {caught.value} {caplog.text}"
+
+
+def self_signed(folder: Path) -> Path:
+    """A file with a certificate of its own and its key."""
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "zq7")])
+    began = datetime.now(UTC)
+    certificate = (
+        x509.CertificateBuilder(name, name, key.public_key(), 1, began, began + timedelta(days=1))
+        .sign(key, SHA256())
+        .public_bytes(Encoding.PEM)
+    )
+    file = folder / f"{uuid4()}.pem"
+    file.write_bytes(certificate + key.private_bytes(Encoding.PEM, PrivateFormat.PKCS8, NoEncryption()))
+    return file
+
+
+async def test_a_certificate_that_is_not_trusted_is_said(tmp_path: Path) -> None:
+    """A server with another certificate is not spoken to, and one that cannot be checked is not either."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(self_signed(tmp_path))
+
+    async def greet(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, OSError):  # whoever distrusts it hangs up
+            await reader.readexactly(8)  # the wish for TLS, to which PostgreSQL says S
+            writer.write(b"S")
+            await writer.start_tls(context)
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as server:
+        there = f"ada:{PASSWORD}@127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        for file, meaning in ((self_signed(tmp_path), "certificate trusted"), (tmp_path / "none.pem", "not there")):
+            url = f"postgresql://{there}/chat?sslmode=verify-full&sslrootcert={file}"
+            with pytest.raises(StoreUnavailable, match=meaning) as caught:
+                await open_store(url)
+            assert PASSWORD not in f"{caught.value!r}"
 
 
 async def test_database_that_forgets_is_refused(empty_url: str) -> None:

@@ -7,6 +7,7 @@ what a value was, or the password of the URL.
 import asyncio
 import logging
 import random
+import ssl
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -202,6 +203,8 @@ class Database:
                 server_settings=session,
                 statement_cache_size=0 if self._pgbouncer else 100,
             )
+        except ssl.SSLError:
+            raise  # that of a certificate is a ValueError, too
         except (ValueError, OverflowError, asyncpg.ClientConfigurationError):
             # The driver's message may hold the URL.
             raise InvalidInput("the URL is not one of a PostgreSQL database", got=self.name) from None
@@ -277,7 +280,7 @@ RACED = (
 
 def is_lost(error: Exception) -> bool:
     """Whether another connection may do better. Whether the statement was executed is not known."""
-    return isinstance(error, LOST) and not isinstance(error, TimeoutError)
+    return isinstance(error, LOST) and not isinstance(error, (TimeoutError, ssl.SSLError))
 
 
 def may_pass(error: Exception) -> bool:
@@ -296,6 +299,8 @@ MEANINGS: tuple[tuple[type[Exception], str], ...] = (
     (asyncpg.DeadlockDetectedError, "others wrote the same rows again and again; try again"),
     (TimeoutError, "PostgreSQL did not answer in time"),
     (asyncpg.PostgresConnectionError, "the connection to PostgreSQL was lost"),
+    (ssl.SSLError, "TLS with PostgreSQL failed; is its certificate trusted? see sslmode and sslrootcert in the URL"),
+    (FileNotFoundError, "PostgreSQL's socket is not there, or a file that the URL names"),
     (OSError, "PostgreSQL cannot be reached"),
 )
 """What the driver's errors mean to a person."""
