@@ -14,7 +14,8 @@ import uvloop
 from benchmarks.texts import text
 from chatkeep import Message, NewMessage, Page, Role, Store, open_store
 from chatkeep.api.app import create_app
-from chatkeep.model import MAX_CONTENT_CHARS, new_id, now, valid_id, valid_owner
+from chatkeep.ids import new_id, valid_id
+from chatkeep.model import MAX_CONTENT_CHARS, now, valid_owner
 from chatkeep.settings import Settings
 from chatkeep.stores.append import check
 

@@ -20,7 +20,7 @@ from benchmarks.proxy import proxy, tell
 from benchmarks.results import Gate, Latency, Report, Row
 from benchmarks.texts import text
 from chatkeep import NewConversation, NewMessage, Recorder, Role, open_store
-from chatkeep.model import new_id
+from chatkeep.ids import new_id
 
 OWNER = "ada"
 CONVERSATIONS = 20
@@ -37,8 +37,7 @@ NOTE = (
     " microseconds, it does to both. A second task sleeps 1 ms again and again and measures how late it is woken."
     " Between the calls the loop is busy with other callbacks, or `idle`: then the processor sleeps, and whatever is"
     " called first after that takes several times as long, also where nothing is recorded. `With a time and metadata`"
-    " is a message as a voice pipeline records it. Percentiles of all calls of"
-    " a round; medians of the rounds."
+    " is a message as a voice pipeline records it. Percentiles of all calls of a round; medians of the rounds."
 )
 
 

@@ -10,8 +10,15 @@ from typing import Any
 
 import pytest
 
+from chatkeep.ids import new_id
 from chatkeep.jsonl import WINDOW_LINES, WRITERS, export_lines, import_id, import_lines, parse_line
-from chatkeep.model import Conversation, ConversationChange, NewConversation, NewMessage, Role, new_id
+from chatkeep.model import (
+    Conversation,
+    ConversationChange,
+    NewConversation,
+    NewMessage,
+    Role,
+)
 from chatkeep.store import Store, open_store
 
 DATA = Path(__file__).parents[2] / "shared" / "data" / "conversations"

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 
 from chatkeep.errors import InvalidId, InvalidInput
+from chatkeep.ids import new_id, uuid_of, valid_id
 from chatkeep.model import (
     MESSAGE_FIELDS,
     ConversationChange,
@@ -31,13 +32,10 @@ from chatkeep.model import (
     from_micros,
     json_text,
     merge_patch,
-    new_id,
     parse_json,
     stored,
     title_from,
     to_micros,
-    uuid_of,
-    valid_id,
     valid_owner,
 )
 

@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "chatkeep"
 
 LAYERS = (
     {"errors", "py"},
-    {"model", "tree", "words", "cursor", "migrations"},
+    {"ids", "model", "tree", "words", "cursor", "migrations"},
     {"access", "journal"},
     {"store"},
     {"stores"},

@@ -43,7 +43,7 @@ from chatkeep import (
     Status,
     Store,
     cli,
-    model,
+    ids,
     open_store,
     recording,
     terminal,
@@ -288,7 +288,7 @@ async def test_ids_are_prepared_by_the_journals_thread(
     store: Store, journal: Path, talk: Conversation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Making ids in advance is never the caller's work, after the first ones."""
-    make, threads = model._timeless_ids, set[str]()
+    make, threads = ids._timeless_ids, set[str]()
 
     def made() -> list[UUID]:
         threads.add(threading.current_thread().name)
@@ -297,8 +297,8 @@ async def test_ids_are_prepared_by_the_journals_thread(
     async with Recorder(store, journal) as recorder:
         recorder.record(OWNER, talk.id, "user", "hello")
         await recorder.flush(PATIENCE)
-        monkeypatch.setattr(model, "_timeless_ids", made)
-        for number in range(2 * model.IDS_AT_ONCE):
+        monkeypatch.setattr(ids, "_timeless_ids", made)
+        for number in range(2 * ids.IDS_AT_ONCE):
             recorder.record(OWNER, talk.id, "user", f"word {number}")
             if number % 100 == 0:
                 await recorder.flush(PATIENCE)

@@ -28,9 +28,9 @@ from uuid import UUID, uuid5
 from pydantic import AwareDatetime, Field, ValidationError
 
 from chatkeep.errors import Conflict, InvalidInput
+from chatkeep.ids import UUID_TEXT, uuid_of
 from chatkeep.model import (
     MAX_LABEL_CHARS,
-    UUID_TEXT,
     Conversation,
     ConversationChange,
     Given,
@@ -45,7 +45,6 @@ from chatkeep.model import (
     parse_json,
     stored,
     title_from,
-    uuid_of,
 )
 from chatkeep.store import MAX_LIMIT, Store
 

@@ -30,6 +30,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours, RecorderFull
+from chatkeep.ids import new_id, prepare_ids, valid_id
 from chatkeep.journal import (
     Journal,
     Key,
@@ -53,9 +54,6 @@ from chatkeep.model import (
     Status,
     copy_json,
     from_micros,
-    new_id,
-    prepare_ids,
-    valid_id,
     valid_owner,
 )
 from chatkeep.store import Store, open_store

@@ -21,7 +21,13 @@ from typing import TYPE_CHECKING, Any, Literal
 from uuid import UUID
 
 from chatkeep.errors import InvalidInput
-from chatkeep.model import Role, Status, now, valid_id, valid_owner
+from chatkeep.ids import valid_id
+from chatkeep.model import (
+    Role,
+    Status,
+    now,
+    valid_owner,
+)
 
 if TYPE_CHECKING:
     from pipecat.frames import frames as f

@@ -11,13 +11,13 @@ from typing import NamedTuple
 from uuid import UUID
 
 from chatkeep.errors import Conflict, InvalidInput, NotFound
+from chatkeep.ids import new_id
 from chatkeep.model import (
     MESSAGE_FIELDS,
     ImportedMessage,
     Message,
     NewMessage,
     Role,
-    new_id,
     stored,
     title_from,
 )

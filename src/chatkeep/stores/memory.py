@@ -14,6 +14,7 @@ from uuid import UUID
 from chatkeep.access import IDS_CLASH, KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours, StoreUnavailable
+from chatkeep.ids import new_id, valid_id
 from chatkeep.migrations import HEAD
 from chatkeep.model import (
     Conversation,
@@ -28,10 +29,8 @@ from chatkeep.model import (
     Status,
     clean_text,
     merge_patch,
-    new_id,
     now,
     to_micros,
-    valid_id,
     valid_owner,
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions, file_path

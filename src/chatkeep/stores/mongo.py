@@ -11,6 +11,7 @@ from pymongo.errors import DuplicateKeyError
 
 from chatkeep.access import Access
 from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours, SchemaMismatch, StoreUnavailable
+from chatkeep.ids import new_id, valid_id
 from chatkeep.model import (
     Conversation,
     ConversationChange,
@@ -24,9 +25,7 @@ from chatkeep.model import (
     clean_text,
     dump_json,
     merge_patch,
-    new_id,
     now,
-    valid_id,
     valid_owner,
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions

@@ -19,6 +19,7 @@ from pymongo import ASCENDING, DESCENDING, UpdateOne
 
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import Conflict, InvalidInput
+from chatkeep.ids import valid_id
 from chatkeep.model import (
     CONVERSATION_FIELDS,
     MESSAGE_FIELDS,
@@ -39,7 +40,6 @@ from chatkeep.model import (
     now,
     stored,
     to_micros,
-    valid_id,
 )
 from chatkeep.store import MAX_LIMIT, ListOrder
 from chatkeep.stores.append import Known, Placed, State, plan

@@ -9,6 +9,7 @@ from weakref import WeakValueDictionary
 
 from chatkeep.access import Access
 from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours, SchemaMismatch, StoreUnavailable
+from chatkeep.ids import new_id, valid_id
 from chatkeep.migrations import HEAD
 from chatkeep.model import (
     Conversation,
@@ -26,9 +27,7 @@ from chatkeep.model import (
     encode_nul,
     from_micros,
     merge_patch,
-    new_id,
     now,
-    valid_id,
     valid_owner,
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions

@@ -13,6 +13,7 @@ import asyncpg
 
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import Conflict, InvalidInput
+from chatkeep.ids import new_id, valid_id
 from chatkeep.model import (
     CONVERSATION_FIELDS,
     MESSAGE_FIELDS,
@@ -31,11 +32,9 @@ from chatkeep.model import (
     encode_nul,
     from_micros,
     json_text,
-    new_id,
     stored,
     title_from,
     to_micros,
-    valid_id,
 )
 from chatkeep.store import ListOrder
 from chatkeep.stores.append import Known, Placed, State, as_stored

@@ -12,6 +12,7 @@ import apsw
 from chatkeep.access import Access
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import ChatkeepError, InvalidInput, NotFound, NotYours, SchemaMismatch
+from chatkeep.ids import valid_id
 from chatkeep.migrations import HEAD
 from chatkeep.model import (
     Conversation,
@@ -30,7 +31,6 @@ from chatkeep.model import (
     merge_patch,
     now,
     to_micros,
-    valid_id,
     valid_owner,
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions, file_path

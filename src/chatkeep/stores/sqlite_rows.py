@@ -10,6 +10,7 @@ import apsw
 from chatkeep.access import IDS_CLASH
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import Conflict
+from chatkeep.ids import new_id, uuid_of, valid_id
 from chatkeep.model import (
     CONVERSATION_FIELDS,
     MESSAGE_FIELDS,
@@ -24,11 +25,8 @@ from chatkeep.model import (
     Source,
     from_micros,
     json_text,
-    new_id,
     stored,
     to_micros,
-    uuid_of,
-    valid_id,
 )
 from chatkeep.store import ListOrder
 from chatkeep.stores.append import Known, Placed, State
