@@ -26,9 +26,9 @@ from chatkeep import (
     StoreUnavailable,
     open_store,
 )
-from chatkeep.stores import sqlite_file
-from chatkeep.stores import sqlite_rows as rows
-from chatkeep.stores.sqlite_file import SqliteFile, Transaction
+from chatkeep.stores.sqlite import database as sqlite_file
+from chatkeep.stores.sqlite import rows
+from chatkeep.stores.sqlite.database import SqliteFile, Transaction
 from chatkeep.testing import assistant, contents, dense, found, seqs, turns, user, whole_log
 
 OWNER = "ada"

@@ -312,7 +312,7 @@ class OpeningStore:
 
 ADAPTERS = {
     "memory": "chatkeep.stores.memory:MemoryStore",
-    "sqlite": "chatkeep.stores.sqlite:SqliteStore",
+    "sqlite": "chatkeep.stores.sqlite.store:SqliteStore",
     "postgresql": "chatkeep.stores.postgres:PostgresStore",
     "postgres": "chatkeep.stores.postgres:PostgresStore",
     "mongodb": "chatkeep.stores.mongo:MongoStore",

@@ -34,10 +34,10 @@ from chatkeep.model import (
     valid_owner,
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions, file_path
-from chatkeep.stores import sqlite_rows as rows
 from chatkeep.stores.access_sql import Row, SqlAccess
 from chatkeep.stores.append import Known, Placed, State, check, ids_to_look_up, plan
-from chatkeep.stores.sqlite_file import SqliteFile, Transaction
+from chatkeep.stores.sqlite import rows
+from chatkeep.stores.sqlite.database import SqliteFile, Transaction
 from chatkeep.stores.window import Window, list_scope, valid_page
 from chatkeep.tree import Position, Tree
 from chatkeep.words import query_phrases

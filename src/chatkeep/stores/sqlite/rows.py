@@ -30,7 +30,7 @@ from chatkeep.model import (
 )
 from chatkeep.store import ListOrder
 from chatkeep.stores.append import Known, Placed, State
-from chatkeep.stores.sqlite_file import Row, Transaction
+from chatkeep.stores.sqlite.database import Row, Transaction
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Segment, Tree
 from chatkeep.words import MAX_INDEXED_CHARS, index_text, snippet
