@@ -39,10 +39,9 @@ from chatkeep import (
     open_store,
 )
 from chatkeep.model import decode_nul, encode_nul
-from chatkeep.stores import postgres_removal as removal
-from chatkeep.stores import postgres_rows as rows
-from chatkeep.stores.postgres import PostgresStore
-from chatkeep.stores.postgres_address import written_address
+from chatkeep.stores.postgres import removal, rows
+from chatkeep.stores.postgres.address import written_address
+from chatkeep.stores.postgres.store import PostgresStore
 from chatkeep.testing import CONVERSATION_CALLS, assistant, contents, dense, seqs, turns, user, whole_log
 from postgres import databases
 

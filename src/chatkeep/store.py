@@ -313,8 +313,8 @@ class OpeningStore:
 ADAPTERS = {
     "memory": "chatkeep.stores.memory:MemoryStore",
     "sqlite": "chatkeep.stores.sqlite.store:SqliteStore",
-    "postgresql": "chatkeep.stores.postgres:PostgresStore",
-    "postgres": "chatkeep.stores.postgres:PostgresStore",
+    "postgresql": "chatkeep.stores.postgres.store:PostgresStore",
+    "postgres": "chatkeep.stores.postgres.store:PostgresStore",
     "mongodb": "chatkeep.stores.mongo:MongoStore",
     "mongodb+srv": "chatkeep.stores.mongo:MongoStore",
 }

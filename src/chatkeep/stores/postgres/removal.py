@@ -5,7 +5,7 @@ from uuid import UUID
 
 from chatkeep.access import IDS_CLASH
 from chatkeep.errors import Conflict
-from chatkeep.stores.postgres_pool import Connection
+from chatkeep.stores.postgres.pool import Connection
 
 SLICE = 5_000
 """Messages that one transaction removes at most, so that nobody waits long for it."""

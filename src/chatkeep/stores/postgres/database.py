@@ -18,9 +18,9 @@ import asyncpg
 from chatkeep.errors import ChatkeepError, InvalidInput, SchemaMismatch, StoreUnavailable, UnsafeDatabase
 from chatkeep.migrations import HEAD, REVISIONS, render
 from chatkeep.stores.permits import UnderWay
-from chatkeep.stores.postgres_address import knock, written_address
-from chatkeep.stores.postgres_citus import has_citus
-from chatkeep.stores.postgres_pool import FATAL, Connection, Pool
+from chatkeep.stores.postgres.address import knock, written_address
+from chatkeep.stores.postgres.citus import has_citus
+from chatkeep.stores.postgres.pool import FATAL, Connection, Pool
 
 logger = logging.getLogger(__name__)
 

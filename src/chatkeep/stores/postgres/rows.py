@@ -38,7 +38,7 @@ from chatkeep.model import (
 )
 from chatkeep.store import ListOrder
 from chatkeep.stores.append import Known, Placed, State, as_stored
-from chatkeep.stores.postgres_pool import Connection
+from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Segment, Tree
 from chatkeep.words import holds, index_terms, query_terms, snippet

@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from chatkeep.errors import InvalidInput
-from chatkeep.stores.postgres_pool import Connection
-from chatkeep.stores.postgres_rows import Item, Row
+from chatkeep.stores.postgres.pool import Connection
+from chatkeep.stores.postgres.rows import Item, Row
 
 DISTRIBUTED = {"users": "id", "conversations": "owner_id", "messages": "owner_id", "requests": "owner_id"}
 """The tables and the column whose hash says where a row lies; the first one's rows draw the others' to them."""

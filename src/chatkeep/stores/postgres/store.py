@@ -31,14 +31,13 @@ from chatkeep.model import (
     valid_owner,
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions
-from chatkeep.stores import postgres_removal as removal
-from chatkeep.stores import postgres_rows as rows
 from chatkeep.stores.access_sql import Row, SqlAccess
 from chatkeep.stores.append import Placed, State, check, ids_to_look_up, is_simple, plan
 from chatkeep.stores.group_commit import GroupCommit
-from chatkeep.stores.postgres_citus import append_of_owner, distribute
-from chatkeep.stores.postgres_database import Database
-from chatkeep.stores.postgres_pool import Connection
+from chatkeep.stores.postgres import removal, rows
+from chatkeep.stores.postgres.citus import append_of_owner, distribute
+from chatkeep.stores.postgres.database import Database
+from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.window import Window, list_scope, valid_page
 from chatkeep.tree import Position, Tree
 from chatkeep.words import query_phrases
