@@ -33,10 +33,10 @@ from chatkeep import (
     open_store,
 )
 from chatkeep.recorder import Recorder
-from chatkeep.stores import mongo_documents as documents
-from chatkeep.stores import mongo_removal as removal
-from chatkeep.stores.mongo import MongoStore
-from chatkeep.stores.mongo_schema import INDEXES, VALIDATORS
+from chatkeep.stores.mongo import removal
+from chatkeep.stores.mongo import rows as documents
+from chatkeep.stores.mongo.schema import INDEXES, VALIDATORS
+from chatkeep.stores.mongo.store import MongoStore
 from chatkeep.testing import (
     CONVERSATION_CALLS,
     OWNER_CALLS,

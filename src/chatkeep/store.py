@@ -315,8 +315,8 @@ ADAPTERS = {
     "sqlite": "chatkeep.stores.sqlite.store:SqliteStore",
     "postgresql": "chatkeep.stores.postgres.store:PostgresStore",
     "postgres": "chatkeep.stores.postgres.store:PostgresStore",
-    "mongodb": "chatkeep.stores.mongo:MongoStore",
-    "mongodb+srv": "chatkeep.stores.mongo:MongoStore",
+    "mongodb": "chatkeep.stores.mongo.store:MongoStore",
+    "mongodb+srv": "chatkeep.stores.mongo.store:MongoStore",
 }
 """The store of each URL scheme, imported when it is opened."""
 

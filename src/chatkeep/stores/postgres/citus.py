@@ -57,7 +57,7 @@ class End(NamedTuple):
 
 async def append_of_owner(connection: Connection, owner: str, items: Sequence[Item]) -> dict[UUID, Row]:
     """Append each item of one owner where that is simple, in the transaction that is open: what
-    `postgres_rows.append` does for many owners at once, and returns.
+    `rows.append` does for many owners at once, and returns.
     """
     ids = list({item.conversation_id for item in items})
     locked = await connection.fetch(LOCK, owner, ids)

@@ -9,9 +9,9 @@ from pymongo.errors import DuplicateKeyError
 from chatkeep.access import IDS_CLASH, KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged
 from chatkeep.errors import Conflict
 from chatkeep.model import from_micros, now, valid_owner
-from chatkeep.stores import mongo_removal as removal
-from chatkeep.stores.mongo_database import Database, Document, View
-from chatkeep.stores.mongo_documents import micros
+from chatkeep.stores.mongo import removal
+from chatkeep.stores.mongo.database import Database, Document, View
+from chatkeep.stores.mongo.rows import micros
 
 
 class MongoAccess(Access):

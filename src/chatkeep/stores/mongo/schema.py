@@ -10,7 +10,7 @@ from pymongo.errors import CollectionInvalid, OperationFailure
 
 from chatkeep.errors import InvalidInput, SchemaMismatch
 from chatkeep.model import Role, Status
-from chatkeep.stores.mongo_database import Database, Document, View
+from chatkeep.stores.mongo.database import Database, Document, View
 
 HEAD = "0001"
 """The newest revision."""

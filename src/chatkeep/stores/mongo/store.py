@@ -29,15 +29,14 @@ from chatkeep.model import (
     valid_owner,
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions
-from chatkeep.stores import mongo_documents as documents
-from chatkeep.stores import mongo_removal as removal
-from chatkeep.stores import mongo_schema as schema
 from chatkeep.stores.append import Placed, State, check, ids_to_look_up, is_simple, plan
 from chatkeep.stores.group_commit import GroupCommit
-from chatkeep.stores.mongo_access import MongoAccess
-from chatkeep.stores.mongo_database import Database, Document, View
-from chatkeep.stores.mongo_documents import Item, Key
-from chatkeep.stores.mongo_removal import Removed
+from chatkeep.stores.mongo import removal, schema
+from chatkeep.stores.mongo import rows as documents
+from chatkeep.stores.mongo.access import MongoAccess
+from chatkeep.stores.mongo.database import Database, Document, View
+from chatkeep.stores.mongo.removal import Removed
+from chatkeep.stores.mongo.rows import Item, Key
 from chatkeep.stores.window import Window, list_scope, valid_page
 from chatkeep.tree import Position, Segment, Tree
 from chatkeep.words import query_phrases

@@ -43,7 +43,7 @@ from chatkeep.model import (
 )
 from chatkeep.store import MAX_LIMIT, ListOrder
 from chatkeep.stores.append import Known, Placed, State, plan
-from chatkeep.stores.mongo_database import MAX_DOCUMENT_BYTES, TOO_LARGE, Document, View
+from chatkeep.stores.mongo.database import MAX_DOCUMENT_BYTES, TOO_LARGE, Document, View
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Run, Segment, Tree
 from chatkeep.words import holds, index_words, query_words, snippet
