@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "chatkeep"
 LAYERS = (
     {"errors", "py"},
     {"ids", "model", "tree", "words", "cursor", "migrations"},
-    {"access", "journal"},
+    {"access"},
     {"store"},
     {"stores"},
     {"jsonl", "recorder", "settings"},

@@ -49,8 +49,8 @@ from chatkeep import (
     terminal,
 )
 from chatkeep.integrations.prometheus import watch
-from chatkeep.journal import Dead, Journal, dead_letters, open_journal, revive, standing
-from chatkeep.recorder import BATCH_BYTES
+from chatkeep.recorder.journal import Dead, Journal, dead_letters, open_journal, revive, standing
+from chatkeep.recorder.recorder import BATCH_BYTES
 from chatkeep.testing import whole_log
 
 OWNER = "ada"
@@ -346,7 +346,7 @@ async def test_a_database_that_is_down_costs_the_caller_nothing(
     store: Store, journal: Path, talk: Conversation, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Messages are taken while nobody can write, the fault is logged once, and they arrive when it is over."""
-    caplog.set_level(logging.INFO, "chatkeep.recorder")
+    caplog.set_level(logging.INFO, "chatkeep.recorder.recorder")
     async with Recorder(store, journal) as recorder:
         with down(tmp_path):
             for number in range(50):
@@ -363,7 +363,10 @@ async def test_a_database_that_is_down_costs_the_caller_nothing(
     assert (stats.sent, stats.unsent, stats.dead) == (50, 0, 0)
     assert stats.highest_lag > 0.4
     assert contents(await whole_log(store, OWNER, talk.id)) == [f"word {number}" for number in range(50)]
-    assert [record.levelname for record in caplog.records if record.name == "chatkeep.recorder"] == ["WARNING", "INFO"]
+    assert [record.levelname for record in caplog.records if record.name == "chatkeep.recorder.recorder"] == [
+        "WARNING",
+        "INFO",
+    ]
     assert "word" not in caplog.text
 
 

@@ -10,8 +10,8 @@ import typer
 from rich.table import Table
 
 from chatkeep.errors import ChatkeepError
-from chatkeep.journal import Dead, dead_letters, drop, open_journal, revive, standing
 from chatkeep.model import from_micros
+from chatkeep.recorder.journal import Dead, dead_letters, drop, open_journal, revive, standing
 from chatkeep.terminal import err, out, plain, when
 
 app = typer.Typer(no_args_is_help=True, help="The journal of a recorder, also while it records.")

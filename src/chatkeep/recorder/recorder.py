@@ -31,7 +31,18 @@ from pydantic import ValidationError
 
 from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours, RecorderFull
 from chatkeep.ids import new_id, prepare_ids, valid_id
-from chatkeep.journal import (
+from chatkeep.model import (
+    MAX_OWNER_BYTES,
+    ROLES,
+    NewConversation,
+    NewMessage,
+    Role,
+    Status,
+    copy_json,
+    from_micros,
+    valid_owner,
+)
+from chatkeep.recorder.journal import (
     Journal,
     Key,
     Row,
@@ -44,17 +55,6 @@ from chatkeep.journal import (
     remove,
     standing,
     trim,
-)
-from chatkeep.model import (
-    MAX_OWNER_BYTES,
-    ROLES,
-    NewConversation,
-    NewMessage,
-    Role,
-    Status,
-    copy_json,
-    from_micros,
-    valid_owner,
 )
 from chatkeep.store import Store, open_store
 
