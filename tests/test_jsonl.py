@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
+from chatkeep.formats.jsonl import WINDOW_LINES, WRITERS, export_lines, import_id, import_lines, parse_line
 from chatkeep.ids import new_id
-from chatkeep.jsonl import WINDOW_LINES, WRITERS, export_lines, import_id, import_lines, parse_line
 from chatkeep.model import (
     Conversation,
     ConversationChange,

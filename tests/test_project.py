@@ -18,7 +18,7 @@ LAYERS = (
     {"access"},
     {"store"},
     {"stores"},
-    {"jsonl", "recorder", "settings"},
+    {"formats", "recorder", "settings"},
     {"api", "integrations", "testing"},
     {"terminal"},
     {"cli_recorder"},

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from chatkeep.jsonl import export_lines, import_lines
+from chatkeep.formats.jsonl import export_lines, import_lines
 from chatkeep.store import open_store
 from conftest import STORES
 from mongo import mongo_databases

@@ -24,7 +24,7 @@ from rich.text import Text
 
 from chatkeep.cli_recorder import app as recorder
 from chatkeep.errors import InvalidInput, NotFound
-from chatkeep.jsonl import Imported, export_lines, import_lines
+from chatkeep.formats.jsonl import Imported, export_lines, import_lines
 from chatkeep.model import Conversation, Message
 from chatkeep.settings import LOCAL_OWNER, Settings
 from chatkeep.store import Store, open_store, without_password
