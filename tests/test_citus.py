@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 from chatkeep import InvalidInput, NewConversation, NotFound, NotYours, Store, open_store
-from chatkeep.cli import app
+from chatkeep.cli.app import app
 from chatkeep.testing import Opener, StoreContract, dense, seqs, turns, user, whole_log
 from postgres import databases
 from test_postgres import Asked, asked, of_requests, use_everything

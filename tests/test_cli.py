@@ -17,7 +17,9 @@ import httpx2
 import pytest
 from typer.testing import CliRunner, Result
 
-from chatkeep import __main__, cli, terminal
+from chatkeep import __main__
+from chatkeep.cli import terminal
+from chatkeep.cli.app import app
 from chatkeep.migrations import HEAD
 
 SAMPLE = Path(__file__).parents[1] / "examples" / "conversations.jsonl"
@@ -50,7 +52,7 @@ def url(tmp_path: Path) -> str:
 
 def run(env: dict[str, str], *arguments: str | Path, code: int = 0, stdin: bytes = b"") -> Result:
     """Run a command to its end and check its exit code."""
-    done = CliRunner().invoke(cli.app, list(map(str, arguments)), input=stdin, env=env)
+    done = CliRunner().invoke(app, list(map(str, arguments)), input=stdin, env=env)
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == code, done.output
@@ -220,7 +222,7 @@ def test_help_and_version(env: dict[str, str]) -> None:
 def test_a_missing_extra_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Installed without the server extra, the command says how to get it."""
     monkeypatch.setitem(sys.modules, "typer", None)
-    monkeypatch.delitem(sys.modules, "chatkeep.cli", raising=False)
+    monkeypatch.delitem(sys.modules, "chatkeep.cli.app", raising=False)
     with pytest.raises(SystemExit, match=r"chatkeep\[server\]"):
         __main__.main()
 

@@ -20,8 +20,6 @@ LAYERS = (
     {"stores"},
     {"formats", "recorder", "settings"},
     {"api", "integrations", "testing"},
-    {"terminal"},
-    {"cli_recorder"},
     {"cli"},
     {"__main__", "__init__"},
 )

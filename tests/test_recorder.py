@@ -42,12 +42,12 @@ from chatkeep import (
     Role,
     Status,
     Store,
-    cli,
     ids,
     open_store,
     recording,
-    terminal,
 )
+from chatkeep.cli import terminal
+from chatkeep.cli.app import app
 from chatkeep.integrations.prometheus import watch
 from chatkeep.recorder.journal import Dead, Journal, dead_letters, open_journal, revive, standing
 from chatkeep.recorder.recorder import BATCH_BYTES
@@ -978,7 +978,7 @@ async def test_prometheus_sees_all_numbers(store: Store, journal: Path, talk: Co
 
 def command(*arguments: object, code: int = 0) -> str:
     """What `chatkeep recorder` prints."""
-    done = CliRunner().invoke(cli.app, ["recorder", *map(str, arguments)], env={"COLUMNS": "200", "NO_COLOR": "1"})
+    done = CliRunner().invoke(app, ["recorder", *map(str, arguments)], env={"COLUMNS": "200", "NO_COLOR": "1"})
     assert done.exit_code == code, done.output
     return done.output
 

@@ -6,7 +6,7 @@ import sys
 def main() -> None:
     """Run the command line; say what is missing where chatkeep was installed without it."""
     try:
-        from chatkeep.cli import app
+        from chatkeep.cli.app import app
     except ModuleNotFoundError as error:
         if error.name is None or error.name.startswith("chatkeep"):
             raise

@@ -9,10 +9,10 @@ import apsw
 import typer
 from rich.table import Table
 
+from chatkeep.cli.terminal import err, out, plain, when
 from chatkeep.errors import ChatkeepError
 from chatkeep.model import from_micros
 from chatkeep.recorder.journal import Dead, dead_letters, drop, open_journal, revive, standing
-from chatkeep.terminal import err, out, plain, when
 
 app = typer.Typer(no_args_is_help=True, help="The journal of a recorder, also while it records.")
 

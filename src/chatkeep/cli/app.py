@@ -1,0 +1,31 @@
+"""The command line: what people do with a store from a terminal."""
+
+from importlib.metadata import version
+from typing import Annotated
+
+import typer
+
+from chatkeep.cli import data, db, keys, owners, recorder
+from chatkeep.cli.serve import serve
+from chatkeep.cli.terminal import out
+
+app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+for command in (serve, data.import_, data.export, data.list_, data.show, owners.erase):
+    app.command(command.__name__.rstrip("_"))(command)
+for name, group in (("db", db.app), ("keys", keys.app), ("owners", owners.app), ("recorder", recorder.app)):
+    app.add_typer(group, name=name)
+
+
+def _version(*, wanted: bool) -> None:
+    if wanted:
+        out.print(f"chatkeep {version('chatkeep')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=lambda value: _version(wanted=value), is_eager=True)
+    ] = False,
+) -> None:
+    """Keep the conversations of AI applications: none lost, none doubled, none out of order."""
