@@ -41,7 +41,7 @@ torture-mongodb: $(UV)  ## URL=… of a database on a replica set: 20 rounds eac
 	$(RUN) python -m benchmarks.torture_mongodb $(if $(URL),"$(URL)") $(if $(KILL),--kill "$(KILL)")
 
 openapi: $(UV)  ## write docs/openapi.json anew
-	$(RUN) python -m chatkeep.api.openapi > docs/openapi.json
+	$(RUN) python -m chatkeep.api > docs/openapi.json
 
 .tools/bin/uv:
 	python3 -m venv .tools

@@ -10,8 +10,8 @@ from typing import Any
 import httpx2
 import uvicorn
 
+from chatkeep.api.admission import Door
 from chatkeep.api.app import create_app
-from chatkeep.api.door import Door
 from chatkeep.settings import Settings
 from chatkeep.store import Store
 

@@ -20,7 +20,7 @@ from pydantic import ValidationError
 from api_server import Api, assert_problem, serving
 from chatkeep import InvalidInput, Store, Unauthenticated, open_store
 from chatkeep.api.auth import ADMIN, READ, Authenticator, hash_secret, make_key, secret_of
-from chatkeep.api.issuer import COOLDOWN_SECONDS, LIFETIME_SECONDS, Issuer, IssuerUnavailable
+from chatkeep.api.jwks import COOLDOWN_SECONDS, LIFETIME_SECONDS, Issuer, IssuerUnavailable
 from chatkeep.settings import Settings
 
 SECRET = "zq7" + "s" * 64

@@ -15,8 +15,8 @@ import pytest
 
 from api_server import Api, serving
 from chatkeep import NewConversation, NewMessage, Role, Store, StoreOptions, open_store
+from chatkeep.api.admission import is_guarded
 from chatkeep.api.app import create_app
-from chatkeep.api.door import is_guarded
 from chatkeep.settings import Settings
 from chatkeep.stores.memory import MemoryStore
 from test_auth import AUDIENCE, EC_KEY, FakeIssuer, issuing, signed_with_public_key

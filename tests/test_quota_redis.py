@@ -26,7 +26,7 @@ import redis_server
 from api_server import Api, assert_problem, serving
 from chatkeep import InvalidInput, open_store
 from chatkeep.api.app import quotas_of
-from chatkeep.api.quota import PAUSE_SECONDS, TIMEOUT_SECONDS, Quota
+from chatkeep.api.rate_limit import PAUSE_SECONDS, TIMEOUT_SECONDS, Quota
 from chatkeep.api.server import Server
 from chatkeep.settings import Settings
 from test_auth import SECRET, bearer
@@ -34,7 +34,7 @@ from test_server import log_of, served
 
 PATH = "/api/conversations"
 WRONG = {"Authorization": "Bearer zq7wrong"}
-LOGGER = "chatkeep.api.quota"
+LOGGER = "chatkeep.api.rate_limit"
 
 
 @asynccontextmanager
@@ -103,7 +103,7 @@ async def test_requests_at_once_are_counted_once_each(
 ) -> None:
     """Of the first two hundred requests, within a few milliseconds, exactly as many are let in as may be."""
     # Who waits too long is let in, and the machine may be busy.
-    monkeypatch.setattr("chatkeep.api.quota.TIMEOUT_SECONDS", 20)
+    monkeypatch.setattr("chatkeep.api.rate_limit.TIMEOUT_SECONDS", 20)
     async with aclosing(Quota("40/minute", redis.url)) as one, aclosing(Quota("40/minute", redis.url)) as two:
 
         async def take(number: int) -> bool:

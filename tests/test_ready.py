@@ -13,7 +13,7 @@ from benchmarks.postgres_server import FAST, PASSWORD, Server
 
 from api_server import Api, assert_problem, serving
 from chatkeep import open_store
-from chatkeep.api.health import PATIENCE_SECONDS
+from chatkeep.api.routes.health import PATIENCE_SECONDS
 
 
 @pytest.fixture(scope="module")

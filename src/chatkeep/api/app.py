@@ -5,15 +5,16 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
-from chatkeep.api import conversations, docs, health, me, messages, metrics, search
+from chatkeep.api import metrics, swagger
+from chatkeep.api.admission import Door
 from chatkeep.api.auth import Authenticator
-from chatkeep.api.door import Door
 from chatkeep.api.errors import add_handlers
-from chatkeep.api.guard import Guard, Stopping
+from chatkeep.api.idempotency import REPLAYED
 from chatkeep.api.metrics import watch
-from chatkeep.api.once import REPLAYED
+from chatkeep.api.middleware import Guard, Stopping
 from chatkeep.api.openapi import DESCRIPTION, document
-from chatkeep.api.quota import Quota
+from chatkeep.api.rate_limit import Quota
+from chatkeep.api.routes import conversations, health, me, messages, search
 from chatkeep.api.tracing import OF_FASTAPI
 from chatkeep.settings import Settings
 from chatkeep.store import Store
@@ -68,7 +69,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
     add_handlers(app)
     watch(store)
     # The routes are tried in this order: those of messages are asked for most.
-    modules = (messages, conversations, search, me, health, docs, *([metrics] if settings.metrics else []))
+    modules = (messages, conversations, search, me, health, swagger, *([metrics] if settings.metrics else []))
     for module in modules:
         app.include_router(module.router)
     return app

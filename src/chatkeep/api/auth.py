@@ -11,7 +11,7 @@ from typing import Any
 import jwt
 
 from chatkeep.access import Access, ApiKey
-from chatkeep.api.issuer import Issuer
+from chatkeep.api.jwks import Issuer
 from chatkeep.errors import InvalidInput, StoreUnavailable, Unauthenticated
 from chatkeep.model import now, valid_owner
 from chatkeep.settings import LOCAL_OWNER, Settings

@@ -1,17 +1,16 @@
-"""The OpenAPI document: `python -m chatkeep.api.openapi` prints it, as it is kept in docs/openapi.json."""
+"""The OpenAPI document: `python -m chatkeep.api` prints it, as it is kept in docs/openapi.json."""
 
 import json
-import sys
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from chatkeep.api.admission import is_guarded
 from chatkeep.api.body import JSON, MERGE_PATCH
-from chatkeep.api.door import is_guarded
 from chatkeep.api.errors import Problem
 from chatkeep.api.examples import REQUESTS, RESPONSES
-from chatkeep.api.once import REPLAYED
+from chatkeep.api.idempotency import REPLAYED
 
 DESCRIPTION = """Conversations of AI applications, kept so that nothing acknowledged is lost, doubled or out of order.
 
@@ -61,17 +60,3 @@ def _complete(operation: dict[str, Any]) -> None:
 def text(app: FastAPI) -> str:
     """Return the document of `app` as it is kept in docs/openapi.json."""
     return json.dumps(document(app), indent=2, sort_keys=True, ensure_ascii=False) + "\n"
-
-
-def main() -> None:
-    """Print the document."""
-    from chatkeep.api.app import create_app
-    from chatkeep.settings import Settings
-    from chatkeep.store import StoreOptions
-    from chatkeep.stores.memory import MemoryStore
-
-    sys.stdout.write(text(create_app(MemoryStore("memory://", StoreOptions()), Settings())))
-
-
-if __name__ == "__main__":
-    main()

@@ -8,8 +8,8 @@ from weakref import WeakKeyDictionary
 from fastapi import APIRouter, Response
 
 from chatkeep.api.body import reply
+from chatkeep.api.dependencies import OpenedStore
 from chatkeep.api.errors import RETRY_AFTER, problem, problems
-from chatkeep.api.owner import OpenedStore
 from chatkeep.model import Record
 from chatkeep.store import Store
 

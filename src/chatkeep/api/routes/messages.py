@@ -7,13 +7,13 @@ from fastapi import APIRouter, Body, Path, Request, Response
 from pydantic import Field, model_validator
 
 from chatkeep.api.body import JsonRoute, reply
-from chatkeep.api.conversations import ConversationId
+from chatkeep.api.dependencies import OpenedStore, Owner, current_owner, opened_store
 from chatkeep.api.errors import api_problems
 from chatkeep.api.examples import ANSWER_ID
-from chatkeep.api.once import REPLAYED, IdempotencyKey
-from chatkeep.api.owner import OpenedStore, Owner, current_owner, opened_store
+from chatkeep.api.idempotency import REPLAYED, IdempotencyKey
 from chatkeep.api.paging import Limit, ListQuery, WholeNumber
 from chatkeep.api.query import described, read_query
+from chatkeep.api.routes.conversations import ConversationId
 from chatkeep.errors import InvalidInput, NotFound
 from chatkeep.model import Message, NewMessage, Page
 from chatkeep.store import Order, Store

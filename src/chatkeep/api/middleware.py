@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from fastapi import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatkeep.api.door import SAFE_METHODS, Door, is_guarded, quota_headers
+from chatkeep.api.admission import SAFE_METHODS, Door, is_guarded, quota_headers
 from chatkeep.api.errors import RETRY_AFTER, Refused, problem
 from chatkeep.api.logs import FIELDS, owner_hash
 from chatkeep.api.metrics import answered

@@ -3,8 +3,8 @@
 from fastapi import APIRouter, Response
 
 from chatkeep.api.body import reply
+from chatkeep.api.dependencies import OpenedStore, Owner
 from chatkeep.api.errors import api_problems
-from chatkeep.api.owner import OpenedStore, Owner
 from chatkeep.model import ErasureReceipt
 
 router = APIRouter(prefix="/api/me", tags=["me"])

@@ -4,8 +4,8 @@ from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
 from chatkeep.api.body import reply
+from chatkeep.api.dependencies import OpenedStore, Owner
 from chatkeep.api.errors import api_problems
-from chatkeep.api.owner import OpenedStore, Owner
 from chatkeep.api.paging import Cursor, Limit
 from chatkeep.api.query import described, read_query
 from chatkeep.model import Given, Page, SearchHit

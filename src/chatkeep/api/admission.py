@@ -7,7 +7,7 @@ from starlette.types import Scope
 
 from chatkeep.api.auth import Authenticator, Principal
 from chatkeep.api.errors import RETRY_AFTER, problem
-from chatkeep.api.quota import Quota, Taken
+from chatkeep.api.rate_limit import Quota, Taken
 from chatkeep.errors import StoreUnavailable, Unauthenticated
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")

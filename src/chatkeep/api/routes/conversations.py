@@ -8,10 +8,10 @@ from fastapi import APIRouter, Body, Path, Query, Request, Response
 from pydantic import Field, StrictBool, model_validator
 
 from chatkeep.api.body import MERGE_PATCH, JsonRoute, reply
+from chatkeep.api.dependencies import OpenedStore, Owner
 from chatkeep.api.errors import api_problems
 from chatkeep.api.examples import CONVERSATION_ID
-from chatkeep.api.once import IdempotencyKey, once
-from chatkeep.api.owner import OpenedStore, Owner
+from chatkeep.api.idempotency import IdempotencyKey, once
 from chatkeep.api.paging import MAX_PAGE_LIMIT, Limit, ListQuery, WholeNumber
 from chatkeep.api.query import described, read_query
 from chatkeep.errors import NotFound
