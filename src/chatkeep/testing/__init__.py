@@ -1,0 +1,100 @@
+"""The contract of `Store` as a pytest suite: for the stores of chatkeep, and for one of your own.
+
+    from chatkeep.testing import StoreContract
+
+    class TestMyStore(StoreContract):
+        @pytest.fixture
+        def open_store_with(self, tmp_path):
+            return lambda **options: open_my_store(tmp_path / "chat", **options)
+
+`open_store_with` gives a function that takes options of `StoreOptions` and returns what `async with` opens.
+Every test works with owners of its own, so the store may hold other data, and stay between tests.
+
+Needs the extra `testing` (pip install 'chatkeep[testing]') and `asyncio_mode = "auto"` in pytest's settings.
+How many examples the property tests try is what the active profile of hypothesis says. Failures explain
+themselves better after `pytest.register_assert_rewrite("chatkeep.testing")` in your conftest.py.
+"""
+
+try:
+    import hypothesis  # noqa: F401 - the suite needs both
+    import pytest  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"chatkeep.testing needs {error.name}, a part of the extra `testing`: pip install 'chatkeep[testing]'",
+        name=error.name,
+    ) from error
+
+from chatkeep.testing.access import AccessContract
+from chatkeep.testing.answers import (
+    assistant,
+    contents,
+    dense,
+    found,
+    others_appending,
+    path_to,
+    seqs,
+    siblings_of,
+    someone,
+    turns,
+    user,
+    whole_history,
+    whole_list,
+    whole_log,
+    whole_search,
+)
+from chatkeep.testing.append import AppendContract
+from chatkeep.testing.branches import BranchContract
+from chatkeep.testing.calls import CONVERSATION_CALLS, OWNER_CALLS
+from chatkeep.testing.contract import Opener
+from chatkeep.testing.conversations import ConversationContract
+from chatkeep.testing.deleted_messages import DeletedMessageContract
+from chatkeep.testing.erasure import EraseContract
+from chatkeep.testing.examples import SENTENCES
+from chatkeep.testing.history import HistoryContract
+from chatkeep.testing.ids import IdContract
+from chatkeep.testing.lists import ListContract
+from chatkeep.testing.owners import OwnerContract
+from chatkeep.testing.port import PortContract
+from chatkeep.testing.search import SearchContract
+from chatkeep.testing.values import ValueContract
+
+__all__ = [
+    "CONVERSATION_CALLS",
+    "OWNER_CALLS",
+    "SENTENCES",
+    "Opener",
+    "StoreContract",
+    "assistant",
+    "contents",
+    "dense",
+    "found",
+    "others_appending",
+    "path_to",
+    "seqs",
+    "siblings_of",
+    "someone",
+    "turns",
+    "user",
+    "whole_history",
+    "whole_list",
+    "whole_log",
+    "whole_search",
+]
+
+
+class StoreContract(
+    PortContract,
+    AppendContract,
+    ConversationContract,
+    ListContract,
+    HistoryContract,
+    BranchContract,
+    OwnerContract,
+    IdContract,
+    DeletedMessageContract,
+    ValueContract,
+    SearchContract,
+    EraseContract,
+    AccessContract,
+):
+    """All that the docstrings of `Store` promise, apart from durability, which each database shows in its own way."""

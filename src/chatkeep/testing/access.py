@@ -1,0 +1,126 @@
+"""API keys, requests that are sent twice, and owners who change their name."""
+
+import asyncio
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from chatkeep.access import ApiKey, Reply
+from chatkeep.errors import Conflict, InvalidInput
+from chatkeep.model import (
+    NewConversation,
+    now,
+)
+from chatkeep.store import Store
+from chatkeep.testing.answers import assistant, someone, user, whole_log
+from chatkeep.testing.contract import Contract
+
+HASH = bytes(range(32))
+
+
+class AccessContract(Contract):
+    """API keys, requests that are sent twice, and owners who change their name."""
+
+    async def test_api_keys(self, store: Store, owner: str) -> None:
+        """A key is found by its id until it is revoked; an owner's keys are listed apart from others'."""
+        stranger = someone()
+        access = store.access
+        first, second = api_key(owner), api_key(stranger, scopes=("a", "b"), expires_at=now())
+        await access.create_key(first, HASH)
+        await access.create_key(second, HASH[::-1])
+        with pytest.raises(Conflict):
+            await access.create_key(first.model_copy(update={"owner_id": stranger}), HASH)
+        assert await access.find_key(first.id) == (first, HASH)
+        assert await access.find_key(second.id) == (second, HASH[::-1])
+        assert await access.find_key("absent") is None
+        assert [key for key in await access.list_keys() if key in (first, second)] == [first, second]
+        assert await access.list_keys(stranger) == [second]
+        moment = now()
+        await access.key_used(first.id, moment)
+        assert (await access.list_keys(owner))[0].last_used_at == moment
+        assert await access.revoke_key(first.id)
+        assert not await access.revoke_key(first.id)
+        assert await access.find_key(first.id) is None
+
+    async def test_keys_of_unusual_owners(self, store: Store, owner: str) -> None:
+        """Owner and name come back as they went in, NUL included."""
+        odd = api_key(f"{owner}\0b\ufdd0", name="naïve\0 ключ 🔑")
+        await store.access.create_key(odd, HASH)
+        assert await store.access.find_key(odd.id) == (odd, HASH)
+        assert await store.access.list_keys(odd.owner_id) == [odd]
+        assert await store.access.list_keys(owner) == []
+
+    async def test_repeated_requests(self, store: Store, owner: str) -> None:
+        """One executes; others are told to wait; then all get its reply. Another request may not use the key."""
+        stranger = someone()
+        access, reply = store.access, Reply(201, b'{"a": "\x00"}', "/somewhere")
+        assert await access.begin_request(owner, "k", HASH) is None
+        with pytest.raises(Conflict, match="under way"):
+            await access.begin_request(owner, "k", HASH)
+        assert await access.begin_request(stranger, "k", HASH) is None, "keys are per owner"
+        await access.finish_request(owner, "k", reply)
+        assert await access.begin_request(owner, "k", HASH) == reply
+        with pytest.raises(InvalidInput, match="another request"):
+            await access.begin_request(owner, "k", HASH[::-1])
+        await access.abandon_request(owner, "k")
+        assert await access.begin_request(owner, "k", HASH) == reply, "a kept reply stays"
+        await access.abandon_request(stranger, "k")
+        assert await access.begin_request(stranger, "k", HASH[::-1]) is None
+
+    async def test_requests_at_once(self, store: Store, owner: str) -> None:
+        """Of twenty that begin at the same moment one executes."""
+        began = [store.access.begin_request(owner, "k", HASH) for _ in range(20)]
+        outcomes = await asyncio.gather(*began, return_exceptions=True)
+        assert [type(outcome) for outcome in outcomes if outcome is not None] == [Conflict] * 19
+
+    async def test_renaming_an_owner(self, store: Store, owner: str) -> None:
+        """Everything goes to the new owner, is searched there, and is nobody's otherwise."""
+        stranger = someone()
+        talk = await store.create_conversation(owner, NewConversation(context_id="c"))
+        kept = await store.append(owner, talk.id, [user("green pebble"), assistant("тёплый чай")])
+        other = await store.create_conversation(stranger, NewConversation())
+        await store.append(stranger, other.id, [user("blue pebble")])
+        key = api_key(owner)
+        await store.access.create_key(key, HASH)
+        await store.access.begin_request(owner, "k", HASH)
+        assert await store.access.rename_owner(owner, stranger) == 1
+        assert await store.access.rename_owner(owner, stranger) == 0
+        assert await whole_log(store, stranger, talk.id) == kept
+        assert (await store.get_conversation(stranger, talk.id)).owner_id == stranger
+        assert len((await store.search_messages(stranger, "pebble")).items) == 2
+        assert len((await store.search_messages(stranger, "чай")).items) == 1
+        assert (await store.search_messages(owner, "pebble")).items == []
+        assert (await store.list_conversations(owner)).items == []
+        assert [one.id for one in await store.access.list_keys(stranger)] == [key.id]
+        assert await store.access.begin_request(owner, "k", HASH) is None
+        await store.append(stranger, talk.id, [user("one more pebble")])
+        assert len((await store.search_messages(stranger, "pebble")).items) == 3
+        receipt = await store.erase_owner(stranger)
+        assert (receipt.conversations, receipt.messages, receipt.search_entries, receipt.remaining) == (2, 4, 4, 0)
+
+    async def test_renaming_refuses_a_clash(self, store: Store, owner: str) -> None:
+        """Two conversations with one id cannot both belong to one owner: nothing is changed then."""
+        stranger = someone()
+        talk = await store.create_conversation(owner, NewConversation())
+        await store.create_conversation(stranger, NewConversation(id=talk.id))
+        with pytest.raises(Conflict, match="same id"):
+            await store.access.rename_owner(owner, stranger)
+        assert (await store.get_conversation(owner, talk.id)).owner_id == owner
+
+    async def test_erasure_takes_keys_and_replies(self, store: Store, owner: str) -> None:
+        """What an owner's erasure removes holds their keys and the replies kept for them, and nobody else's."""
+        stranger = someone()
+        for name in (owner, stranger):
+            await store.access.create_key(api_key(name), HASH)
+            await store.access.begin_request(name, "k", HASH)
+        receipt = await store.erase_owner(owner)
+        assert (receipt.api_keys, receipt.requests, receipt.remaining) == (1, 1, 0)
+        assert [await store.access.list_keys(name) == [] for name in (owner, stranger)] == [True, False]
+        with pytest.raises(Conflict):
+            await store.access.begin_request(stranger, "k", HASH)
+
+
+def api_key(owner: str, **values: Any) -> ApiKey:
+    """A key that was made now."""
+    return ApiKey(**{"id": uuid4().hex, "owner_id": owner, "name": "script", "created_at": now(), **values})

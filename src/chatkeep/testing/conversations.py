@@ -1,0 +1,266 @@
+"""Creating, finding, changing and deleting conversations."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from uuid import uuid4
+
+import pytest
+
+from chatkeep.errors import Conflict, NotFound
+from chatkeep.model import (
+    Conversation,
+    ConversationChange,
+    ImportedConversation,
+    ImportedMessage,
+    Message,
+    NewConversation,
+    NewMessage,
+    Page,
+    Role,
+)
+from chatkeep.store import Store
+from chatkeep.testing.answers import assistant, dense, found, others_appending, seqs, turns, user, whole_list, whole_log
+from chatkeep.testing.calls import CONVERSATION_CALLS
+from chatkeep.testing.contract import Contract
+
+
+class ConversationContract(Contract):
+    """Creating, finding, changing and deleting conversations."""
+
+    async def test_create_returns_what_is_stored(self, store: Store, owner: str) -> None:
+        """A new conversation has the values that were given, no messages, and the store's time."""
+        new = NewConversation(
+            id=uuid4(), title="Tea", context_id="kitchen", external_id="k-1", metadata={"z": 1, "a": [None]}
+        )
+        created = await store.create_conversation(owner, new)
+        assert created.model_dump(exclude={"created_at", "updated_at"}) == {
+            **new.model_dump(),
+            "owner_id": owner,
+            "last_seq": 0,
+            "head_id": None,
+        }
+        assert created.created_at == created.updated_at
+        assert abs(datetime.now(UTC) - created.created_at) < timedelta(minutes=1)
+        assert await store.get_conversation(owner, created.id) == created
+        assert await store.get_conversation(owner, str(created.id).upper()) == created
+        assert (await store.history(owner, created.id, total=True)) == Page[Message](items=[], total=0, next=None)
+        assert await store.log(owner, created.id) == []
+
+    async def test_create_is_idempotent(self, store: Store, owner: str) -> None:
+        """Creating again with the same id and values returns the conversation as it is now."""
+        new = NewConversation(id=uuid4(), title="Tea", metadata={"a": 1, "b": 2})
+        created = await store.create_conversation(owner, new)
+        await store.append(owner, created.id, [user("hello")])
+        changed = await store.update_conversation(owner, created.id, ConversationChange(title="Coffee"))
+        again = new.model_copy(update={"metadata": {"b": 2, "a": 1}})
+        assert await store.create_conversation(owner, again) == changed
+        assert (await store.list_conversations(owner, total=True)).total == 1
+
+    async def test_create_at_the_same_moment_creates_one(self, store: Store, owner: str) -> None:
+        """Thirty callers that create one conversation at once get one."""
+        new = NewConversation(id=uuid4(), title="Tea")
+        answers = await asyncio.gather(*(store.create_conversation(owner, new) for _ in range(30)))
+        assert answers == [answers[0]] * 30
+
+    @pytest.mark.parametrize(
+        "change", [{"title": "tea"}, {"title": None}, {"context_id": "c"}, {"external_id": "e"}, {"metadata": {"a": 1}}]
+    )
+    async def test_create_with_other_values_is_a_conflict(
+        self, store: Store, owner: str, change: dict[str, Any]
+    ) -> None:
+        """An id that the owner used for other values is refused, and the conversation stays as it is."""
+        values: dict[str, Any] = {"id": uuid4(), "title": "Tea"}
+        created = await store.create_conversation(owner, NewConversation(**values))
+        with pytest.raises(Conflict):
+            await store.create_conversation(owner, NewConversation(**{**values, **change}))
+        assert await store.get_conversation(owner, created.id) == created
+
+    async def test_get_or_create_at_the_same_moment_creates_one(self, store: Store, owner: str) -> None:
+        """However many ask at once, each context gets one conversation, and no context is a context of its own."""
+        contexts = [None, "kitchen", "garden", "Kitchen"]
+        calls = [store.get_or_create_conversation(owner, NewConversation(context_id=c)) for c in contexts * 50]
+        answers = await asyncio.gather(*calls)
+        assert len({answer.id for answer in answers}) == len(contexts)
+        assert [answer.context_id for answer in answers] == contexts * 50
+        assert (await store.list_conversations(owner, total=True)).total == len(contexts)
+
+    async def test_get_or_create_returns_the_newest(self, store: Store, owner: str) -> None:
+        """Get-or-create returns the most recently updated conversation of the context and leaves it as it is."""
+        first = await store.create_conversation(owner, NewConversation(context_id="kitchen", title="first"))
+        second = await store.create_conversation(owner, NewConversation(context_id="kitchen", title="second"))
+        asked = NewConversation(context_id="kitchen", title="third", metadata={"new": True})
+        assert await store.get_or_create_conversation(owner, asked) == second
+        await store.append(owner, first.id, [user("hello")])
+        newest = await store.get_or_create_conversation(owner, asked)
+        assert newest == await store.get_conversation(owner, first.id)
+        assert newest.title == "first"
+
+    async def test_get_or_create_uses_the_values_when_it_creates(self, store: Store, owner: str) -> None:
+        """What get-or-create creates has the given values; after a deletion it creates anew."""
+        asked = NewConversation(context_id="kitchen", title="Tea", metadata={"a": 1})
+        created = await store.get_or_create_conversation(owner, asked)
+        assert (created.title, created.metadata, created.context_id) == ("Tea", {"a": 1}, "kitchen")
+        assert await store.delete_conversation(owner, created.id)
+        again = await store.get_or_create_conversation(owner, asked)
+        assert again.id != created.id
+
+    async def test_change_sets_only_what_it_names(self, store: Store, owner: str) -> None:
+        """A change leaves everything alone that it does not name; null takes a title or all metadata away."""
+        created = await store.create_conversation(owner, NewConversation(title="Tea", metadata={"a": 1}))
+        await store.append(owner, created.id, [user("hello")])
+        before = await store.get_conversation(owner, created.id)
+        assert await store.update_conversation(owner, created.id, ConversationChange()) == before
+        titled = await store.update_conversation(owner, created.id, ConversationChange(title="Coffee"))
+        assert titled == before.model_copy(update={"title": "Coffee"})
+        bare = await store.update_conversation(owner, created.id, ConversationChange(title=None, metadata=None))
+        assert bare == before.model_copy(update={"title": None, "metadata": {}})
+        assert await store.get_conversation(owner, created.id) == bare
+
+    async def test_metadata_is_merged(self, store: Store, owner: str) -> None:
+        """Metadata changes are a JSON Merge Patch: null removes, objects merge, anything else replaces."""
+        start = {"keep": 1, "drop": 2, "nested": {"keep": [1], "drop": 2}, "list": [1, 2]}
+        created = await store.create_conversation(owner, NewConversation(metadata=start))
+        patch = {"drop": None, "nested": {"drop": None, "new": {"deep": None, "set": 1}}, "list": [3], "absent": None}
+        changed = await store.update_conversation(owner, created.id, ConversationChange(metadata=patch))
+        assert changed.metadata == {"keep": 1, "nested": {"keep": [1], "new": {"set": 1}}, "list": [3]}
+
+    async def test_changes_of_different_keys_at_once_all_stay(self, store: Store, owner: str) -> None:
+        """Patches of different keys that are sent at the same moment are all kept."""
+        created = await store.create_conversation(owner, NewConversation(metadata={"start": 0}))
+        changes = [ConversationChange(metadata={f"key {n}": n}) for n in range(30)]
+        await asyncio.gather(*(store.update_conversation(owner, created.id, change) for change in changes))
+        metadata = (await store.get_conversation(owner, created.id)).metadata
+        assert metadata == {"start": 0, **{f"key {n}": n for n in range(30)}}
+
+    async def test_title_is_made_from_the_first_user_message(self, store: Store, owner: str) -> None:
+        """The first user message gives the title: its first line with text, at most 80 characters."""
+        talk = await store.create_conversation(owner, NewConversation())
+        await store.append(owner, talk.id, [assistant("Welcome!"), NewMessage(role=Role.SYSTEM, content="Be kind.")])
+        assert (await store.get_conversation(owner, talk.id)).title is None
+        await store.append(owner, talk.id, [user("\n  How  hot\tis tea?\nAnd coffee?"), user("Never mind.")])
+        assert (await store.get_conversation(owner, talk.id)).title == "How hot is tea?"
+        long = await store.create_conversation(owner, NewConversation())
+        await store.append(owner, long.id, [user("word " * 40)])
+        title = (await store.get_conversation(owner, long.id)).title
+        assert title is not None
+        assert len(title) <= 80
+        assert title.endswith("word…")
+
+    async def test_title_that_is_set_stays(self, store: Store, owner: str) -> None:
+        """A title that somebody set is not replaced; where it was taken away, the next user message gives one."""
+        talk = await store.create_conversation(owner, NewConversation(title="Tea"))
+        await store.append(owner, talk.id, [user("How hot?")])
+        assert (await store.get_conversation(owner, talk.id)).title == "Tea"
+        await store.update_conversation(owner, talk.id, ConversationChange(title=None))
+        await store.append(owner, talk.id, [user("How strong?")])
+        assert (await store.get_conversation(owner, talk.id)).title == "How strong?"
+
+    async def test_updated_at_is_moved_by_messages_only(self, store: Store, owner: str, talk: Conversation) -> None:
+        """A message moves updated_at forward; changes, retries, deletions and reads do not."""
+        new = user("hello", id=uuid4())
+        (message,) = await store.append(owner, talk.id, [new])
+        (second,) = await store.append(owner, talk.id, [user("again")])
+        moved = (await store.get_conversation(owner, talk.id)).updated_at
+        assert talk.updated_at <= message.created_at <= second.created_at == moved
+        await store.update_conversation(
+            owner, talk.id, ConversationChange(title="T", metadata={"a": 1}, head_id=message.id)
+        )
+        await store.append(owner, talk.id, [new])
+        await store.delete_message(owner, talk.id, message.id)
+        await store.history(owner, talk.id)
+        assert (await store.get_conversation(owner, talk.id)).updated_at == moved
+
+    async def test_updated_at_never_moves_back(self, store: Store, owner: str) -> None:
+        """Times in the past and an updated_at in the future leave updated_at where it is."""
+        future = datetime.now(UTC) + timedelta(days=400)
+        talk = await store.create_conversation(owner, ImportedConversation(updated_at=future))
+        assert talk.updated_at == future
+        await store.append(owner, talk.id, [user("now")])
+        old = ImportedMessage(role=Role.USER, content="then", sent_at=future - timedelta(days=900))
+        await store.append(owner, talk.id, [old, ImportedMessage(role=Role.USER, content="some day")])
+        assert (await store.get_conversation(owner, talk.id)).updated_at == future
+
+    async def test_imported_messages_move_updated_at_to_their_own_time(self, store: Store, owner: str) -> None:
+        """An import moves updated_at to the latest time of its messages, not to the time of the import."""
+        year = [datetime(2020 + n, 1, 1, tzinfo=UTC) for n in range(4)]
+        talk = await store.create_conversation(owner, ImportedConversation(updated_at=year[0]))
+        times = (year[1], year[3], None, year[2])
+        await store.append(
+            owner, talk.id, [ImportedMessage(role=Role.USER, content="then", sent_at=time) for time in times]
+        )
+        assert (await store.get_conversation(owner, talk.id)).updated_at == year[3]
+
+    async def test_delete_removes_everything_in_it(self, store: Store, owner: str) -> None:
+        """A deleted conversation is gone from every read, with its messages; deleting again says False."""
+        talk = await store.create_conversation(owner, NewConversation(context_id="kitchen"))
+        (message,) = await store.append(owner, talk.id, [user("saffron tea")])
+        kept = await store.create_conversation(owner, NewConversation())
+        await store.append(owner, kept.id, [user("plain tea")])
+        assert await store.delete_conversation(owner, talk.id) is True
+        for name in sorted(set(CONVERSATION_CALLS) - {"delete_conversation"}):
+            with pytest.raises(NotFound):
+                await CONVERSATION_CALLS[name](store, owner, talk.id, message.id)
+        assert [c.id for c in await whole_list(store, owner)] == [kept.id]
+        assert await found(store, owner, "tea") == {"plain tea"}
+        assert await store.delete_conversation(owner, talk.id) is False
+
+    async def test_id_of_a_deleted_conversation_can_be_used_again(self, store: Store, owner: str) -> None:
+        """A conversation that is created with the id of a deleted one shows nothing of it."""
+        new, message_id = NewConversation(id=uuid4(), title="Tea"), uuid4()
+        talk = await store.create_conversation(owner, new)
+        await store.append(owner, talk.id, [user("saffron tea", id=message_id), *turns(1_500)])
+        await store.append(owner, talk.id, [user("a branch", parent_id=message_id)])
+        deleting = asyncio.create_task(store.delete_conversation(owner, talk.id))
+        while (await store.list_conversations(owner)).items:  # noqa: ASYNC110 - nothing tells when it is hidden
+            await asyncio.sleep(0)
+        again = await store.create_conversation(owner, new.model_copy(update={"title": "Coffee"}))
+        assert await deleting
+        assert (again.title, again.last_seq, again.head_id) == ("Coffee", 0, None)
+        assert await store.log(owner, talk.id) == []
+        (message,) = await store.append(owner, talk.id, [user("mocha", id=message_id)])
+        assert (message.seq, message.parent_id) == (1, None)
+        assert (await store.history(owner, talk.id, total=True)).total == 1
+        assert await found(store, owner, "saffron") == set()
+
+    async def test_large_conversation_is_deleted_whole(self, store: Store, owner: str) -> None:
+        """Several thousand messages are removed, in the index, too, while the owner's others stay in use."""
+        large = await store.create_conversation(owner, NewConversation())
+        small = await store.create_conversation(owner, NewConversation())
+        for part in range(5):
+            await store.append(owner, large.id, turns(700, f"pebble {part}"))
+        async with others_appending(store, owner, small.id):
+            assert await store.delete_conversation(owner, large.id)
+        with pytest.raises(NotFound):
+            await store.log(owner, large.id)
+        assert await found(store, owner, "pebble") == set()
+        log = await whole_log(store, owner, small.id)
+        assert seqs(log) == dense(len(log))
+
+    async def test_cancelled_deletion_is_done_whole_or_not_at_all(self, store: Store, owner: str) -> None:
+        """A caller that is cancelled while it deletes leaves the whole conversation, or nothing of it."""
+        for pause in (0, 0.0005, 0.002, 0.005):
+            talk = await store.create_conversation(owner, NewConversation())
+            await store.append(owner, talk.id, turns(1_500, "pebble"))
+            deleting = asyncio.create_task(store.delete_conversation(owner, talk.id))
+            await asyncio.sleep(pause)
+            deleting.cancel()
+            await asyncio.gather(deleting, return_exceptions=True)
+            try:
+                log = await whole_log(store, owner, talk.id)
+            except NotFound:
+                log = []
+            assert len(log) in {0, 1_500}
+            assert await store.delete_conversation(owner, talk.id) in {False, bool(log)}
+            assert await found(store, owner, "pebble") == set()
+
+    async def test_appends_to_a_conversation_that_is_deleted_fail(self, store: Store, owner: str) -> None:
+        """Appends that race with a deletion are stored before it, or raise NotFound; none stays behind."""
+        talk = await store.create_conversation(owner, NewConversation())
+        calls = [store.append(owner, talk.id, [user("sage tea")]) for _ in range(40)]
+        answers = await asyncio.gather(
+            *calls[:20], store.delete_conversation(owner, talk.id), *calls[20:], return_exceptions=True
+        )
+        assert answers[20] is True
+        assert {type(answer) for answer in answers} <= {list, bool, NotFound}
+        assert await found(store, owner, "sage") == set()

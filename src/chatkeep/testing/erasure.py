@@ -1,0 +1,104 @@
+"""Erasing an owner."""
+
+import asyncio
+from datetime import UTC, datetime
+from uuid import uuid4
+
+from chatkeep.errors import NotFound
+from chatkeep.model import (
+    Conversation,
+    NewConversation,
+)
+from chatkeep.store import Store
+from chatkeep.testing.answers import (
+    assistant,
+    dense,
+    found,
+    others_appending,
+    seqs,
+    someone,
+    turns,
+    user,
+    whole_list,
+    whole_log,
+    whole_search,
+)
+from chatkeep.testing.contract import Contract
+
+
+class EraseContract(Contract):
+    """Erasing an owner."""
+
+    async def test_receipt_counts_what_went(self, store: Store, owner: str) -> None:
+        """An erasure removes everything of one owner, counts it, and finds nothing left; again it counts zero."""
+        stranger = someone()
+        for who in (owner, stranger):
+            for number in range(3):
+                talk = await store.create_conversation(who, NewConversation(context_id="kitchen"))
+                await store.append(who, talk.id, [user(f"sage tea {number}"), assistant(""), assistant("mint tea")])
+        before = datetime.now(UTC)
+        receipt = await store.erase_owner(owner)
+        assert (receipt.owner_id, receipt.remaining) == (owner, 0)
+        assert (receipt.conversations, receipt.messages, receipt.search_entries) == (3, 9, 6)
+        assert before <= receipt.erased_at <= datetime.now(UTC)
+        assert await whole_list(store, owner) == []
+        assert await found(store, owner, "tea") == set()
+        again = await store.erase_owner(owner)
+        counts = again.conversations, again.messages, again.search_entries, again.remaining
+        assert counts == (0, 0, 0, 0)
+        assert len(await whole_list(store, stranger)) == 3
+        assert len(await whole_search(store, stranger, "tea")) == 6
+
+    async def test_owner_who_never_was(self, store: Store, owner: str) -> None:
+        """Erasing an owner who has nothing is no error."""
+        receipt = await store.erase_owner(owner)
+        assert (receipt.conversations, receipt.messages, receipt.remaining) == (0, 0, 0)
+
+    async def test_owner_begins_anew(self, store: Store, owner: str) -> None:
+        """After an erasure the owner, and their ids, can be used again; nothing old shows."""
+        new = NewConversation(id=uuid4(), title="Tea")
+        talk = await store.create_conversation(owner, new)
+        await store.append(owner, talk.id, [user("sage", id=uuid4()), *turns(1_200)])
+        await store.erase_owner(owner)
+        again = await store.create_conversation(owner, new)
+        assert (again.last_seq, again.head_id) == (0, None)
+        (message,) = await store.append(owner, talk.id, [user("mint")])
+        assert await store.log(owner, talk.id) == [message]
+        assert await found(store, owner, "sage") == set()
+
+    async def test_erasure_while_the_owner_writes(self, store: Store, owner: str, talk: Conversation) -> None:
+        """Appends that race with an erasure are erased with the rest, or raise NotFound; nothing is left."""
+        refused = asyncio.Event()
+
+        async def write() -> None:
+            while True:
+                try:
+                    await store.append(owner, talk.id, turns(5, "sage"))
+                except NotFound:
+                    refused.set()
+                    return
+                await asyncio.sleep(0)
+
+        await store.append(owner, talk.id, turns(1_500, "sage"))
+        writers = [asyncio.create_task(write()) for _ in range(4)]
+        await asyncio.sleep(0.01)
+        receipt = await store.erase_owner(owner)
+        await asyncio.gather(*writers)
+        assert refused.is_set()
+        assert receipt.remaining == 0
+        assert receipt.conversations == 1
+        assert receipt.messages >= 1_500
+        assert await whole_list(store, owner) == []
+        assert await found(store, owner, "sage") == set()
+
+    async def test_erasure_beside_other_owners(self, store: Store, owner: str, talk: Conversation) -> None:
+        """Other owners keep writing and reading while somebody is erased, and lose nothing."""
+        stranger = someone()
+        theirs = await store.create_conversation(stranger, NewConversation())
+        await store.append(owner, talk.id, turns(2_000))
+        async with others_appending(store, stranger, theirs.id):
+            receipt = await store.erase_owner(owner)
+        assert (receipt.messages, receipt.remaining) == (2_000, 0)
+        log = await whole_log(store, stranger, theirs.id)
+        assert seqs(log) == dense(len(log))
+        assert len(await whole_search(store, stranger, "meanwhile", limit=1_000)) == len(log)

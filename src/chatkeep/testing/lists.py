@@ -1,0 +1,101 @@
+"""Pages of conversations."""
+
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+
+from chatkeep.errors import InvalidInput
+from chatkeep.model import (
+    ImportedConversation,
+    NewConversation,
+)
+from chatkeep.store import ListOrder, Store
+from chatkeep.testing.answers import someone, user, whole_list
+from chatkeep.testing.contract import Contract
+
+
+class ListContract(Contract):
+    """Pages of conversations."""
+
+    async def test_most_recently_updated_first(self, store: Store, owner: str) -> None:
+        """The list begins with the conversation that got the last message; it has ten unless told otherwise."""
+        made = [await store.create_conversation(owner, NewConversation()) for _ in range(12)]
+        for number in (3, 7):
+            await store.append(owner, made[number].id, [user("hello")])
+        page = await store.list_conversations(owner)
+        expected = [7, 3, 11, 10, 9, 8, 6, 5, 4, 2]
+        assert [c.id for c in page.items] == [made[n].id for n in expected]
+        assert page.total is None
+        assert page.items[0] == await store.get_conversation(owner, made[7].id)
+
+    async def test_every_page_by_cursor(self, store: Store, owner: str) -> None:
+        """Pages joined by cursor give the whole list once, also where all times are equal, in both orders."""
+        noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
+        made = [await store.create_conversation(owner, ImportedConversation(updated_at=noon)) for _ in range(11)]
+        made += [await store.create_conversation(owner, NewConversation()) for _ in range(6)]
+        by_time = sorted(made, key=lambda c: (c.updated_at, c.id), reverse=True)
+        for limit in (1, 2, 5, 17, 18):
+            assert await whole_list(store, owner, limit=limit) == by_time
+            assert await whole_list(store, owner, order="id", limit=limit) == sorted(made, key=lambda c: c.id)
+
+    async def test_pages_by_offset_and_total(self, store: Store, owner: str) -> None:
+        """Offset skips that many, total counts the whole list; behind the end a page is empty."""
+        for _ in range(7):
+            await store.create_conversation(owner, NewConversation())
+        everything = await whole_list(store, owner, limit=100)
+        pages = [await store.list_conversations(owner, limit=3, offset=offset, total=True) for offset in (0, 3, 6, 9)]
+        assert [c for page in pages for c in page.items] == everything
+        assert [page.total for page in pages] == [7] * 4
+        assert pages[3].next is None
+
+    async def test_one_context(self, store: Store, owner: str) -> None:
+        """With a context only its conversations are listed and counted; an unknown context is an empty list."""
+        for number in range(9):
+            await store.create_conversation(owner, NewConversation(context_id=("kitchen", "garden", None)[number % 3]))
+        everything = await whole_list(store, owner, limit=100)
+        kitchen = [c for c in everything if c.context_id == "kitchen"]
+        assert len(kitchen) == 3
+        assert await whole_list(store, owner, context_id="kitchen", limit=2) == kitchen
+        assert (await store.list_conversations(owner, context_id="kitchen", total=True)).total == 3
+        assert (await store.list_conversations(owner, context_id="cellar", total=True)).total == 0
+
+    async def test_context_with_a_lone_surrogate(self, store: Store, owner: str) -> None:
+        """A context is found by the text that it was created with, also where that is not valid Unicode."""
+        created = await store.create_conversation(owner, NewConversation(context_id="k\ud800"))
+        assert (await store.list_conversations(owner, context_id="k\ud800")).items == [created]
+
+    async def test_paging_while_conversations_are_touched(self, store: Store, owner: str) -> None:
+        """By time, a list that changes meanwhile shows nothing twice; by id it shows everything once."""
+        made = [await store.create_conversation(owner, NewConversation()) for _ in range(30)]
+        touched = iter(made * 2)
+
+        async def pages(order: ListOrder) -> list[UUID]:
+            seen, cursor = [], None
+            while True:
+                page = await store.list_conversations(owner, order=order, limit=4, cursor=cursor)
+                seen += [c.id for c in page.items]
+                if (cursor := page.next) is None:
+                    return seen
+                for _ in range(3):
+                    await store.append(owner, next(touched).id, [user("hello")])
+
+        by_time = await pages("updated")
+        assert len(set(by_time)) == len(by_time)
+        assert await pages("id") == sorted(c.id for c in made)
+
+    async def test_cursor_belongs_to_its_list(self, store: Store, owner: str) -> None:
+        """A cursor is refused for another owner, context or order, and together with an offset."""
+        for _ in range(3):
+            await store.create_conversation(owner, NewConversation(context_id="kitchen"))
+        cursor = (await store.list_conversations(owner, limit=1)).next
+        assert cursor is not None
+        for who, arguments in (
+            (someone(), {}),
+            (owner, {"context_id": "kitchen"}),
+            (owner, {"order": "id"}),
+            (owner, {"offset": 1}),
+        ):
+            with pytest.raises(InvalidInput):
+                await store.list_conversations(who, cursor=cursor, **arguments)
+        assert len((await store.list_conversations(owner, limit=2, cursor=cursor)).items) == 2
