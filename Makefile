@@ -24,17 +24,17 @@ bench: $(UV)  ## the speed table, into benchmarks/RESULTS.md
 	$(RUN) --group bench python -m benchmarks
 
 crash: $(UV)  ## 50 rounds of SIGKILL in the middle of appends, 40 restarts of PostgreSQL under load
-	CHATKEEP_CRASH_ROUNDS=50 $(RUN) pytest tests/test_crash.py
-	CHATKEEP_CRASH_ROUNDS=20 $(RUN) pytest tests/test_postgres.py -k restarts
+	CHATKEEP_CRASH_ROUNDS=50 $(RUN) pytest tests/contract/test_crash.py
+	CHATKEEP_CRASH_ROUNDS=20 $(RUN) pytest tests/stores/test_postgres.py -k restarts
 
 fuzz: $(UV)  ## schemathesis at full length: thousands of requests to a server on each database
-	CHATKEEP_FUZZ_EXAMPLES=500 $(RUN) pytest tests/test_fuzz.py -s
+	CHATKEEP_FUZZ_EXAMPLES=500 $(RUN) pytest tests/api/test_fuzz.py -s
 
 load: $(UV)  ## 64 clients for 60 s on PostgreSQL, which stops for 5 s, while one of two workers is killed
 	$(RUN) python -m benchmarks.load
 
 recorder: $(UV)  ## 50 rounds of SIGKILL while the database comes and goes, then 5,000,000 messages
-	CHATKEEP_RECORDER_ROUNDS=50 $(RUN) pytest tests/test_recorder_crash.py -s
+	CHATKEEP_RECORDER_ROUNDS=50 $(RUN) pytest tests/recorder/test_recorder_crash.py -s
 	$(RUN) python -m benchmarks.soak
 
 torture-mongodb: $(UV)  ## URL=… of a database on a replica set: 20 rounds each of clients and, with KILL='command', servers killed

@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-import pgbouncer
-import redis_server
-from mongo import mongo_databases
-from postgres import databases
+from servers import pgbouncer, redis
+from servers.mongo import mongo_databases
+from servers.postgres import databases
 
 pytest.register_assert_rewrite("chatkeep.testing")
 
@@ -33,7 +32,7 @@ opened_with_sqlite3: list[str] = []
 
 def pytest_report_header() -> list[str]:
     """Say which servers the stores are tested on. A database that cannot be had fails the run: none is skipped."""
-    return [databases().version(), mongo_databases().version(), pgbouncer.version(), redis_server.version()]
+    return [databases().version(), mongo_databases().version(), pgbouncer.version(), redis.version()]
 
 
 def pytest_unconfigure() -> None:

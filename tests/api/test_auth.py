@@ -17,11 +17,11 @@ from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
-from api_server import Api, assert_problem, serving
 from chatkeep import InvalidInput, Store, Unauthenticated, open_store
 from chatkeep.api.auth import ADMIN, READ, Authenticator, hash_secret, make_key, secret_of
 from chatkeep.api.jwks import COOLDOWN_SECONDS, LIFETIME_SECONDS, Issuer, IssuerUnavailable
 from chatkeep.settings import Settings
+from servers.api import Api, assert_problem, serving
 
 SECRET = "zq7" + "s" * 64
 AUDIENCE = "chatkeep-tests"

@@ -43,7 +43,7 @@ from chatkeep.stores.postgres import removal, rows
 from chatkeep.stores.postgres.address import written_address
 from chatkeep.stores.postgres.store import PostgresStore
 from chatkeep.testing import CONVERSATION_CALLS, assistant, contents, dense, seqs, turns, user, whole_log
-from postgres import databases
+from servers.postgres import databases
 
 OWNER = "ada"
 

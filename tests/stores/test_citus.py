@@ -11,13 +11,13 @@ from functools import partial
 
 import asyncpg
 import pytest
+from test_postgres import Asked, asked, of_requests, use_everything
 from typer.testing import CliRunner
 
 from chatkeep import InvalidInput, NewConversation, NotFound, NotYours, Store, open_store
 from chatkeep.cli.app import app
 from chatkeep.testing import Opener, StoreContract, dense, seqs, turns, user, whole_log
-from postgres import databases
-from test_postgres import Asked, asked, of_requests, use_everything
+from servers.postgres import databases
 
 STAND_IN = """
     SET allow_system_table_mods = on;

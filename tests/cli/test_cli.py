@@ -22,7 +22,7 @@ from chatkeep.cli import terminal
 from chatkeep.cli.app import app
 from chatkeep.migrations import HEAD
 
-SAMPLE = Path(__file__).parents[1] / "examples" / "conversations.jsonl"
+SAMPLE = Path(__file__).parents[2] / "examples" / "conversations.jsonl"
 COMMAND = [sys.executable, "-m", "chatkeep"]
 
 

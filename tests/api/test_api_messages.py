@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from api_server import Api, assert_problem, serving
 from chatkeep import open_store
 from conftest import STORES
+from servers.api import Api, assert_problem, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -51,7 +51,7 @@ from chatkeep.testing import (
     whole_log,
     whole_search,
 )
-from mongo import mongo_databases
+from servers.mongo import mongo_databases
 
 OWNER = "ada"
 

@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from api_server import Api, assert_problem, serving
 from chatkeep import open_store
+from servers.api import Api, assert_problem, serving
 
 PATH = "/api/conversations"
 

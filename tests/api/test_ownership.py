@@ -12,14 +12,14 @@ from uuid import uuid4
 import httpx2
 import jwt
 import pytest
+from test_auth import AUDIENCE, EC_KEY, FakeIssuer, issuing, signed_with_public_key
 
-from api_server import Api, serving
 from chatkeep import NewConversation, NewMessage, Role, Store, StoreOptions, open_store
 from chatkeep.api.admission import is_guarded
 from chatkeep.api.app import create_app
 from chatkeep.settings import Settings
 from chatkeep.stores.memory import MemoryStore
-from test_auth import AUDIENCE, EC_KEY, FakeIssuer, issuing, signed_with_public_key
+from servers.api import Api, serving
 
 DOCUMENT = create_app(MemoryStore("memory://", StoreOptions()), Settings()).openapi()
 ROUTES = [

@@ -23,12 +23,12 @@ from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from opentelemetry.trace import SpanKind, StatusCode
+from test_auth import SECRET, bearer
 
-from api_server import Api, serving
 from chatkeep import Store, open_store
 from chatkeep.api.app import create_app
 from chatkeep.settings import Settings
-from test_auth import SECRET, bearer
+from servers.api import Api, serving
 
 METHOD, STATUS, ROUTE, ERROR = "http.request.method", "http.response.status_code", "http.route", "error.type"
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
@@ -279,7 +279,7 @@ async def test_a_method_that_a_client_made_up(app: FastAPI, spans: InMemorySpanE
 WITHOUT = """
 import asyncio, sys
 sys.modules["opentelemetry.sdk"] = None
-from api_server import serving
+from servers.api import serving
 from chatkeep import open_store
 
 async def main():

@@ -10,13 +10,13 @@ from typing import Any
 
 import pytest
 
-from api_server import Api, serving
 from chatkeep import Conversation, Message, NewConversation, NewMessage, Page, Source, StoreOptions, open_store
 from chatkeep.api.app import create_app
 from chatkeep.settings import Settings
 from chatkeep.stores.memory import MemoryStore
+from servers.api import Api, serving
 
-COMMITTED = Path(__file__).parent.parent / "docs" / "openapi.json"
+COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"
 DOCUMENT: dict[str, Any] = create_app(MemoryStore("memory://", StoreOptions()), Settings()).openapi()
 
 

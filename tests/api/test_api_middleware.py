@@ -8,10 +8,10 @@ import pytest
 import pytest_asyncio
 from starlette.types import Message
 
-from api_server import Api, assert_problem, serving
 from chatkeep import open_store
 from chatkeep.api.app import create_app
 from chatkeep.settings import Settings
+from servers.api import Api, assert_problem, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -374,7 +374,7 @@ async def test_a_locked_conversation_holds_back_no_other(journal: Path) -> None:
     """On PostgreSQL somebody holds one conversation's row: its messages wait, those of others arrive."""
     import asyncpg
 
-    from postgres import databases
+    from servers.postgres import databases
 
     url = databases().clean()
     async with open_store(f"{url}?write_timeout=0.3") as store, Recorder(store, journal) as recorder:
@@ -397,7 +397,7 @@ async def test_what_comes_during_an_append_is_delivered_after_it(journal: Path) 
     """An append waits for a lock, and the next message is recorded meanwhile: nobody else has to come for it."""
     import asyncpg
 
-    from postgres import databases
+    from servers.postgres import databases
 
     url = databases().clean()
     async with open_store(url) as store, Recorder(store, journal) as recorder:
@@ -429,7 +429,7 @@ async def test_a_database_that_turned_unsafe_is_waited_for(journal: Path) -> Non
     """A server that is set to forget what it acknowledged gets nothing, and everything when it is set right."""
     import asyncpg
 
-    from postgres import databases
+    from servers.postgres import databases
 
     url = databases().clean()
     name = urlsplit(url).path.removeprefix("/")
@@ -1017,7 +1017,7 @@ def test_the_command_line_says_what_is_no_journal(tmp_path: Path) -> None:
 
 # --- the page about it ---------------------------------------------------------------------------------------
 
-PAGE = (Path(__file__).parents[1] / "docs" / "recorder.md").read_text("utf-8")
+PAGE = (Path(__file__).parents[2] / "docs" / "recorder.md").read_text("utf-8")
 LIBRARY, THREADED, FASTAPI, HANDLER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 

@@ -11,9 +11,9 @@ import sysconfig
 from pathlib import Path
 
 import pytest
+from test_server import served
 
 from conftest import STORES
-from test_server import served
 
 EXAMPLES = os.environ.get("CHATKEEP_FUZZ_EXAMPLES", "5")
 """Cases for each operation and phase; `make fuzz` says 500."""

@@ -29,9 +29,7 @@ def version() -> str:
     """Which one it is, and what is not tested without it."""
     found = program()
     if found is None:
-        return (
-            "Redis: not installed, its tests in test_quota_redis.py are skipped (Debian: apt-get install redis-server)"
-        )
+        return "Redis: not installed, test_rate_limit_redis.py is skipped (Debian: apt-get install redis-server)"
     words = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout.split()
     return f"{words[0]} {next(word.removeprefix('v=') for word in words if word.startswith('v='))}"
 

@@ -11,10 +11,10 @@ import pytest
 from chatkeep.formats.jsonl import export_lines, import_lines
 from chatkeep.store import open_store
 from conftest import STORES
-from mongo import mongo_databases
+from servers.mongo import mongo_databases
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "conversations"
-SAMPLE = Path(__file__).parents[1] / "examples" / "conversations.jsonl"
+DATA = Path(__file__).parents[3] / "shared" / "data" / "conversations"
+SAMPLE = Path(__file__).parents[2] / "examples" / "conversations.jsonl"
 OWNER = "ada"
 FEW = 12
 LINES = int(os.environ.get("CHATKEEP_ROUND_TRIP_LINES", FEW))

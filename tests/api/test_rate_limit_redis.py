@@ -21,16 +21,16 @@ from cryptography.hazmat.primitives.hashes import SHA256
 from cryptography.hazmat.primitives.serialization import Encoding, NoEncryption, PrivateFormat
 from cryptography.x509.oid import NameOID
 from redis.asyncio import Redis
+from test_auth import SECRET, bearer
+from test_server import log_of, served
 
-import redis_server
-from api_server import Api, assert_problem, serving
 from chatkeep import InvalidInput, open_store
 from chatkeep.api.app import quotas_of
 from chatkeep.api.rate_limit import PAUSE_SECONDS, TIMEOUT_SECONDS, Quota
 from chatkeep.api.server import Server
 from chatkeep.settings import Settings
-from test_auth import SECRET, bearer
-from test_server import log_of, served
+from servers import redis as redis_server
+from servers.api import Api, assert_problem, serving
 
 PATH = "/api/conversations"
 WRONG = {"Authorization": "Bearer zq7wrong"}

@@ -36,13 +36,13 @@ from pipecat.processors.aggregators.llm_context import LLMContext
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.services.llm_service import FunctionCallParams
 from pipecat.turns.user_mute import AlwaysUserMuteStrategy
+from pipecat_voice import OWNER, Loudspeaker, Model, Synthesis, Voice, line, speech, voice, words
 
 import chatkeep.integrations.pipecat
 from chatkeep.errors import InvalidId, InvalidInput
 from chatkeep.integrations.pipecat import attach
-from pipecat_voice import OWNER, Loudspeaker, Model, Synthesis, Voice, line, speech, voice, words
 
-EXAMPLE = Path(__file__).parents[1] / "examples" / "voice_notes.py"
+EXAMPLE = Path(__file__).parents[2] / "examples" / "voice_notes.py"
 EXACT = 1e-5
 ACCURATE = 0.05
 """Seconds that a time may be off."""

@@ -21,8 +21,8 @@ from chatkeep.model import (
 )
 from chatkeep.store import Store, open_store
 
-DATA = Path(__file__).parents[2] / "shared" / "data" / "conversations"
-SAMPLE = Path(__file__).parents[1] / "examples" / "conversations.jsonl"
+DATA = Path(__file__).parents[3] / "shared" / "data" / "conversations"
+SAMPLE = Path(__file__).parents[2] / "examples" / "conversations.jsonl"
 OWNER = "ada"
 
 

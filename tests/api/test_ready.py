@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 from benchmarks.postgres_server import FAST, PASSWORD, Server
 
-from api_server import Api, assert_problem, serving
 from chatkeep import open_store
 from chatkeep.api.routes.health import PATIENCE_SECONDS
+from servers.api import Api, assert_problem, serving
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,10 @@ from uuid import uuid4
 import asyncpg
 import pytest
 
-import pgbouncer
 from chatkeep import NewConversation, Store, open_store
 from chatkeep.testing import Opener, StoreContract, dense, seqs, user, whole_log
-from postgres import databases
+from servers import pgbouncer
+from servers.postgres import databases
 
 pytestmark = pytest.mark.skipif(pgbouncer.program() is None, reason=pgbouncer.version())
 

@@ -24,8 +24,8 @@ from chatkeep import Message, NewConversation, NewMessage, Role, Status, Store, 
 from chatkeep.testing import dense, path_to, seqs, whole_history, whole_log, whole_search
 
 if __name__ != "__main__":
-    from mongo import mongo_databases
-    from postgres import databases
+    from servers.mongo import mongo_databases
+    from servers.postgres import databases
 
 OWNER = "ada"
 TASKS = {"sqlite": 8, "postgresql": 64, "mongodb": 16}

@@ -9,7 +9,6 @@ import pytest
 import pytest_asyncio
 from starlette.exceptions import HTTPException
 
-from api_server import Api, assert_problem, serving
 from chatkeep import (
     ChatkeepError,
     Conflict,
@@ -24,6 +23,7 @@ from chatkeep import (
 )
 from chatkeep.api.errors import STATUS
 from conftest import STORES
+from servers.api import Api, assert_problem, serving
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 

@@ -1,0 +1,1 @@
+"""The servers that the tests start: databases, poolers, and chatkeep itself."""
