@@ -15,9 +15,10 @@ from benchmarks.texts import text
 from chatkeep import Message, NewMessage, Page, Role, Store, open_store
 from chatkeep.api.app import create_app
 from chatkeep.ids import new_id, valid_id
-from chatkeep.model import MAX_CONTENT_CHARS, now, valid_owner
+from chatkeep.model import MAX_CONTENT_CHARS
 from chatkeep.settings import Settings
 from chatkeep.stores.append import check
+from chatkeep.values import now, valid_owner
 
 
 def forget(store: Store) -> None:

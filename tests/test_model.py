@@ -26,6 +26,9 @@ from chatkeep.model import (
     Role,
     Source,
     Status,
+    stored,
+)
+from chatkeep.values import (
     clean_text,
     copy_json,
     dump_json,
@@ -33,7 +36,6 @@ from chatkeep.model import (
     json_text,
     merge_patch,
     parse_json,
-    stored,
     title_from,
     to_micros,
     valid_owner,

@@ -14,7 +14,7 @@ SOURCE = ROOT / "src" / "chatkeep"
 
 LAYERS = (
     {"errors", "py"},
-    {"ids", "model", "tree", "words", "cursor", "migrations"},
+    {"ids", "values", "model", "tree", "words", "cursor", "migrations"},
     {"access"},
     {"store"},
     {"stores"},

@@ -13,17 +13,20 @@ write was stored: repeating it with the same ids tells.
 """
 
 import importlib
+import inspect
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from functools import wraps
 from types import TracebackType
-from typing import ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, cast
 from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
 from uuid import UUID
 
 from pydantic import Field, ValidationError
 
 from chatkeep.access import Access
-from chatkeep.errors import InvalidInput
+from chatkeep.errors import ChatkeepError, InvalidInput
 from chatkeep.migrations import HEAD
 from chatkeep.model import (
     MAX_CONTENT_CHARS,
@@ -75,14 +78,33 @@ class StoreOptions(Given):
     """PostgreSQL: whether a pooler in transaction mode stands before it. Absent: found out when connecting."""
 
 
+class Observer:
+    """Told what a store does: override what is of interest. The methods run on the event loop and must not block."""
+
+    def called(self, operation: str, seconds: float, error: ChatkeepError | None) -> None:
+        """A method of the port returned after `seconds`, or raised `error`."""
+
+    def committed(self, items: int) -> None:
+        """One commit wrote the changes of `items` calls."""
+
+
 class Store(ABC):
     """Conversations and their messages, by owner."""
+
+    observer: Observer | None = None
+    """Told of every call of a method of the port and of every group commit. Set it before the first call."""
 
     driver_options: ClassVar[bool] = False
     """Whether what chatkeep does not know in a URL's query is for the database's driver."""
 
     newest_revision: ClassVar[str] = HEAD
     """What `schema_revision` is after `migrate`."""
+
+    def __init_subclass__(cls, **arguments: Any) -> None:
+        """Have the observer told of the methods of the port that `cls` defines."""
+        super().__init_subclass__(**arguments)
+        for name in (Store.__abstractmethods__ - {"access", "aclose"}) & vars(cls).keys():
+            setattr(cls, name, _observed(name, vars(cls)[name]))
 
     def __init__(self, url: str, options: StoreOptions) -> None:  # noqa: ARG002 - adapters use it
         """Take the URL without the options, and those; connect to nothing yet. Raises InvalidInput."""
@@ -280,6 +302,36 @@ class Store(ABC):
     @abstractmethod
     async def aclose(self) -> None:
         """Finish the writes that were taken, refuse new ones, and close. Idempotent."""
+
+    def _committed(self, items: int) -> None:
+        """What a group commit is given, to tell the observer."""
+        if self.observer is not None:
+            self.observer.committed(items)
+
+
+type Method = Callable[..., Awaitable[Any]]
+
+
+def _observed(operation: str, method: Method) -> Method:
+    """The method of a store that tells the store's observer how long it took."""
+
+    async def observe(store: Store, observer: Observer, *arguments: Any, **options: Any) -> Any:
+        began, raised = time.perf_counter(), None
+        try:
+            return await method(store, *arguments, **options)
+        except ChatkeepError as error:
+            raised = error
+            raise
+        finally:
+            observer.called(operation, time.perf_counter() - began, raised)
+
+    @wraps(method)
+    def observed(self: Store, *arguments: Any, **options: Any) -> Awaitable[Any]:
+        if self.observer is None:
+            return method(self, *arguments, **options)
+        return observe(self, self.observer, *arguments, **options)
+
+    return inspect.markcoroutinefunction(observed)
 
 
 class OpeningStore:

@@ -12,13 +12,7 @@ import pytest
 
 from chatkeep.formats.jsonl import WINDOW_LINES, WRITERS, export_lines, import_id, import_lines, parse_line
 from chatkeep.ids import new_id
-from chatkeep.model import (
-    Conversation,
-    ConversationChange,
-    NewConversation,
-    NewMessage,
-    Role,
-)
+from chatkeep.model import Conversation, ConversationChange, NewConversation, NewMessage, Role
 from chatkeep.store import Store, open_store
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "conversations"

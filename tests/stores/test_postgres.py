@@ -38,11 +38,11 @@ from chatkeep import (
     UnsafeDatabase,
     open_store,
 )
-from chatkeep.model import decode_nul, encode_nul
 from chatkeep.stores.postgres import removal, rows
 from chatkeep.stores.postgres.address import written_address
 from chatkeep.stores.postgres.store import PostgresStore
 from chatkeep.testing import CONVERSATION_CALLS, assistant, contents, dense, seqs, turns, user, whole_log
+from chatkeep.values import decode_nul, encode_nul
 from servers.postgres import databases
 
 OWNER = "ada"

@@ -10,7 +10,6 @@ from chatkeep.api.admission import Door
 from chatkeep.api.auth import Authenticator
 from chatkeep.api.errors import add_handlers
 from chatkeep.api.idempotency import REPLAYED
-from chatkeep.api.metrics import watch
 from chatkeep.api.middleware import Guard, Stopping
 from chatkeep.api.openapi import DESCRIPTION, document
 from chatkeep.api.rate_limit import Quota
@@ -67,7 +66,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
             expose_headers=["Location", "X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy", REPLAYED],
         )
     add_handlers(app)
-    watch(store)
+    store.observer = metrics.StoreMetrics()
     # The routes are tried in this order: those of messages are asked for most.
     modules = (messages, conversations, search, me, health, swagger, *([metrics] if settings.metrics else []))
     for module in modules:

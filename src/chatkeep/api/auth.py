@@ -13,8 +13,8 @@ import jwt
 from chatkeep.access import Access, ApiKey
 from chatkeep.api.jwks import Issuer
 from chatkeep.errors import InvalidInput, StoreUnavailable, Unauthenticated
-from chatkeep.model import now, valid_owner
 from chatkeep.settings import LOCAL_OWNER, Settings
+from chatkeep.values import now, valid_owner
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,8 @@ from pydantic import BaseModel
 from pydantic_core import to_json
 
 from chatkeep.api.errors import KINDS, Refused
-from chatkeep.model import MAX_JSON_DEPTH, Page, parse_json
+from chatkeep.model import Page
+from chatkeep.values import MAX_JSON_DEPTH, parse_json
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"

@@ -1,9 +1,6 @@
 """What the server counts and measures, at /metrics for Prometheus. No owner, no id, no content is in it."""
 
-import time
-from collections.abc import Awaitable, Callable
-from functools import cache, wraps
-from typing import Any
+from functools import cache
 
 from fastapi import APIRouter, Response
 from prometheus_client import (
@@ -18,8 +15,7 @@ from prometheus_client import (
 
 from chatkeep.errors import ChatkeepError
 from chatkeep.settings import shared_metrics
-from chatkeep.store import Store
-from chatkeep.stores.group_commit import GroupCommit
+from chatkeep.store import Observer, Store
 
 REGISTRY = CollectorRegistry()
 FAST = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
@@ -56,29 +52,18 @@ async def metrics() -> Response:
     return Response(generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})
 
 
-def watch(store: Store) -> None:
-    """Measure every operation of a store, and the size of every group that it commits."""
-    for name in sorted(Store.__abstractmethods__ - {"access", "aclose"}):
-        setattr(store, name, _measured(name, getattr(store, name)))
-    if BATCH_ITEMS.observe not in GroupCommit.listeners:
-        GroupCommit.listeners.append(BATCH_ITEMS.observe)
+class StoreMetrics(Observer):
+    """Measures the calls of a store, and the size of its group commits."""
 
+    def called(self, operation: str, seconds: float, error: ChatkeepError | None) -> None:
+        """Count the call's seconds, and its error if it raised one."""
+        _duration(operation).observe(seconds)
+        if error is not None:
+            STORE_ERRORS.labels(operation, type(error).__name__).inc()
 
-def _measured(name: str, work: Callable[..., Awaitable[Any]]) -> Callable[..., Awaitable[Any]]:
-    seconds = STORE_SECONDS.labels(name)
-
-    @wraps(work)
-    async def measured(*arguments: Any, **options: Any) -> Any:
-        began = time.perf_counter()
-        try:
-            return await work(*arguments, **options)
-        except ChatkeepError as error:
-            STORE_ERRORS.labels(name, type(error).__name__).inc()
-            raise
-        finally:
-            seconds.observe(time.perf_counter() - began)
-
-    return measured
+    def committed(self, items: int) -> None:
+        """Count a commit by its size."""
+        BATCH_ITEMS.observe(items)
 
 
 def answered(store: Store, method: str, route: str | None, status: int, seconds: float) -> None:
@@ -100,3 +85,4 @@ def _counters(method: str, route: str, status: int) -> tuple[Counter, Histogram]
 
 
 _gauge = cache(STORE_STATE.labels)
+_duration = cache(STORE_SECONDS.labels)

@@ -11,8 +11,8 @@ from rich.table import Table
 
 from chatkeep.cli.terminal import err, out, plain, when
 from chatkeep.errors import ChatkeepError
-from chatkeep.model import from_micros
 from chatkeep.recorder.journal import Dead, dead_letters, drop, open_journal, revive, standing
+from chatkeep.values import from_micros
 
 app = typer.Typer(no_args_is_help=True, help="The journal of a recorder, also while it records.")
 

@@ -30,23 +30,19 @@ from pydantic import AwareDatetime, Field, ValidationError
 from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.ids import UUID_TEXT, uuid_of
 from chatkeep.model import (
-    MAX_LABEL_CHARS,
     Conversation,
     ConversationChange,
     Given,
     ImportedConversation,
     ImportedMessage,
-    Label,
     Message,
     Role,
     Source,
     Status,
-    dump_json,
-    parse_json,
     stored,
-    title_from,
 )
 from chatkeep.store import MAX_LIMIT, Store
+from chatkeep.values import MAX_LABEL_CHARS, Label, dump_json, parse_json, title_from
 
 NAMESPACE = UUID("5e1c7a0e-0d5b-5f0c-9d5a-6b1f2a7c4e93")
 """The namespace of ids that are made from other systems' ids. It must never change."""

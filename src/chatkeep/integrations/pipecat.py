@@ -22,12 +22,8 @@ from uuid import UUID
 
 from chatkeep.errors import InvalidInput
 from chatkeep.ids import valid_id
-from chatkeep.model import (
-    Role,
-    Status,
-    now,
-    valid_owner,
-)
+from chatkeep.model import Role, Status
+from chatkeep.values import now, valid_owner
 
 if TYPE_CHECKING:
     from pipecat.frames import frames as f

@@ -25,7 +25,7 @@ from weakref import WeakSet
 import apsw
 
 from chatkeep.errors import InvalidInput, JournalInUse, StoreUnavailable
-from chatkeep.model import clean_text, json_text, now, to_micros
+from chatkeep.values import clean_text, json_text, now, to_micros
 
 logger = logging.getLogger(__name__)
 

@@ -31,17 +31,7 @@ from pydantic import ValidationError
 
 from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours, RecorderFull
 from chatkeep.ids import new_id, prepare_ids, valid_id
-from chatkeep.model import (
-    MAX_OWNER_BYTES,
-    ROLES,
-    NewConversation,
-    NewMessage,
-    Role,
-    Status,
-    copy_json,
-    from_micros,
-    valid_owner,
-)
+from chatkeep.model import ROLES, NewConversation, NewMessage, Role, Status
 from chatkeep.recorder.journal import (
     Journal,
     Key,
@@ -57,6 +47,7 @@ from chatkeep.recorder.journal import (
     trim,
 )
 from chatkeep.store import Store, open_store
+from chatkeep.values import MAX_OWNER_BYTES, copy_json, from_micros, valid_owner
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from chatkeep.access import KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged
 from chatkeep.errors import Conflict
-from chatkeep.model import decode_nul, encode_nul, from_micros, now, to_micros
+from chatkeep.values import decode_nul, encode_nul, from_micros, now, to_micros
 
 type Row = Any
 """A tuple, or what the driver returns in place of one."""

@@ -12,16 +12,9 @@ from uuid import UUID
 
 from chatkeep.errors import Conflict, InvalidInput, NotFound
 from chatkeep.ids import new_id
-from chatkeep.model import (
-    MESSAGE_FIELDS,
-    ImportedMessage,
-    Message,
-    NewMessage,
-    Role,
-    stored,
-    title_from,
-)
+from chatkeep.model import MESSAGE_FIELDS, ImportedMessage, Message, NewMessage, Role, stored
 from chatkeep.tree import Position, Tree
+from chatkeep.values import title_from
 
 
 class Known(NamedTuple):

@@ -11,7 +11,6 @@ import math
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
 
 from chatkeep.errors import StoreUnavailable
 
@@ -37,11 +36,16 @@ class GroupCommit[Item]:
     disturbs nobody.
     """
 
-    listeners: ClassVar[list[Callable[[int], None]]] = []
-    """Told how many items each commit of this process took along."""
-
-    def __init__(self, flush: Callable[[Sequence[Item]], Awaitable[Sequence[object]]], *, flushers: int = 1) -> None:
+    def __init__(
+        self,
+        flush: Callable[[Sequence[Item]], Awaitable[Sequence[object]]],
+        *,
+        flushers: int = 1,
+        committed: Callable[[int], None] = lambda _: None,
+    ) -> None:
+        """Take what flushes a batch, in how many tasks, and what is told the size of every batch."""
         self._flush = flush
+        self._committed = committed
         self._flushers = flushers
         self._idle = flushers
         self._under_way: set[object] = set()
@@ -122,8 +126,7 @@ class GroupCommit[Item]:
     async def _commit(self, batch: list[_Entry[Item]]) -> None:
         outcomes: Sequence[object]
         self._idle -= 1
-        for listener in self.listeners:
-            listener(len(batch))
+        self._committed(len(batch))
         try:
             outcomes = await self._flush([entry.item for entry in batch])
         except BaseException as error:

@@ -27,16 +27,12 @@ from chatkeep.model import (
     Page,
     SearchHit,
     Status,
-    clean_text,
-    merge_patch,
-    now,
-    to_micros,
-    valid_owner,
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions, file_path
 from chatkeep.stores.append import Known, Placed, State, check, ids_to_look_up, plan
 from chatkeep.stores.window import Window, list_scope, valid_page
 from chatkeep.tree import Position, Segment, Tree
+from chatkeep.values import clean_text, merge_patch, now, to_micros, valid_owner
 from chatkeep.words import holds, query_phrases, snippet
 
 

@@ -6,9 +6,10 @@ from uuid import UUID
 
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import InvalidInput
-from chatkeep.model import PAGE_FIELDS, Message, Page, stored, valid_range
+from chatkeep.model import PAGE_FIELDS, Message, Page, stored
 from chatkeep.store import MAX_LIMIT, MAX_OFFSET, ListOrder, Order
 from chatkeep.tree import Position, Segment
+from chatkeep.values import valid_range
 
 
 def valid_page(limit: int, offset: int, cursor: str | None) -> None:

@@ -8,13 +8,11 @@ import pytest
 
 from chatkeep.access import ApiKey, Reply
 from chatkeep.errors import Conflict, InvalidInput
-from chatkeep.model import (
-    NewConversation,
-    now,
-)
+from chatkeep.model import NewConversation
 from chatkeep.store import Store
 from chatkeep.testing.answers import assistant, someone, user, whole_log
 from chatkeep.testing.contract import Contract
+from chatkeep.values import now
 
 HASH = bytes(range(32))
 

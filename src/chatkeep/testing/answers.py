@@ -6,14 +6,7 @@ from contextlib import asynccontextmanager
 from typing import Any
 from uuid import UUID, uuid4
 
-from chatkeep.model import (
-    Conversation,
-    Message,
-    NewMessage,
-    Role,
-    SearchHit,
-    Status,
-)
+from chatkeep.model import Conversation, Message, NewMessage, Role, SearchHit, Status
 from chatkeep.store import Store
 
 

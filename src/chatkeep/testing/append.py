@@ -10,15 +10,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours
-from chatkeep.model import (
-    Conversation,
-    Message,
-    NewConversation,
-    NewMessage,
-    Role,
-    Source,
-    Status,
-)
+from chatkeep.model import Conversation, Message, NewConversation, NewMessage, Role, Source, Status
 from chatkeep.store import Store
 from chatkeep.testing.answers import (
     contents,

@@ -8,15 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatkeep.errors import NotFound
-from chatkeep.model import (
-    Conversation,
-    ConversationChange,
-    Message,
-    NewConversation,
-    NewMessage,
-    Page,
-    Status,
-)
+from chatkeep.model import Conversation, ConversationChange, Message, NewConversation, NewMessage, Page, Status
 from chatkeep.store import Order, Store
 from chatkeep.testing.answers import (
     assistant,

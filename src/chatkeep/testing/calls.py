@@ -3,10 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from chatkeep.model import (
-    ConversationChange,
-    NewConversation,
-)
+from chatkeep.model import ConversationChange, NewConversation
 from chatkeep.store import Order, Store
 from chatkeep.testing.answers import user
 

@@ -5,10 +5,7 @@ from contextlib import AbstractAsyncContextManager
 
 import pytest
 
-from chatkeep.model import (
-    Conversation,
-    NewConversation,
-)
+from chatkeep.model import Conversation, NewConversation
 from chatkeep.store import Store
 from chatkeep.testing.answers import someone
 

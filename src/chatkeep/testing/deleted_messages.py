@@ -6,15 +6,7 @@ from uuid import uuid4
 import pytest
 
 from chatkeep.errors import NotFound
-from chatkeep.model import (
-    Conversation,
-    ConversationChange,
-    Message,
-    Page,
-    Role,
-    Source,
-    Status,
-)
+from chatkeep.model import Conversation, ConversationChange, Message, Page, Role, Source, Status
 from chatkeep.store import Store
 from chatkeep.testing.answers import assistant, dense, found, seqs, turns, user, whole_history, whole_search
 from chatkeep.testing.calls import ORDERS

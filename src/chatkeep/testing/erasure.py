@@ -5,10 +5,7 @@ from datetime import UTC, datetime
 from uuid import uuid4
 
 from chatkeep.errors import NotFound
-from chatkeep.model import (
-    Conversation,
-    NewConversation,
-)
+from chatkeep.model import Conversation, NewConversation
 from chatkeep.store import Store
 from chatkeep.testing.answers import (
     assistant,

@@ -11,12 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatkeep.errors import InvalidId, InvalidInput
-from chatkeep.model import (
-    Conversation,
-    Message,
-    NewConversation,
-    Page,
-)
+from chatkeep.model import Conversation, Message, NewConversation, Page
 from chatkeep.store import Order, Store
 from chatkeep.testing.answers import dense, others_appending, seqs, turns, whole_history
 from chatkeep.testing.calls import ORDERS

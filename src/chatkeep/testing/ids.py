@@ -5,11 +5,7 @@ from uuid import UUID, uuid4
 import pytest
 
 from chatkeep.errors import InvalidId, NotFound
-from chatkeep.model import (
-    Conversation,
-    ConversationChange,
-    NewConversation,
-)
+from chatkeep.model import Conversation, ConversationChange, NewConversation
 from chatkeep.store import Store
 from chatkeep.testing.answers import user
 from chatkeep.testing.calls import CONVERSATION_CALLS, MESSAGE_CALLS

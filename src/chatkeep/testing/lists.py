@@ -6,10 +6,7 @@ from uuid import UUID
 import pytest
 
 from chatkeep.errors import InvalidInput
-from chatkeep.model import (
-    ImportedConversation,
-    NewConversation,
-)
+from chatkeep.model import ImportedConversation, NewConversation
 from chatkeep.store import ListOrder, Store
 from chatkeep.testing.answers import someone, user, whole_list
 from chatkeep.testing.contract import Contract

@@ -7,12 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatkeep.errors import InvalidInput, NotFound, NotYours
-from chatkeep.model import (
-    Conversation,
-    ConversationChange,
-    Message,
-    NewConversation,
-)
+from chatkeep.model import Conversation, ConversationChange, Message, NewConversation
 from chatkeep.store import Store
 from chatkeep.testing.answers import found, someone, user, whole_list
 from chatkeep.testing.calls import CONVERSATION_CALLS, MESSAGE_CALLS, OWNER_CALLS

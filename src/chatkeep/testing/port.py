@@ -7,9 +7,7 @@ from uuid import uuid4
 import pytest
 
 from chatkeep.errors import StoreUnavailable
-from chatkeep.model import (
-    NewConversation,
-)
+from chatkeep.model import NewConversation
 from chatkeep.store import Store
 from chatkeep.testing.answers import dense, seqs, turns
 from chatkeep.testing.calls import CONVERSATION_CALLS, MESSAGE_CALLS, METHODS, OWNER_CALLS, STORE_CALLS

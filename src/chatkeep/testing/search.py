@@ -5,10 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatkeep.errors import InvalidInput
-from chatkeep.model import (
-    Conversation,
-    NewConversation,
-)
+from chatkeep.model import Conversation, NewConversation
 from chatkeep.store import Store
 from chatkeep.testing.answers import assistant, contents, found, someone, user, whole_search
 from chatkeep.testing.contract import Contract, Opener

@@ -11,15 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatkeep.errors import InvalidInput
-from chatkeep.model import (
-    Conversation,
-    ConversationChange,
-    ImportedMessage,
-    NewConversation,
-    NewMessage,
-    Role,
-    Status,
-)
+from chatkeep.model import Conversation, ConversationChange, ImportedMessage, NewConversation, NewMessage, Role, Status
 from chatkeep.store import Store
 from chatkeep.testing.answers import assistant, contents, dense, found, seqs, user
 from chatkeep.testing.contract import Contract, Opener

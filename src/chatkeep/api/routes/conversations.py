@@ -15,8 +15,9 @@ from chatkeep.api.idempotency import IdempotencyKey, once
 from chatkeep.api.paging import MAX_PAGE_LIMIT, Limit, ListQuery, WholeNumber
 from chatkeep.api.query import described, read_query
 from chatkeep.errors import NotFound
-from chatkeep.model import Conversation, ConversationChange, Label, Message, NewConversation, Page
+from chatkeep.model import Conversation, ConversationChange, Message, NewConversation, Page
 from chatkeep.store import MAX_OFFSET, ListOrder, Store
+from chatkeep.values import Label
 
 router = APIRouter(prefix="/api/conversations", tags=["conversations"], route_class=JsonRoute)
 

@@ -8,10 +8,10 @@ from pymongo.errors import DuplicateKeyError
 
 from chatkeep.access import IDS_CLASH, KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged
 from chatkeep.errors import Conflict
-from chatkeep.model import from_micros, now, valid_owner
 from chatkeep.stores.mongo import removal
 from chatkeep.stores.mongo.database import Database, Document, View
 from chatkeep.stores.mongo.rows import micros
+from chatkeep.values import from_micros, now, valid_owner
 
 
 class MongoAccess(Access):

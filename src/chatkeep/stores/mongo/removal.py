@@ -5,9 +5,9 @@ from uuid import UUID
 
 from pymongo import ASCENDING
 
-from chatkeep.model import now
 from chatkeep.stores.mongo.database import Document, View
 from chatkeep.stores.mongo.rows import Key, conversation_filter, message_filter, message_id, micros
+from chatkeep.values import now
 
 SLICE = 5_000
 """Messages that are removed at once at most, so that nobody waits long for it."""

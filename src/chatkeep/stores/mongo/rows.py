@@ -35,17 +35,14 @@ from chatkeep.model import (
     SearchHit,
     Source,
     Status,
-    from_micros,
-    json_text,
-    now,
     stored,
-    to_micros,
 )
 from chatkeep.store import MAX_LIMIT, ListOrder
 from chatkeep.stores.append import Known, Placed, State, plan
 from chatkeep.stores.mongo.database import MAX_DOCUMENT_BYTES, TOO_LARGE, Document, View
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Run, Segment, Tree
+from chatkeep.values import from_micros, json_text, now, to_micros
 from chatkeep.words import holds, index_words, query_words, snippet
 
 type Key = tuple[str, UUID]

@@ -22,11 +22,6 @@ from chatkeep.model import (
     Page,
     SearchHit,
     Status,
-    clean_text,
-    dump_json,
-    merge_patch,
-    now,
-    valid_owner,
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions
 from chatkeep.stores.append import Placed, State, check, ids_to_look_up, is_simple, plan
@@ -39,6 +34,7 @@ from chatkeep.stores.mongo.removal import Removed
 from chatkeep.stores.mongo.rows import Item, Key
 from chatkeep.stores.window import Window, list_scope, valid_page
 from chatkeep.tree import Position, Segment, Tree
+from chatkeep.values import clean_text, dump_json, merge_patch, now, valid_owner
 from chatkeep.words import query_phrases
 
 FLUSHERS = 2
@@ -61,7 +57,7 @@ class MongoStore(Store):
             relaxed=options.durability == "relaxed",
         )
         self._access = MongoAccess(self._database)
-        self._groups: GroupCommit[Item] = GroupCommit(self._append_group, flushers=FLUSHERS)
+        self._groups: GroupCommit[Item] = GroupCommit(self._append_group, flushers=FLUSHERS, committed=self._committed)
         self._turns: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._background: set[asyncio.Task[Any]] = set()
         self._has_schema = False

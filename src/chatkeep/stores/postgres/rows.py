@@ -28,19 +28,14 @@ from chatkeep.model import (
     Role,
     SearchHit,
     Source,
-    decode_nul,
-    encode_nul,
-    from_micros,
-    json_text,
     stored,
-    title_from,
-    to_micros,
 )
 from chatkeep.store import ListOrder
 from chatkeep.stores.append import Known, Placed, State, as_stored
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Segment, Tree
+from chatkeep.values import decode_nul, encode_nul, from_micros, json_text, title_from, to_micros
 from chatkeep.words import holds, index_terms, query_terms, snippet
 
 INDEX_SLICE = 500

@@ -22,13 +22,6 @@ from chatkeep.model import (
     Page,
     SearchHit,
     Status,
-    clean_text,
-    dump_json,
-    encode_nul,
-    from_micros,
-    merge_patch,
-    now,
-    valid_owner,
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions
 from chatkeep.stores.access_sql import Row, SqlAccess
@@ -40,6 +33,7 @@ from chatkeep.stores.postgres.database import Database
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.window import Window, list_scope, valid_page
 from chatkeep.tree import Position, Tree
+from chatkeep.values import clean_text, dump_json, encode_nul, from_micros, merge_patch, now, valid_owner
 from chatkeep.words import query_phrases
 
 type Key = tuple[str, UUID]
@@ -73,7 +67,9 @@ class PostgresStore(Store):
             pgbouncer=options.pgbouncer,
         )
         self._access = PostgresAccess(self._database, search=options.search)
-        self._batches: GroupCommit[Simple] = GroupCommit(self._append_batch, flushers=FLUSHERS)
+        self._batches: GroupCommit[Simple] = GroupCommit(
+            self._append_batch, flushers=FLUSHERS, committed=self._committed
+        )
         self._turns: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
         self._background: set[asyncio.Task[Any]] = set()
         self._closed = False

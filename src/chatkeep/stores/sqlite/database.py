@@ -22,8 +22,8 @@ import apsw
 
 from chatkeep.errors import ChatkeepError, SchemaMismatch, StoreUnavailable
 from chatkeep.migrations import HEAD, REVISIONS, render
-from chatkeep.model import now
 from chatkeep.stores.group_commit import GroupCommit
+from chatkeep.values import now
 from chatkeep.words import index_text
 
 logger = logging.getLogger(__name__)
@@ -138,7 +138,13 @@ class SqliteFile:
     """One database file, used by one event loop."""
 
     def __init__(
-        self, path: Path, *, synchronous: Literal["full", "normal"], write_timeout: float, readers: int
+        self,
+        path: Path,
+        *,
+        synchronous: Literal["full", "normal"],
+        write_timeout: float,
+        readers: int,
+        committed: Callable[[int], None] = lambda _: None,
     ) -> None:
         self.path = path
         self._synchronous = synchronous
@@ -148,7 +154,7 @@ class SqliteFile:
         self._of_thread = threading.local()
         self._writer = ThreadPoolExecutor(1, "chatkeep-sqlite-writer")
         self._readers = ThreadPoolExecutor(readers, "chatkeep-sqlite-reader")
-        self._commits: GroupCommit[Job] = GroupCommit(self._flush)
+        self._commits: GroupCommit[Job] = GroupCommit(self._flush, committed=committed)
         self._wal_bytes = 0
         self._checkpoint_at = CHECKPOINT_BYTES
         self._commit_count = 0

@@ -23,16 +23,14 @@ from chatkeep.model import (
     Page,
     SearchHit,
     Source,
-    from_micros,
-    json_text,
     stored,
-    to_micros,
 )
 from chatkeep.store import ListOrder
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.sqlite.database import Row, Transaction
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Segment, Tree
+from chatkeep.values import from_micros, json_text, to_micros
 from chatkeep.words import MAX_INDEXED_CHARS, index_text, snippet
 
 SLICE = 1_000

@@ -25,13 +25,6 @@ from chatkeep.model import (
     Page,
     SearchHit,
     Status,
-    clean_text,
-    dump_json,
-    from_micros,
-    merge_patch,
-    now,
-    to_micros,
-    valid_owner,
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions, file_path
 from chatkeep.stores.access_sql import Row, SqlAccess
@@ -40,6 +33,7 @@ from chatkeep.stores.sqlite import rows
 from chatkeep.stores.sqlite.database import SqliteFile, Transaction
 from chatkeep.stores.window import Window, list_scope, valid_page
 from chatkeep.tree import Position, Tree
+from chatkeep.values import clean_text, dump_json, from_micros, merge_patch, now, to_micros, valid_owner
 from chatkeep.words import query_phrases
 
 
@@ -56,6 +50,7 @@ class SqliteStore(Store):
             synchronous=options.synchronous,
             write_timeout=options.write_timeout,
             readers=options.readers,
+            committed=self._committed,
         )
         self._access = SqliteAccess(self._file)
         self._background: set[asyncio.Task[Any]] = set()
