@@ -106,8 +106,5 @@ class Access(ABC):
         """Remove an owner's keys and replies."""
 
     @abstractmethod
-    async def rename_owner(self, old: str, new: str) -> int:
-        """Give everything that `old` has to `new`, and return how many conversations that were.
-
-        Idempotent. Raises Conflict where `new` has a conversation with an id of one of `old`'s.
-        """
+    async def rename_owner(self, old: str, new: str) -> None:
+        """Give the keys of one owner to another, and remove the replies, which name ids and owners of before."""

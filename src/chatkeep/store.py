@@ -27,7 +27,6 @@ from pydantic import Field, ValidationError
 
 from chatkeep.access import Access
 from chatkeep.errors import ChatkeepError, InvalidInput
-from chatkeep.migrations import HEAD
 from chatkeep.model import (
     MAX_CONTENT_CHARS,
     Conversation,
@@ -97,7 +96,7 @@ class Store(ABC):
     driver_options: ClassVar[bool] = False
     """Whether what chatkeep does not know in a URL's query is for the database's driver."""
 
-    newest_revision: ClassVar[str] = HEAD
+    newest_revision: ClassVar[str]
     """What `schema_revision` is after `migrate`."""
 
     def __init_subclass__(cls, **arguments: Any) -> None:
@@ -270,6 +269,13 @@ class Store(ABC):
         """Remove everything of an owner from the database and say what went. Idempotent.
 
         SQLite writes the file anew, so that no copy stays in it: seconds per gigabyte while others wait.
+        """
+
+    @abstractmethod
+    async def rename_owner(self, owner: str, new_owner: str) -> int:
+        """Give everything that an owner has to another owner, API keys too; return how many conversations that were.
+
+        Idempotent. Raises Conflict if both have a conversation with the same id.
         """
 
     @abstractmethod

@@ -83,7 +83,7 @@ class TestStoreContract(StoreContract):
     async def test_renaming_an_owner(self, store: Store, owner: str) -> None:
         """Citus refuses to change the column that says on which machine a row lies, and so does the store."""
         with pytest.raises(InvalidInput, match="export the conversations"):
-            await store.access.rename_owner(owner, "zoe")
+            await store.rename_owner(owner, "zoe")
 
     async def test_renaming_refuses_a_clash(self, store: Store, owner: str) -> None:
         """It refuses in every case."""

@@ -33,8 +33,8 @@ from chatkeep import (
     open_store,
 )
 from chatkeep.recorder import Recorder
-from chatkeep.stores.mongo import removal
 from chatkeep.stores.mongo import rows as documents
+from chatkeep.stores.mongo.rows import MongoRows
 from chatkeep.stores.mongo.schema import INDEXES, VALIDATORS
 from chatkeep.stores.mongo.store import MongoStore
 from chatkeep.testing import (
@@ -494,7 +494,7 @@ async def use_everything(store: Store, owner: str, other: str) -> None:
     await whole_search(store, owner, "tea", limit=2)
     for calls in (CONVERSATION_CALLS, OWNER_CALLS):
         for name, call in calls.items():
-            if not name.startswith(("delete", "erase")):
+            if not name.startswith(("delete", "erase", "rename")):
                 await call(store, owner, talk.id, stored[0].id)
                 if calls is CONVERSATION_CALLS:
                     with pytest.raises(NotYours):
@@ -502,7 +502,7 @@ async def use_everything(store: Store, owner: str, other: str) -> None:
     access = store.access
     await access.begin_request(owner, "k", b"f" * 32)
     await access.abandon_request(owner, "k")
-    await access.rename_owner(owner, other)
+    await store.rename_owner(owner, other)
     await store.delete_message(other, talk.id, stored[0].id)
     await store.delete_conversation(other, imported.id)
     await store.erase_owner(other)
@@ -737,8 +737,8 @@ async def test_deletion_that_is_cut_off(
     url: str, talk: Conversation, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     """A deletion that ends after any step left nothing to see; the next opening removes the rest."""
-    monkeypatch.setattr(removal, "SLICE", 10)
-    purge, done = removal.purge_slice, 0
+    monkeypatch.setattr(documents, "SLICE", 10)
+    purge, done = MongoRows.purge_slice, 0
 
     async def killed(*arguments: Any) -> Any:
         nonlocal done
@@ -749,13 +749,13 @@ async def test_deletion_that_is_cut_off(
 
     async with open_store(url) as store:
         stored = await store.append(OWNER, talk.id, turns(40, "sage"))
-        monkeypatch.setattr(removal, "purge_slice", killed)
+        monkeypatch.setattr(MongoRows, "purge_slice", killed)
         if steps < 7:
             with pytest.raises(Killed):
                 await parts(store)._delete((OWNER, talk.id))
         else:
             assert await store.delete_conversation(OWNER, talk.id)
-    monkeypatch.setattr(removal, "purge_slice", purge)
+    monkeypatch.setattr(MongoRows, "purge_slice", purge)
     left = raw(url).messages.count_documents({})
     assert left == max(0, 43 - 10 * (steps - 1))
     async with open_store(url, migrate=False) as store:
@@ -782,17 +782,17 @@ async def test_a_page_is_never_half_of_a_conversation(
     url: str, store: Store, talk: Conversation, monkeypatch: pytest.MonkeyPatch, page: dict[str, Any]
 ) -> None:
     """Removing that begins while a page is read makes it NotFound: what is left for now is not shown."""
-    monkeypatch.setattr(removal, "SLICE", 10)
+    monkeypatch.setattr(documents, "SLICE", 10)
     await store.append(OWNER, talk.id, turns(57))
-    read = documents.path_messages
+    read = MongoRows.segment
 
-    async def late(view: Any, key: Any, *arguments: Any) -> Any:
-        await removal.hide(view, key)
-        await removal.purge_slice(view, OWNER)
-        return await read(view, key, *arguments)
+    async def late(rows: MongoRows, key: Any, *arguments: Any) -> Any:
+        await rows.hide(key)
+        await rows.purge_slice(OWNER)
+        return await read(rows, key, *arguments)
 
     assert (await store.history(OWNER, talk.id, **page)).items
-    monkeypatch.setattr(documents, "path_messages", late)
+    monkeypatch.setattr(MongoRows, "segment", late)
     with pytest.raises(NotFound):
         await store.history(OWNER, talk.id, **page)
     with pytest.raises(NotFound):

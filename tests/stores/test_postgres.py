@@ -38,8 +38,8 @@ from chatkeep import (
     UnsafeDatabase,
     open_store,
 )
-from chatkeep.stores.postgres import removal, rows
 from chatkeep.stores.postgres.address import written_address
+from chatkeep.stores.postgres.rows import PostgresRows
 from chatkeep.stores.postgres.store import PostgresStore
 from chatkeep.testing import CONVERSATION_CALLS, assistant, contents, dense, seqs, turns, user, whole_log
 from chatkeep.values import decode_nul, encode_nul
@@ -273,7 +273,7 @@ async def test_what_is_being_removed_is_not_shown(url: str, store: Store, talk: 
     """A conversation that is hidden, and removed in part, as after a kill, is not there for any call."""
     stored = await store.append(OWNER, talk.id, turns(20, "sage"))
     async with raw(url) as connection:
-        assert await removal.hide(connection, OWNER, talk.id)
+        assert await PostgresRows(connection).hide((OWNER, talk.id))
         await connection.execute("DELETE FROM messages WHERE seq <= 10")
     for name, call in CONVERSATION_CALLS.items():
         if name != "delete_conversation":
@@ -293,18 +293,18 @@ async def test_a_page_is_never_half_of_a_conversation(
     trunk = await store.append(OWNER, talk.id, turns(50))
     fork = NewMessage(role=Role.USER, content="fork", parent_id=trunk[30].id)
     await store.append(OWNER, talk.id, [fork, *turns(20)])
-    whole, fetch, calls = await store.history(OWNER, talk.id, **page), rows.messages, 0
+    whole, fetch, calls = await store.history(OWNER, talk.id, **page), PostgresRows._messages, 0
 
     async def late(*arguments: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == part:
             async with raw(url) as connection:
-                await removal.hide(connection, OWNER, talk.id)
+                await PostgresRows(connection).hide((OWNER, talk.id))
                 await connection.execute("DELETE FROM messages WHERE seq % 2 = 0")
         return await fetch(*arguments)
 
-    monkeypatch.setattr(rows, "messages", late)
+    monkeypatch.setattr(PostgresRows, "_messages", late)
     if part == 1:
         with pytest.raises(NotFound):
             await store.history(OWNER, talk.id, **page)

@@ -5,10 +5,10 @@ import itertools
 import os
 import sqlite3
 import tempfile
-from collections.abc import AsyncIterator, Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from functools import partial
 from pathlib import Path
+from typing import Any
 from uuid import UUID, uuid4
 
 import apsw
@@ -26,9 +26,10 @@ from chatkeep import (
     StoreUnavailable,
     open_store,
 )
+from chatkeep.stores.rows import Work, run
 from chatkeep.stores.sqlite import database as sqlite_file
-from chatkeep.stores.sqlite import rows
 from chatkeep.stores.sqlite.database import SqliteFile, Transaction
+from chatkeep.stores.sqlite.rows import SqliteRows
 from chatkeep.testing import assistant, contents, dense, found, seqs, turns, user, whole_log
 
 OWNER = "ada"
@@ -278,15 +279,21 @@ async def test_owner_who_is_erased_and_comes_back_in_one_commit(path: Path) -> N
     """An owner whose last row is removed in a transaction is written anew where the same transaction needs it."""
     file = SqliteFile(path, synchronous="full", write_timeout=5, readers=1)
     await file.migrate("head")
-    steps = (
-        partial(rows.create, OWNER, NewConversation()),
-        partial(rows.hide_all, OWNER),
-        partial(rows.purge_slice, OWNER),
-        partial(rows.remove_owner, OWNER),
-        partial(rows.create, OWNER, NewConversation()),
+
+    def step[T](work: Work[SqliteRows, T]) -> Coroutine[Any, Any, T]:
+        return file.write(lambda transaction: run(work(SqliteRows(transaction.connection, transaction))))
+
+    def create(owner: str) -> Coroutine[Any, Any, object]:
+        return step(lambda rows: rows.create((owner, uuid4()), NewConversation()))
+
+    answers = await asyncio.gather(
+        create("bob"),  # the others wait for it, and go together
+        create(OWNER),
+        step(lambda rows: rows.hide_all(OWNER)),
+        step(lambda rows: rows.purge_slice(OWNER)),
+        step(lambda rows: rows.remove_owner(OWNER)),
+        create(OWNER),
     )
-    first = file.write(partial(rows.create, "bob", NewConversation()))  # the others wait for it, and go together
-    answers = await asyncio.gather(first, *(file.write(step) for step in steps))
     assert answers[4] == 0
     assert await file.read(lambda connection: connection.execute("SELECT id FROM users ORDER BY id").fetchall()) == [
         (OWNER,),

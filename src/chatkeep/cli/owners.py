@@ -19,7 +19,7 @@ def rename_owner(old: OwnerName, new: OwnerName, database_url: DatabaseUrl = Non
 
 async def _rename_owner(url: str, old: str, new: str) -> None:
     async with existing(url) as store:
-        count = await store.access.rename_owner(old, new)
+        count = await store.rename_owner(old, new)
         out.print(f"{count:,} conversations have a new owner")
 
 

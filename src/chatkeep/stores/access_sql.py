@@ -7,14 +7,11 @@ they first appear, so they appear in order. Text is stored as PostgreSQL can hol
 from abc import abstractmethod
 from collections.abc import Sequence
 from datetime import datetime
-from typing import Any
 
 from chatkeep.access import KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged
 from chatkeep.errors import Conflict
+from chatkeep.stores.rows import Row
 from chatkeep.values import decode_nul, encode_nul, from_micros, now, to_micros
-
-type Row = Any
-"""A tuple, or what the driver returns in place of one."""
 
 CREATE = """
     INSERT INTO api_keys (id, secret_hash, owner_id, name, scopes, created_at, expires_at)
@@ -100,19 +97,10 @@ class SqlAccess(Access):
         requests = await self._write("DELETE FROM requests WHERE owner_id = $1 RETURNING key", owner)
         return Forgotten(len(keys), len(requests))
 
-    async def rename_owner(self, old: str, new: str) -> int:
-        if old == new:
-            return 0
-        count = await self._rename_conversations(old, new)
+    async def rename_owner(self, old: str, new: str) -> None:
         statement = "UPDATE api_keys SET owner_id = $1 WHERE owner_id = $2 RETURNING id"
         await self._write(statement, encode_nul(new), encode_nul(old))
-        # Replies name ids and owners of before.
         await self._write("DELETE FROM requests WHERE owner_id = $1 RETURNING key", encode_nul(old))
-        return count
-
-    @abstractmethod
-    async def _rename_conversations(self, old: str, new: str) -> int:
-        """Give the conversations of `old` to `new`, in one transaction, and index them for `new`."""
 
     async def _forget_old(self, owner: str, past: int) -> None:
         statement = "DELETE FROM requests WHERE owner_id = $1 AND expires_at <= $2 RETURNING key"

@@ -60,6 +60,11 @@ def is_simple(messages: Sequence[NewMessage]) -> bool:
     return len(messages) == 1 and not messages[0].names_parent and not isinstance(messages[0], ImportedMessage)
 
 
+def with_ids(messages: Sequence[NewMessage]) -> list[NewMessage]:
+    """The messages, each with an id: what may be tried twice must be stored once."""
+    return [m if m.id is not None else m.model_copy(update={"id": new_id()}) for m in messages]
+
+
 def ids_to_look_up(messages: Sequence[NewMessage]) -> set[UUID]:
     """The ids of messages and parents that may be in the conversation already."""
     ids = {message.id for message in messages} | {message.parent_id for message in messages}

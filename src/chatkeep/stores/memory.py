@@ -1,39 +1,44 @@
 """The store in memory: for tests of applications, and for conversations that need not outlive the process.
 
-It keeps the whole contract, durability apart. Every method runs without an await inside, so that nothing
-can come between its steps.
+It keeps the whole contract, durability apart. What runs on its rows never waits, so that nothing can come
+between the steps of a transaction; what refuses has changed nothing.
 """
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
+from typing import Any, override
 from uuid import UUID
 
 from chatkeep.access import IDS_CLASH, KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged
-from chatkeep.cursor import decode_cursor, encode_cursor
-from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours, StoreUnavailable
-from chatkeep.ids import new_id, valid_id
-from chatkeep.migrations import HEAD
+from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.model import (
     Conversation,
-    ConversationChange,
-    ErasureReceipt,
     ImportedConversation,
     Message,
     NewConversation,
-    NewMessage,
-    Page,
-    SearchHit,
     Status,
 )
-from chatkeep.store import ListOrder, Order, Store, StoreOptions, file_path
-from chatkeep.stores.append import Known, Placed, State, check, ids_to_look_up, plan
-from chatkeep.stores.window import Window, list_scope, valid_page
-from chatkeep.tree import Position, Segment, Tree
-from chatkeep.values import clean_text, merge_patch, now, to_micros, valid_owner
-from chatkeep.words import holds, query_phrases, snippet
+from chatkeep.store import ListOrder, Order, StoreOptions, file_path
+from chatkeep.stores.append import Known, Placed, State
+from chatkeep.stores.base import RowStore
+from chatkeep.stores.rows import Found, Hit, Key, Removed, Rows, StateRow, Work, run
+from chatkeep.stores.window import ListPlace
+from chatkeep.tree import Position, Segment
+from chatkeep.values import now
+from chatkeep.words import holds
+
+ERASED: Mapping[str, Any] = {
+    "content": "",
+    "sources": (),
+    "metadata": {},
+    "external_id": None,
+    "status": Status.DELETED,
+}
+"""What a deletion leaves of a message, beside its place and its id."""
 
 
 @dataclass
@@ -56,22 +61,32 @@ class _Request:
 
 
 @dataclass
-class _Thread:
+class _Stored:
     """A conversation with its messages, the one with seq n at n - 1."""
 
     conversation: Conversation
     fingerprint: bytes
-    tree: Tree = field(default_factory=Tree)
-    head: Position | None = None
+    head_seq: int | None = None
+    runs: str | None = None
     log: list[_Entry] = field(default_factory=list)
     by_id: dict[UUID, _Entry] = field(default_factory=dict)
+
+
+@dataclass
+class _Data:
+    """What a store holds."""
+
+    owners: dict[str, dict[UUID, _Stored]] = field(default_factory=dict)
+    stored: int = 0
+    """How many messages were ever stored."""
+    removed: dict[str, Removed] = field(default_factory=dict)
+    """What was hidden, by owner: there is nothing to remove later, but to count."""
 
 
 class MemoryAccess(Access):
     """API keys and replies in this process's memory."""
 
-    def __init__(self, threads: dict[str, dict[UUID, _Thread]]) -> None:
-        self._threads = threads
+    def __init__(self) -> None:
         self._keys: dict[str, tuple[ApiKey, bytes]] = {}
         self._requests: dict[tuple[str, str], _Request] = {}
 
@@ -123,247 +138,63 @@ class MemoryAccess(Access):
             del self._requests[place]
         return Forgotten(len(keys), len(requests))
 
-    async def rename_owner(self, old: str, new: str) -> int:
-        threads = self._threads.get(valid_owner(old), {})
-        if old == valid_owner(new):
-            return 0
-        if threads.keys() & self._threads.get(new, {}).keys():
-            raise Conflict(IDS_CLASH)
-        for thread in threads.values():
-            thread.conversation = thread.conversation.model_copy(update={"owner_id": new})
-        self._threads.setdefault(new, {}).update(self._threads.pop(old, {}))
+    async def rename_owner(self, old: str, new: str) -> None:
         for key in await self.list_keys(old):
             self._keys[key.id] = key.model_copy(update={"owner_id": new}), self._keys[key.id][1]
         self._requests = {place: request for place, request in self._requests.items() if place[0] != old}
-        return len(threads)
 
 
-class MemoryStore(Store):
-    """Conversations in this process's memory."""
+class MemoryRows(Rows):
+    """Rows in dictionaries."""
 
-    def __init__(self, url: str, options: StoreOptions) -> None:
-        super().__init__(url, options)
-        if file_path(url):
-            raise InvalidInput("a memory store has no path: memory://", got=file_path(url))
-        self._threads: dict[str, dict[UUID, _Thread]] = {}
-        self._access = MemoryAccess(self._threads)
-        self._stored = 0
-        self._closed = False
+    __slots__ = ("_data", "_index")
 
-    @property
-    def access(self) -> Access:
-        return self._access
+    reads_visible = True
+
+    def __init__(self, data: _Data, *, index: bool) -> None:
+        self._data = data
+        self._index = index
+
+    def _of(self, owner: str) -> dict[UUID, _Stored]:
+        return self._data.owners.get(owner, {})
+
+    def _find(self, key: Key) -> _Stored | None:
+        return self._of(key[0]).get(key[1])
+
+    def _log_of(self, key: Key) -> list[_Entry]:
+        found = self._find(key)
+        return found.log if found is not None else []
+
+    def _entries(self, key: Key, ids: Collection[UUID]) -> list[_Entry]:
+        found = self._find(key)
+        return [found.by_id[id_] for id_ in ids if id_ in found.by_id] if found is not None else []
 
     # --- conversations ------------------------------------------------------------------------------------
 
-    async def create_conversation(self, owner: str, new: NewConversation) -> Conversation:
-        return _copy(self._create(self._open(owner), new))
+    @override
+    async def state(self, key: Key, *, lock: bool = False) -> StateRow | None:
+        found = self._find(key)
+        if found is None:
+            return None
+        c = found.conversation
+        return StateRow(c.last_seq, found.head_seq, c.head_id, found.runs, c.title, c.updated_at, now())
 
-    async def get_or_create_conversation(self, owner: str, new: NewConversation) -> Conversation:
-        newest = next(iter(self._sorted(self._open(owner), "updated", new.context_id, exact=True)), None)
-        return _copy(newest or self._create(owner, new))
+    @override
+    async def conversation(self, key: Key, *, lock: bool = False) -> Conversation | None:
+        found = self._find(key)
+        return None if found is None else _copy(found.conversation)
 
-    async def get_conversation(self, owner: str, conversation_id: UUID | str) -> Conversation:
-        return _copy(self._thread(owner, conversation_id).conversation)
+    async def exists_elsewhere(self, id_: UUID) -> bool:
+        return any(id_ in conversations for conversations in self._data.owners.values())
 
-    async def list_conversations(
-        self,
-        owner: str,
-        *,
-        context_id: str | None = None,
-        order: ListOrder = "updated",
-        limit: int = 10,
-        cursor: str | None = None,
-        offset: int = 0,
-        total: bool = False,
-    ) -> Page[Conversation]:
-        valid_page(limit, offset, cursor)
-        context_id = None if context_id is None else clean_text(context_id)
-        scope = list_scope(self._open(owner), context_id, order)
-        listed = self._sorted(owner, order, context_id, exact=context_id is not None)
-        rest = listed[offset:] if cursor is None else _after(listed, order, scope, cursor)
-        following = None
-        if len(rest) > limit:
-            following = encode_cursor("conversations", scope, *_place(rest[limit - 1], order))
-        return Page(items=[_copy(c) for c in rest[:limit]], total=len(listed) if total else None, next=following)
-
-    async def update_conversation(
-        self, owner: str, conversation_id: UUID | str, change: ConversationChange
-    ) -> Conversation:
-        thread = self._thread(owner, conversation_id)
-        new: dict[str, object] = {}
-        if "title" in change.model_fields_set:
-            new["title"] = change.title
-        if "metadata" in change.model_fields_set:
-            old = thread.conversation.metadata
-            new["metadata"] = {} if change.metadata is None else merge_patch(old, change.metadata)
-        if "head_id" in change.model_fields_set:
-            thread.head = None if change.head_id is None else _entry(thread, change.head_id).position
-            new["head_id"] = change.head_id
-        thread.conversation = _copy(thread.conversation.model_copy(update=new))
-        return _copy(thread.conversation)
-
-    async def delete_conversation(self, owner: str, conversation_id: UUID | str) -> bool:
-        try:
-            thread = self._thread(owner, conversation_id)
-        except NotFound:
-            return False
-        del self._threads[owner][thread.conversation.id]
-        return True
-
-    # --- messages -----------------------------------------------------------------------------------------
-
-    async def append(
-        self,
-        owner: str,
-        conversation_id: UUID | str,
-        messages: Sequence[NewMessage],
-        *,
-        expected_seq: int | None = None,
-    ) -> list[Message]:
-        fingerprints = check(messages, self._options.max_content_chars)
-        thread = self._thread(owner, conversation_id)
-        state = _state(thread)
-        results = plan(
-            thread.conversation.id, state, messages, fingerprints, _known(thread, messages), now(), expected_seq
-        )
-        for result in results:
-            if isinstance(result, Placed) and result.message.id not in thread.by_id:
-                self._keep(thread, result)
-        _save_state(thread, state)
-        return [_copy(r.message if isinstance(r, Placed) else thread.by_id[r].message) for r in results]
-
-    async def history(
-        self,
-        owner: str,
-        conversation_id: UUID | str,
-        *,
-        limit: int = 50,
-        before: int | None = None,
-        after: int | None = None,
-        order: Order = "desc",
-        leaf: UUID | str | None = None,
-        cursor: str | None = None,
-        offset: int = 0,
-        total: bool = False,
-    ) -> Page[Message]:
-        valid_owner(owner)
-        id_, leaf = valid_id(conversation_id), None if leaf is None else valid_id(leaf)
-        window = Window.of(owner, id_, leaf, limit, before, after, order, cursor, offset)
-        thread = self._thread(owner, id_)
-        end = _leaf(thread, leaf, window)
-        path = thread.tree.path(end.run, end.seq) if end else []
-        found = islice(_walk(thread, window.cut(path), order), offset, offset + limit + 1)
-        length = sum(1 for _ in _walk(thread, path, "asc")) if total else None
-        return window.page([_copy(message) for message in found], end, length)
-
-    async def log(
-        self, owner: str, conversation_id: UUID | str, *, after: int = 0, limit: int = 1_000
-    ) -> list[Message]:
-        valid_page(limit, 0, None)
-        thread = self._thread(owner, conversation_id)
-        return [_copy(entry.message) for entry in thread.log[max(after, 0) : max(after, 0) + limit]]
-
-    async def get_message(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> Message:
-        thread = self._thread(owner, conversation_id, message_id)
-        return _copy(_entry(thread, valid_id(message_id)).message)
-
-    async def siblings(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> list[Message]:
-        thread = self._thread(owner, conversation_id, message_id)
-        parent_id = _entry(thread, valid_id(message_id)).message.parent_id
-        messages = (entry.message for entry in thread.log)
-        return [_copy(m) for m in messages if m.parent_id == parent_id and m.status != Status.DELETED]
-
-    async def delete_message(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> bool:
-        thread = self._thread(owner, conversation_id, message_id)
-        entry = thread.by_id.get(valid_id(message_id))
-        if entry is None or entry.message.status == Status.DELETED:
-            return False
-        erased: dict[str, object] = {
-            "content": "",
-            "sources": (),
-            "metadata": {},
-            "external_id": None,
-            "status": Status.DELETED,
-        }
-        entry.message = entry.message.model_copy(update=erased)
-        return True
-
-    async def search_messages(
-        self, owner: str, query: str, *, limit: int = 20, cursor: str | None = None
-    ) -> Page[SearchHit]:
-        valid_page(limit, 0, None)
-        if not self._options.search:
-            raise InvalidInput("this store was opened with search=off; open it without that to search")
-        phrases = query_phrases(query)
-        scope = (self._open(owner), query)
-        below = decode_cursor(cursor, "search", scope, int)[0] if cursor else self._stored + 1
-        found = list(islice(self._search(owner, phrases, below), limit + 1))
-        following = encode_cursor("search", scope, found[limit - 1][0]) if len(found) > limit else None
-        return Page(items=[hit for _, hit in found[:limit]], next=following)
-
-    # --- the store as a whole -----------------------------------------------------------------------------
-
-    async def erase_owner(self, owner: str) -> ErasureReceipt:
-        threads = self._threads.pop(self._open(owner), {}).values()
-        entries = [entry for thread in threads for entry in thread.log]
-        forgotten = await self._access.forget_owner(owner)
-        return ErasureReceipt(
-            owner_id=owner,
-            conversations=len(threads),
-            messages=len(entries),
-            search_entries=sum(1 for entry in entries if entry.message.content) if self._options.search else 0,
-            api_keys=forgotten.api_keys,
-            requests=forgotten.requests,
-            remaining=len(self._threads.get(owner, ())),
-            erased_at=now(),
-        )
-
-    async def migrate(self, revision: str = "head") -> None:
-        """Do nothing: what is in memory has the shape of this version."""
-
-    async def schema_revision(self) -> str | None:
-        return HEAD
-
-    async def ping(self) -> None:
-        self._open("ping")
-
-    async def aclose(self) -> None:
-        self._closed = True
-        self._threads.clear()
-
-    # ------------------------------------------------------------------------------------------------------
-
-    def _open(self, owner: str) -> str:
-        if self._closed:
-            raise StoreUnavailable("the store is closed")
-        return valid_owner(owner)
-
-    def _thread(self, owner: str, conversation_id: UUID | str, *other_ids: UUID | str) -> _Thread:
-        """The owner's conversation. Raises InvalidId, NotFound or NotYours."""
-        id_, *_ = [valid_id(value) for value in (conversation_id, *other_ids)]
-        thread = self._threads.get(self._open(owner), {}).get(id_)
-        if thread is None:
-            raise self._missing(id_)
-        return thread
-
-    def _missing(self, id_: UUID) -> ChatkeepError:
-        if not self._options.hide_foreign and any(id_ in threads for threads in self._threads.values()):
-            return NotYours("this conversation belongs to somebody else", got=id_)
-        return NotFound("there is no such conversation", got=id_)
-
-    def _create(self, owner: str, new: NewConversation) -> Conversation:
-        threads = self._threads.setdefault(owner, {})
-        id_, fingerprint, moment = new.id or new_id(), new.fingerprint(), now()
-        known = threads.get(id_)
-        if known and known.fingerprint != fingerprint:
-            raise Conflict("this conversation id is already used for other values", got=id_)
-        if known:
-            return known.conversation
+    async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
+        if self._find(key) or (slot and await self.newest(key[0], new.context_id)):
+            return None
+        moment = now()
         updated = new.updated_at if isinstance(new, ImportedConversation) else None
         conversation = Conversation(
-            id=id_,
-            owner_id=owner,
+            id=key[1],
+            owner_id=key[0],
             title=new.title,
             context_id=new.context_id,
             external_id=new.external_id,
@@ -373,94 +204,196 @@ class MemoryStore(Store):
             created_at=moment,
             updated_at=updated or moment,
         )
-        threads[id_] = _Thread(conversation, fingerprint)
-        return conversation
+        self._data.owners.setdefault(key[0], {})[key[1]] = _Stored(conversation, new.fingerprint())
+        return _copy(conversation)
 
-    def _sorted(self, owner: str, order: ListOrder, context_id: str | None, *, exact: bool) -> list[Conversation]:
-        conversations = [thread.conversation for thread in self._threads.get(owner, {}).values()]
-        if exact:
-            conversations = [c for c in conversations if c.context_id == context_id]
+    async def fingerprint(self, key: Key) -> bytes | None:
+        found = self._find(key)
+        return None if found is None else found.fingerprint
+
+    async def finish_removal(self, key: Key) -> None:
+        """Do nothing: what is hidden is gone at once."""
+
+    async def newest(self, owner: str, context_id: str | None) -> Conversation | None:
+        of_context = [c for c in self._sorted(owner, None, "updated") if c.context_id == context_id]
+        return _copy(of_context[0]) if of_context else None
+
+    def _sorted(self, owner: str, context_id: str | None, order: ListOrder) -> list[Conversation]:
+        found = [each.conversation for each in self._of(owner).values()]
+        if context_id is not None:
+            found = [c for c in found if c.context_id == context_id]
         if order == "id":
-            return sorted(conversations, key=lambda c: c.id)
-        return sorted(conversations, key=lambda c: (c.updated_at, c.id), reverse=True)
+            return sorted(found, key=lambda c: c.id)
+        return sorted(found, key=lambda c: (c.updated_at, c.id), reverse=True)
 
-    def _keep(self, thread: _Thread, placed: Placed) -> None:
-        self._stored += 1
-        entry = _Entry(_copy(placed.message), placed.position, placed.fingerprint, self._stored)
-        thread.log.append(entry)
-        thread.by_id[placed.message.id] = entry
+    async def listed(
+        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, limit: int, offset: int
+    ) -> list[Conversation]:
+        found = self._sorted(owner, context_id, order)
+        if after is not None and after.updated_at is not None:
+            place = after.updated_at, after.id
+            found = [c for c in found if (c.updated_at, c.id) < place]
+        elif after is not None:
+            found = [c for c in found if c.id > after.id]
+        return [_copy(c) for c in found[offset : offset + limit]]
 
-    def _search(self, owner: str, phrases: list[list[str]], below: int) -> Iterator[tuple[int, SearchHit]]:
-        threads = self._threads.get(owner, {}).values()
-        entries = [(entry.number, entry.message, thread) for thread in threads for entry in thread.log]
-        for number, message, thread in sorted(entries, key=lambda entry: entry[0], reverse=True):
-            if number < below and holds(message.content, phrases):
-                title, text = thread.conversation.title, snippet(message.content, phrases)
-                yield number, SearchHit(message=_copy(message), title=title, snippet=text)
+    async def count(self, owner: str, context_id: str | None) -> int:
+        return len(self._sorted(owner, context_id, "id"))
 
+    async def set_values(self, key: Key, values: Mapping[str, Any]) -> None:
+        found = self._of(key[0])[key[1]]
+        changed = dict(values)
+        if "head_seq" in changed:
+            found.head_seq = changed.pop("head_seq")
+        if "metadata" in changed:
+            changed["metadata"] = json.loads(changed["metadata"])
+        found.conversation = found.conversation.model_copy(update=changed)
 
-def _copy[R: (Conversation, Message)](record: R) -> R:
-    """A copy with metadata of its own: records are frozen, and what is inside their metadata is not."""
-    return record.model_copy(update={"metadata": deepcopy(record.metadata)})
+    # --- messages -----------------------------------------------------------------------------------------
 
-
-def _state(thread: _Thread) -> State:
-    """A copy of what an append changes, so that a refused one leaves the thread as it was."""
-    tree = Tree(thread.tree.last_seq, list(thread.tree.runs))
-    conversation = thread.conversation
-    return State(tree, thread.head, conversation.head_id, conversation.title, conversation.updated_at)
-
-
-def _save_state(thread: _Thread, state: State) -> None:
-    thread.tree, thread.head = state.tree, state.head
-    thread.conversation = thread.conversation.model_copy(
-        update={
+    async def save(self, key: Key, state: State, new: Sequence[Placed]) -> None:
+        found = self._of(key[0])[key[1]]
+        for message, position, fingerprint in new:
+            self._data.stored += 1
+            entry = _Entry(_copy(message), position, fingerprint, self._data.stored)
+            found.log.append(entry)
+            found.by_id[message.id] = entry
+        found.head_seq, found.runs = state.head.seq if state.head else None, state.tree.dump()
+        changed = {
             "title": state.title,
             "last_seq": state.tree.last_seq,
             "head_id": state.head_id,
             "updated_at": state.updated_at,
         }
-    )
+        found.conversation = found.conversation.model_copy(update=changed)
+
+    async def known(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Known]:
+        return {entry.message.id: Known(entry.position, entry.fingerprint) for entry in self._entries(key, ids)}
+
+    async def position(self, key: Key, seq: int) -> Position:
+        return self._log_of(key)[seq - 1].position
+
+    async def messages_by_id(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Message]:
+        return {entry.message.id: _copy(entry.message) for entry in self._entries(key, ids)}
+
+    async def messages_by_seq(self, key: Key, seqs: Collection[int]) -> list[Message]:
+        log = self._log_of(key)
+        found = [log[seq - 1].message for seq in sorted(seqs)]
+        return [_copy(message) for message in found if message.status != Status.DELETED]
+
+    async def log(self, key: Key, after: int, limit: int) -> list[Message]:
+        return [_copy(entry.message) for entry in self._log_of(key)[after : after + limit]]
+
+    async def next_in_run(self, key: Key, parent: Position) -> list[int]:
+        following = (entry.position for entry in islice(self._log_of(key), parent.seq, None))
+        return list(islice((position.seq for position in following if position.run == parent.run), 1))
+
+    async def segment(self, key: Key, segment: Segment, order: Order, limit: int, offset: int) -> list[Message]:
+        found = self._segment(key, segment)
+        if order == "desc":
+            found.reverse()
+        there = (message for message in found if message.status != Status.DELETED)
+        return [_copy(message) for message in islice(there, offset, offset + limit)]
+
+    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool) -> int:
+        return sum((message.status == Status.DELETED) is deleted for message in self._segment(key, segment))
+
+    def _segment(self, key: Key, segment: Segment) -> list[Message]:
+        entries = self._log_of(key)[segment.low - 1 : segment.high]
+        return [entry.message for entry in entries if entry.position.run == segment.run]
+
+    async def erase_message(self, key: Key, id_: UUID) -> bool:
+        for entry in self._entries(key, (id_,)):
+            if entry.message.status != Status.DELETED:
+                entry.message = entry.message.model_copy(update=dict(ERASED))
+                return True
+        return False
+
+    # --- search -------------------------------------------------------------------------------------------
+
+    async def search(self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int) -> Found:
+        (place,) = below or (self._data.stored + 1,)
+        entries = [(entry, each.conversation.title) for each in self._of(owner).values() for entry in each.log]
+        there = [(e, title) for e, title in entries if e.number < place and holds(e.message.content, phrases)]
+        newest = sorted(there, key=lambda found: found[0].number, reverse=True)[:limit]
+        return Found([Hit((entry.number,), _copy(entry.message), title) for entry, title in newest])
+
+    async def index_slice(self) -> bool:
+        return False
+
+    # --- removal ------------------------------------------------------------------------------------------
+
+    async def owners_with_remains(self) -> list[str]:
+        return []
+
+    async def hide(self, key: Key) -> bool:
+        return self._remove(key[0], [key[1]] if self._find(key) else [])
+
+    async def hide_all(self, owner: str) -> None:
+        self._remove(owner, list(self._of(owner)))
+
+    def _remove(self, owner: str, ids: Collection[UUID]) -> bool:
+        gone = [self._data.owners[owner].pop(id_) for id_ in ids]
+        messages = [entry.message for each in gone for entry in each.log]
+        indexed = sum(1 for message in messages if message.content) if self._index else 0
+        before = self._data.removed.get(owner, Removed())
+        self._data.removed[owner] = before.plus(Removed(len(gone), len(messages), indexed))
+        return bool(gone)
+
+    async def purge_slice(self, owner: str) -> Removed | None:
+        return self._data.removed.pop(owner, None)
+
+    async def remove_owner(self, owner: str) -> int | None:
+        return None if self._data.owners.pop(owner, None) else 0
+
+    async def rename_owner(self, old: str, new: str) -> int:
+        """Give the conversations of one owner to another, to be indexed anew, and count them. Raises Conflict."""
+        moved = self._of(old)
+        if moved.keys() & self._of(new).keys():
+            raise Conflict(IDS_CLASH)
+        for each in moved.values():
+            each.conversation = each.conversation.model_copy(update={"owner_id": new})
+        self._data.owners.setdefault(new, {}).update(self._data.owners.pop(old, {}))
+        return len(moved)
 
 
-def _known(thread: _Thread, messages: Sequence[NewMessage]) -> dict[UUID, Known]:
-    entries = {id_: thread.by_id[id_] for id_ in ids_to_look_up(messages) if id_ in thread.by_id}
-    return {id_: Known(entry.position, entry.fingerprint) for id_, entry in entries.items()}
+class MemoryStore(RowStore[MemoryRows]):
+    """Conversations in this process's memory."""
+
+    newest_revision = "memory"
+    hit_place = (int,)
+
+    def __init__(self, url: str, options: StoreOptions) -> None:
+        super().__init__(url, options)
+        if file_path(url):
+            raise InvalidInput("a memory store has no path: memory://", got=file_path(url))
+        self._data = _Data()
+        self._access = MemoryAccess()
+
+    @property
+    def access(self) -> Access:
+        return self._access
+
+    async def _read[T](self, work: Work[MemoryRows, T]) -> T:
+        return run(work(MemoryRows(self._data, index=self._options.search)))
+
+    @override
+    async def _write[T](self, work: Work[MemoryRows, T], *, atomic: bool = True) -> T:
+        return await self._read(work)
+
+    async def _rename(self, old: str, new: str) -> int:
+        return await self._write(lambda rows: rows.rename_owner(old, new))
+
+    async def _migrate(self, revision: str) -> None:
+        """Do nothing: what is in memory has the shape of this version."""
+
+    async def _revision(self) -> str | None:
+        return self.newest_revision
+
+    async def _close(self) -> None:
+        self._data.owners.clear()
 
 
-def _entry(thread: _Thread, message_id: UUID) -> _Entry:
-    entry = thread.by_id.get(message_id)
-    if entry is None or entry.message.status == Status.DELETED:
-        raise NotFound("there is no such message in this conversation", got=message_id)
-    return entry
-
-
-def _leaf(thread: _Thread, leaf: UUID | None, window: Window) -> Position | None:
-    if window.leaf_seq is not None:
-        return thread.log[window.checked_leaf(thread.tree.last_seq) - 1].position
-    return thread.head if leaf is None else _entry(thread, leaf).position
-
-
-def _walk(thread: _Thread, segments: list[Segment], order: Order) -> Iterator[Message]:
-    """The messages of `segments` that are not deleted, in reading order."""
-    for segment in segments:
-        entries = thread.log[segment.low - 1 : segment.high]
-        for entry in reversed(entries) if order == "desc" else entries:
-            if entry.position.run == segment.run and entry.message.status != Status.DELETED:
-                yield entry.message
-
-
-def _place(conversation: Conversation, order: ListOrder) -> tuple[int | str, ...]:
-    if order == "id":
-        return (conversation.id.hex,)
-    return to_micros(conversation.updated_at), conversation.id.hex
-
-
-def _after(listed: list[Conversation], order: ListOrder, scope: tuple[object, ...], cursor: str) -> list[Conversation]:
-    """What stands behind the cursor."""
-    if order == "id":
-        last = valid_id(decode_cursor(cursor, "conversations", scope, str)[0])
-        return [c for c in listed if c.id > last]
-    micros, hex_id = decode_cursor(cursor, "conversations", scope, int, str)
-    place = micros, valid_id(hex_id)
-    return [c for c in listed if (to_micros(c.updated_at), c.id) < place]
+def _copy[R: (Conversation, Message)](record: R) -> R:
+    """A copy with metadata of its own: records are frozen, and what is inside their metadata is not."""
+    return record.model_copy(update={"metadata": deepcopy(record.metadata)})

@@ -1,15 +1,20 @@
-"""Which part of a list or of a path a page shows, and what its cursor says: the same for every store."""
+"""Pages of lists and paths: their bounds and cursors, the same for every store."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
+from typing import NamedTuple
 from uuid import UUID
 
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import InvalidInput
-from chatkeep.model import PAGE_FIELDS, Message, Page, stored
+from chatkeep.ids import valid_id
+from chatkeep.model import PAGE_FIELDS, Conversation, Message, Page, stored
 from chatkeep.store import MAX_LIMIT, MAX_OFFSET, ListOrder, Order
 from chatkeep.tree import Position, Segment
-from chatkeep.values import valid_range
+from chatkeep.values import from_micros, to_micros, valid_range
+
+NOT_OURS = "the cursor is not one that chatkeep gave for this list"
 
 
 def valid_page(limit: int, offset: int, cursor: str | None) -> None:
@@ -25,6 +30,37 @@ def list_scope(owner: str, context_id: str | None, order: ListOrder) -> tuple[ob
     if order not in ("updated", "id"):
         raise InvalidInput("conversations are ordered by `updated` or `id`", got=order)
     return owner, context_id, order
+
+
+class ListPlace(NamedTuple):
+    """The place of a conversation in a list."""
+
+    id: UUID
+    updated_at: datetime | None = None
+    """None in the order of ids."""
+
+
+def list_place(cursor: str, scope: tuple[object, ...], order: ListOrder) -> ListPlace:
+    """Return the place behind which a list goes on. Raises InvalidInput."""
+    if order == "id":
+        (id_,) = decode_cursor(cursor, "conversations", scope, str)
+        return ListPlace(valid_id(id_))
+    micros, id_ = decode_cursor(cursor, "conversations", scope, int, str)
+    return ListPlace(valid_id(id_), cursor_time(micros))
+
+
+def list_cursor(last: Conversation, scope: tuple[object, ...], order: ListOrder) -> str:
+    """Return the cursor of what follows `last`: the inverse of `list_place`."""
+    place = (last.id.hex,) if order == "id" else (to_micros(last.updated_at), last.id.hex)
+    return encode_cursor("conversations", scope, *place)
+
+
+def cursor_time(micros: int) -> datetime:
+    """Return a time of a cursor. Raises InvalidInput if a forged cursor has one out of bounds."""
+    try:
+        return from_micros(micros)
+    except OverflowError:
+        raise InvalidInput(NOT_OURS) from None
 
 
 @dataclass(frozen=True)
@@ -69,7 +105,7 @@ class Window:
     def checked_leaf(self, last_seq: int) -> int:
         """The cursor's leaf, which a forged cursor may have out of bounds. Raises InvalidInput."""
         if self.leaf_seq is None or not 1 <= self.leaf_seq <= last_seq:
-            raise InvalidInput("the cursor is not one that chatkeep gave for this list")
+            raise InvalidInput(NOT_OURS)
         return self.leaf_seq
 
     def cut(self, path: list[Segment]) -> list[Segment]:

@@ -82,8 +82,8 @@ class AccessContract(Contract):
         key = api_key(owner)
         await store.access.create_key(key, HASH)
         await store.access.begin_request(owner, "k", HASH)
-        assert await store.access.rename_owner(owner, stranger) == 1
-        assert await store.access.rename_owner(owner, stranger) == 0
+        assert await store.rename_owner(owner, stranger) == 1
+        assert await store.rename_owner(owner, stranger) == 0
         assert await whole_log(store, stranger, talk.id) == kept
         assert (await store.get_conversation(stranger, talk.id)).owner_id == stranger
         assert len((await store.search_messages(stranger, "pebble")).items) == 2
@@ -103,7 +103,7 @@ class AccessContract(Contract):
         talk = await store.create_conversation(owner, NewConversation())
         await store.create_conversation(stranger, NewConversation(id=talk.id))
         with pytest.raises(Conflict, match="same id"):
-            await store.access.rename_owner(owner, stranger)
+            await store.rename_owner(owner, stranger)
         assert (await store.get_conversation(owner, talk.id)).owner_id == owner
 
     async def test_erasure_takes_keys_and_replies(self, store: Store, owner: str) -> None:

@@ -37,6 +37,7 @@ OWNER_CALLS: Mapping[str, Call] = {
     "list_conversations": lambda store, owner, *_: store.list_conversations(owner),
     "search_messages": lambda store, owner, *_: store.search_messages(owner, "tea"),
     "erase_owner": lambda store, owner, *_: store.erase_owner(owner),
+    "rename_owner": lambda store, owner, *_: store.rename_owner(owner, "somebody else"),
 }
 """A call of every other method that takes an owner."""
 

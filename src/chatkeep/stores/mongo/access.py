@@ -6,12 +6,11 @@ from typing import Any
 
 from pymongo.errors import DuplicateKeyError
 
-from chatkeep.access import IDS_CLASH, KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged
+from chatkeep.access import KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged
 from chatkeep.errors import Conflict
-from chatkeep.stores.mongo import removal
 from chatkeep.stores.mongo.database import Database, Document, View
 from chatkeep.stores.mongo.rows import micros
-from chatkeep.values import from_micros, now, valid_owner
+from chatkeep.values import from_micros, now
 
 
 class MongoAccess(Access):
@@ -83,32 +82,10 @@ class MongoAccess(Access):
         requests = await self._database.write_one(lambda view: view.requests.delete_many({"owner_id": owner}))
         return Forgotten(keys.deleted_count, requests.deleted_count)
 
-    async def rename_owner(self, old: str, new: str) -> int:
-        old, new = valid_owner(old), valid_owner(new)
-        if old == new:
-            return 0
-        count = await self._move_conversations(old, new)
+    async def rename_owner(self, old: str, new: str) -> None:
         change = {"$set": {"owner_id": new}}
         await self._database.write_one(lambda view: view.api_keys.update_many({"owner_id": old}, change))
-        # Replies name ids and owners of before.
         await self._database.write_one(lambda view: view.requests.delete_many({"owner_id": old}))
-        return count
-
-    async def _move_conversations(self, old: str, new: str) -> int:
-        """Give conversations away one by one: each belongs to one of the two at any time, and all in the end."""
-        ids = await self._database.read(lambda view: removal.ids_of(view, old))
-        if not ids:
-            return 0
-        if not set(ids).isdisjoint(await self._database.read(lambda view: removal.ids_of(view, new))):
-            raise Conflict(IDS_CLASH)
-        user = {"_id": new, "owner_id": new}
-        created = {"$setOnInsert": {"created_at": micros(now())}}
-        await self._database.write_one(lambda view: view.users.update_one(user, created, upsert=True))
-        moved = 0
-        for id_ in ids:
-            moved += await self._database.write(lambda view, id_=id_: removal.move(view, id_, old, new))  # type: ignore[misc]
-        await self._database.write_one(lambda view: view.users.delete_one({"_id": old, "owner_id": old}))
-        return moved
 
     async def _forget_old(self, owner: str) -> None:
         where = {"owner_id": owner, "expires_at": {"$lte": micros(now())}}

@@ -5,19 +5,17 @@ operators only: in a pipeline a user's text that begins with $ would be evaluate
 """
 
 import json
-from collections.abc import Collection as Several
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
-from typing import Any, NamedTuple
+from typing import Any, cast, override
 from uuid import UUID
 
 import bson
-from bson.binary import UuidRepresentation
-from bson.codec_options import CodecOptions
 from bson.int64 import Int64
 from pymongo import ASCENDING, DESCENDING, UpdateOne
+from pymongo.errors import DuplicateKeyError
 
-from chatkeep.cursor import decode_cursor, encode_cursor
+from chatkeep.access import IDS_CLASH
 from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.ids import valid_id
 from chatkeep.model import (
@@ -30,37 +28,314 @@ from chatkeep.model import (
     Message,
     NewConversation,
     NewMessage,
-    Page,
-    Role,
-    SearchHit,
     Source,
     Status,
     stored,
 )
-from chatkeep.store import MAX_LIMIT, ListOrder
-from chatkeep.stores.append import Known, Placed, State, plan
+from chatkeep.store import MAX_LIMIT, ListOrder, Order
+from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.mongo.database import MAX_DOCUMENT_BYTES, TOO_LARGE, Document, View
-from chatkeep.stores.window import Window
-from chatkeep.tree import Position, Run, Segment, Tree
+from chatkeep.stores.rows import Found, Hit, Key, Removed, Rows, StateRow
+from chatkeep.stores.window import ListPlace, Window
+from chatkeep.tree import Position, Segment
 from chatkeep.values import from_micros, json_text, now, to_micros
-from chatkeep.words import holds, index_words, query_words, snippet
-
-type Key = tuple[str, UUID]
-"""The owner, and the conversation."""
+from chatkeep.words import index_words, query_words
 
 INDEX_SLICE = 500
 """Messages that are indexed at once at most."""
 
-MAX_BIGINT = 2**63 - 1
+SLICE = 5_000
+"""Messages that are removed at once at most, so that nobody waits long for it."""
+
 DELETED = Status.DELETED.value
 NOT_DELETED = {"$ne": DELETED}
 WITHOUT_WORDS = {"words": 0}
-CODEC: CodecOptions[Document] = CodecOptions(uuid_representation=UuidRepresentation.STANDARD)
+BY_UPDATE = [("updated_at", DESCENDING), ("id", DESCENDING)]
+BY_ID = [("id", ASCENDING)]
+HIT_ORDER = [("created_at", DESCENDING), ("conversation_id", DESCENDING), ("seq", DESCENDING)]
+STATE = {"last_seq": 1, "head_seq": 1, "head_id": 1, "runs": 1, "title": 1, "updated_at": 1}
+PLACE = {"seq": 1, "run": 1, "depth": 1, "fingerprint": 1}
 SURELY_FITS = MAX_DOCUMENT_BYTES // 8
 """A text of so many characters leaves room for itself in UTF-8, and for its words."""
 
 REST_BYTES = 4_096
 """What the fields take that are not counted one by one."""
+
+
+class MongoRows(Rows):
+    """Documents, as one transaction sees them, or each operation for itself."""
+
+    __slots__ = ("_index", "_view")
+
+    reads_visible = False
+
+    def __init__(self, view: View, *, index: bool = True) -> None:
+        """Take the view; index=False leaves new messages to `index_slice`."""
+        self._view = view
+        self._index = index
+
+    # --- conversations ------------------------------------------------------------------------------------
+
+    @override
+    async def state(self, key: Key, *, lock: bool = False) -> StateRow | None:
+        found = await self._conversation(key, STATE)
+        if found is None:
+            return None
+        updated_at = from_micros(found["updated_at"])
+        last_seq, head_seq, head_id = found["last_seq"], found["head_seq"], found["head_id"]
+        return StateRow(last_seq, head_seq, head_id, found["runs"], found["title"], updated_at, now())
+
+    @override
+    async def conversation(self, key: Key, *, lock: bool = False) -> Conversation | None:
+        found = await self._conversation(key)
+        return None if found is None else _to_conversation(found)
+
+    async def _conversation(self, key: Key, fields: Document | None = None) -> Document | None:
+        view = self._view
+        return await view.conversations.find_one(conversation_filter(key), fields, session=view.session)
+
+    async def exists_elsewhere(self, id_: UUID) -> bool:
+        return await self._view.conversations.find_one({"id": id_, "deleted_at": None}, {"_id": 1}) is not None
+
+    async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
+        document = _new_conversation(key, new, slot=slot)
+        await self._note_owner(key[0])
+        try:
+            await self._view.conversations.insert_one(document)
+        except DuplicateKeyError:
+            return None
+        return _to_conversation(document)
+
+    async def _note_owner(self, owner: str) -> None:
+        user = {"_id": owner, "owner_id": owner}
+        if await self._view.users.find_one(user) is None:
+            await self._view.users.update_one(user, {"$setOnInsert": {"created_at": micros(now())}}, upsert=True)
+
+    async def fingerprint(self, key: Key) -> bytes | None:
+        found = await self._conversation(key, {"fingerprint": 1})
+        return None if found is None else bytes(found["fingerprint"])
+
+    async def finish_removal(self, key: Key) -> None:
+        hidden = {**conversation_filter(key), "deleted_at": {"$gt": 0}}
+        if await self._view.conversations.find_one(hidden, {"_id": 1}) is not None:
+            await self._view.messages.delete_many(message_filter(key))
+            await self._view.conversations.delete_one(hidden)
+
+    async def newest(self, owner: str, context_id: str | None) -> Conversation | None:
+        where = {"owner_id": owner, "context_id": context_id, "deleted_at": None}
+        found = await self._view.conversations.find_one(where, sort=BY_UPDATE)
+        return None if found is None else _to_conversation(found)
+
+    async def listed(
+        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, limit: int, offset: int
+    ) -> list[Conversation]:
+        where = _listed(owner, context_id)
+        if after is not None and after.updated_at is not None:
+            moment = micros(after.updated_at)
+            behind = [{"updated_at": {"$lt": moment}}, {"updated_at": moment, "id": {"$lt": after.id}}]
+            where |= {"updated_at": {"$lte": moment}, "$or": behind}
+        elif after is not None:
+            where["id"] = {"$gt": after.id}
+        by = BY_ID if order == "id" else BY_UPDATE
+        found = self._view.conversations.find(where, sort=by, skip=offset, limit=limit)
+        return [_to_conversation(each) for each in await found.to_list()]
+
+    async def count(self, owner: str, context_id: str | None) -> int:
+        return await self._view.conversations.count_documents(_listed(owner, context_id))
+
+    async def set_values(self, key: Key, values: Mapping[str, Any]) -> None:
+        check_fits(values.get("metadata"))
+        changed = dict(values)
+        if "head_seq" in values:
+            row = cast("StateRow", await self.state(key))
+            changed["straight"] = row.runs is None and (values["head_seq"] or 0) == row.last_seq
+        view = self._view
+        await view.conversations.update_one(conversation_filter(key), {"$set": changed}, session=view.session)
+
+    # --- messages -----------------------------------------------------------------------------------------
+
+    async def save(self, key: Key, state: State, new: Sequence[Placed]) -> None:
+        await save(self._view, {key: state}, [(key, placed) for placed in new], index=self._index)
+
+    async def _find(self, where: Document, fields: Document, **options: Any) -> list[Document]:
+        return await self._view.messages.find(where, fields, session=self._view.session, **options).to_list()
+
+    async def _messages(self, where: Document, **options: Any) -> list[Message]:
+        options = {"sort": [("seq", ASCENDING)], "batch_size": MAX_LIMIT, **options}
+        return [to_message(each) for each in await self._find(where, WITHOUT_WORDS, **options)]
+
+    async def known(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Known]:
+        return {each["_id"]["m"]: _to_known(each) for each in await self._find(_by_id(key, ids), PLACE)}
+
+    async def position(self, key: Key, seq: int) -> Position:
+        (found,) = await self._find(message_filter(key, seq=seq), PLACE)
+        return _to_known(found).position
+
+    async def messages_by_id(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Message]:
+        return {message.id: message for message in await self._messages(_by_id(key, ids))}
+
+    async def messages_by_seq(self, key: Key, seqs: Collection[int]) -> list[Message]:
+        return await self._messages(message_filter(key, seq={"$in": list(seqs)}, status=NOT_DELETED))
+
+    async def log(self, key: Key, after: int, limit: int) -> list[Message]:
+        return await self._messages(message_filter(key, seq={"$gt": after}), limit=limit, batch_size=limit)
+
+    async def next_in_run(self, key: Key, parent: Position) -> list[int]:
+        # On the trunk that is the next seq; the index of runs knows the others.
+        trunk = message_filter(key, run=parent.run, seq=parent.seq + 1)
+        branched = message_filter(key, run=parent.run, seq={"$gt": parent.seq}, branched=True)
+        for where in (trunk, branched):
+            found = await self._find(where, {"seq": 1}, sort=[("seq", ASCENDING)], limit=1)
+            if found:
+                return [found[0]["seq"]]
+        return []
+
+    async def segment(self, key: Key, segment: Segment, order: Order, limit: int, offset: int) -> list[Message]:
+        where = _in_segment(key, segment) | {"status": NOT_DELETED}
+        sort = [("seq", DESCENDING if order == "desc" else ASCENDING)]
+        return await self._messages(where, sort=sort, limit=limit, skip=offset, batch_size=limit)
+
+    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool) -> int:
+        where = _in_segment(key, segment) | {"status": NOT_DELETED}
+        if deleted:  # the index of tombstones has the run
+            between = {"$gte": segment.low, "$lte": segment.high}
+            where = message_filter(key, status=DELETED, run=segment.run, seq=between)
+        return await self._view.messages.count_documents(where)
+
+    async def erase_message(self, key: Key, id_: UUID) -> bool:
+        where = {"_id": message_id(key, id_), "owner_id": key[0], "status": NOT_DELETED}
+        change = {
+            "$set": {"content": "", "status": DELETED, "words": []},
+            "$unset": {"sources": "", "metadata": "", "external_id": "", "unindexed": ""},
+        }
+        return (await self._view.messages.update_one(where, change)).modified_count == 1
+
+    def shows_whole(self, found: Sequence[Message], window: Window, segments: Sequence[Segment]) -> bool:
+        """Nothing was removed if no seq is missing on the trunk."""
+        if not segments:
+            return True
+        low, high = segments[0].low, segments[0].high
+        enough = min(window.limit + 1, high - low + 1)
+        if window.offset or not segments[0].trunk or len(segments) > 1 or len(found) != enough:
+            return False
+        first = high if window.order == "desc" else low
+        return found[0].seq == first and abs(found[-1].seq - first) == enough - 1
+
+    # --- search -------------------------------------------------------------------------------------------
+
+    async def search(self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int) -> Found:
+        words, exact = query_words(phrases)
+        where: Document = {"owner_id": owner, "words": {"$all": words}, **_below(below)}
+        found = await self._find(where, WITHOUT_WORDS, sort=HIT_ORDER, limit=limit)
+        there = await self._titles(owner, {each["conversation_id"] for each in found}) if found else {}
+        hits = [_to_hit(each, there[id_]) for each in found if (id_ := each["conversation_id"]) in there]
+        return Found(hits, exact, _place(found[-1]) if len(found) == limit else None)
+
+    async def _titles(self, owner: str, ids: Collection[UUID]) -> dict[UUID, str | None]:
+        """The titles of conversations that are not being removed."""
+        where = {"owner_id": owner, "_id": {"$in": [{"o": owner, "c": id_} for id_ in ids]}, "deleted_at": None}
+        found = await self._view.conversations.find(where, {"id": 1, "title": 1}).to_list()
+        return {each["id"]: each["title"] for each in found}
+
+    async def index_slice(self) -> bool:
+        found = await self._find({"unindexed": True}, {"owner_id": 1, "content": 1}, limit=INDEX_SLICE)
+        updates = [
+            UpdateOne(
+                {"_id": each["_id"], "owner_id": each["owner_id"], "unindexed": True},
+                {"$set": {"words": index_words(each["content"])}, "$unset": {"unindexed": ""}},
+            )
+            for each in found
+        ]
+        if updates:
+            await self._view.messages.bulk_write(updates, ordered=False)
+        return bool(found)
+
+    # --- removal ------------------------------------------------------------------------------------------
+
+    async def owners_with_remains(self) -> list[str]:
+        found = await self._view.conversations.find({"deleted_at": {"$gt": 0}}, {"owner_id": 1}).to_list()
+        return sorted({each["owner_id"] for each in found})
+
+    async def hide(self, key: Key) -> bool:
+        return (await self._view.conversations.update_one(conversation_filter(key), _hidden())).modified_count == 1
+
+    async def hide_all(self, owner: str) -> None:
+        await self._view.conversations.update_many({"owner_id": owner, "deleted_at": None}, _hidden())
+
+    async def purge_slice(self, owner: str) -> Removed | None:
+        """Remove a conversation after its messages."""
+        where = {"owner_id": owner, "deleted_at": {"$gt": 0}}
+        hidden = await self._view.conversations.find_one(where, {"id": 1})
+        if hidden is None:
+            return None
+        key = owner, hidden["id"]
+        last = await self._find(message_filter(key), {"seq": 1}, sort=[("seq", ASCENDING)], limit=1, skip=SLICE - 1)
+        upto = message_filter(key, **({"seq": {"$lte": last[0]["seq"]}} if last else {}))
+        indexed = {**upto, "words": {"$exists": True}, "content": {"$ne": ""}}
+        count = await self._view.messages.count_documents(indexed)
+        gone = (await self._view.messages.delete_many(upto)).deleted_count
+        if last:
+            return Removed(0, gone, count)
+        removed = await self._view.conversations.delete_one({"_id": hidden["_id"], **where})
+        return Removed(removed.deleted_count, gone, count)
+
+    async def remove_owner(self, owner: str) -> int | None:
+        await self._view.users.delete_one({"_id": owner, "owner_id": owner})
+        if await self._view.conversations.find_one({"owner_id": owner}, {"_id": 1}) is not None:
+            return None
+        left = await self._view.messages.count_documents({"owner_id": owner})
+        return left + await self._view.users.count_documents({"owner_id": owner})
+
+    async def begin_rename(self, old: str, new: str) -> set[UUID]:
+        """Note the new owner and return the conversations to move. Raises Conflict if both have one of them."""
+        ids = await self._ids_of(old)
+        if not ids.isdisjoint(await self._ids_of(new)):
+            raise Conflict(IDS_CLASH)
+        if ids:
+            await self._note_owner(new)
+        return ids
+
+    async def _ids_of(self, owner: str) -> set[UUID]:
+        """The ids of all conversations of an owner, hidden ones too."""
+        found = await self._view.conversations.find({"owner_id": owner}, {"id": 1}).to_list()
+        return {each["id"] for each in found}
+
+    async def move(self, id_: UUID, old: str, new: str) -> bool:
+        """Give one conversation with its messages to another owner, whose name is in every `_id`."""
+        view, key = self._view, (old, id_)
+        conversation = await self._conversation(key)
+        if conversation is None:
+            return False
+        if conversation.get("slot") and await self._slot_taken(new, conversation["context_id"]):
+            del conversation["slot"]
+        found = await view.messages.find(message_filter(key), session=view.session).to_list()
+        moved = [{**each, "_id": message_id((new, id_), each["_id"]["m"]), "owner_id": new} for each in found]
+        await view.messages.delete_many(message_filter(key), session=view.session)
+        await view.conversations.delete_one(conversation_filter(key), session=view.session)
+        renamed = {**conversation, "_id": {"o": new, "c": id_}, "owner_id": new}
+        await view.conversations.insert_one(renamed, session=view.session)
+        for start in range(0, len(moved), SLICE):
+            await view.messages.insert_many(moved[start : start + SLICE], session=view.session)
+        return True
+
+    async def _slot_taken(self, owner: str, context_id: str | None) -> bool:
+        where = {"owner_id": owner, "context_id": context_id, "slot": True}
+        return await self._view.conversations.find_one(where, {"_id": 1}, session=self._view.session) is not None
+
+    async def end_rename(self, owner: str) -> None:
+        """Remove an owner whose conversations were moved."""
+        await self._view.users.delete_one({"_id": owner, "owner_id": owner})
+
+
+async def save(view: View, states: Mapping[Key, State], new: Sequence[tuple[Key, Placed]], *, index: bool) -> None:
+    """Write what appends changed of their conversations, and the new messages."""
+    updates = [UpdateOne(conversation_filter(key), _saved(state)) for key, state in states.items()]
+    await view.conversations.bulk_write(updates, session=view.session)
+    documents = [to_document(key, placed, index=index) for key, placed in new]
+    await view.messages.insert_many(documents, session=view.session)
+
+
+# --- filters ----------------------------------------------------------------------------------------------
 
 
 def conversation_filter(key: Key) -> Document:
@@ -78,8 +353,37 @@ def message_id(key: Key, id_: UUID) -> Document:
     return {"o": key[0], "c": key[1], "m": id_}
 
 
-def _time(micros: int | None) -> datetime | None:
-    return None if micros is None else from_micros(micros)
+def _by_id(key: Key, ids: Collection[UUID]) -> Document:
+    return {"owner_id": key[0], "_id": {"$in": [message_id(key, id_) for id_ in ids]}}
+
+
+def _in_segment(key: Key, segment: Segment) -> Document:
+    where = message_filter(key, seq={"$gte": segment.low, "$lte": segment.high})
+    return where if segment.trunk else where | {"run": segment.run, "branched": True}
+
+
+def _listed(owner: str, context_id: str | None) -> Document:
+    where: Document = {"owner_id": owner, "deleted_at": None}
+    return where if context_id is None else where | {"context_id": context_id}
+
+
+def _below(place: tuple[Any, ...] | None) -> Document:
+    if place is None:
+        return {}
+    created_at, id_, seq = place[0], valid_id(place[1]), place[2]
+    behind = [
+        {"created_at": {"$lt": created_at}},
+        {"created_at": created_at, "conversation_id": {"$lt": id_}},
+        {"created_at": created_at, "conversation_id": id_, "seq": {"$lt": seq}},
+    ]
+    return {"created_at": {"$lte": created_at}, "$or": behind}
+
+
+def _hidden() -> Document:
+    return {"$set": {"deleted_at": micros(now())}, "$unset": {"slot": ""}}
+
+
+# --- documents and records --------------------------------------------------------------------------------
 
 
 def micros(moment: datetime) -> Int64:
@@ -87,10 +391,29 @@ def micros(moment: datetime) -> Int64:
     return Int64(to_micros(moment))
 
 
-# --- conversations ---------------------------------------------------------------------------------------
+def check_fits(*texts: str | None) -> None:
+    """Raise InvalidInput where what MongoDB takes in one document would be exceeded."""
+    if any(len(text) > SURELY_FITS for text in texts if text):
+        size = sum(len(text.encode()) for text in texts if text)
+        if size + REST_BYTES > MAX_DOCUMENT_BYTES:
+            raise InvalidInput(TOO_LARGE, got=f"{size:,} bytes")
 
 
-def to_conversation(document: Mapping[str, Any]) -> Conversation:
+def check_message_fits(message: NewMessage, *, search: bool) -> None:
+    """The same for a message. Its words are in the document, too."""
+    total = len(message.content)
+    if message.metadata or message.sources:
+        total += len(json_text(message.metadata)) + len(json_text(message.sources))
+    if total <= SURELY_FITS:
+        return
+    words = index_words(message.content) if search else []
+    values = [message.content, json_text(message.metadata), json_text(message.sources), words]
+    size = len(bson.encode({"values": values})) + REST_BYTES
+    if size > MAX_DOCUMENT_BYTES:
+        raise InvalidInput(TOO_LARGE, got=f"{size:,} bytes")
+
+
+def _to_conversation(document: Mapping[str, Any]) -> Conversation:
     """The record of a conversation."""
     return stored(
         Conversation,
@@ -110,7 +433,7 @@ def to_conversation(document: Mapping[str, Any]) -> Conversation:
     )
 
 
-def new_conversation(key: Key, new: NewConversation, *, slot: bool) -> Document:
+def _new_conversation(key: Key, new: NewConversation, *, slot: bool) -> Document:
     """The document of a conversation without messages."""
     moment = now()
     updated_at = new.updated_at if isinstance(new, ImportedConversation) else None
@@ -136,151 +459,7 @@ def new_conversation(key: Key, new: NewConversation, *, slot: bool) -> Document:
     }
 
 
-async def create(view: View, document: Document) -> None:
-    """Store a conversation, and note its owner first. Raises DuplicateKeyError when its id or slot is taken."""
-    owner = {"_id": document["owner_id"], "owner_id": document["owner_id"]}
-    if await view.users.find_one(owner) is None:
-        await view.users.update_one(owner, {"$setOnInsert": {"created_at": document["created_at"]}}, upsert=True)
-    await view.conversations.insert_one(document)
-
-
-async def created_before(view: View, key: Key, new: NewConversation) -> Conversation | None:
-    """The conversation with this id, None where it is being removed or gone. Raises Conflict for other values."""
-    found = await view.conversations.find_one(conversation_filter(key))
-    if found is None:
-        return None
-    if found["fingerprint"] != new.fingerprint():
-        raise Conflict("this conversation id is already used for other values", got=key[1])
-    return to_conversation(found)
-
-
-async def newest(view: View, owner: str, context_id: str | None) -> Conversation | None:
-    """The owner's most recently updated conversation of a context."""
-    where = {"owner_id": owner, "context_id": context_id, "deleted_at": None}
-    found = await view.conversations.find_one(where, sort=BY_UPDATE)
-    return None if found is None else to_conversation(found)
-
-
-async def conversation(view: View, key: Key) -> Document | None:
-    """One conversation's document."""
-    return await view.conversations.find_one(conversation_filter(key), session=view.session)
-
-
-async def exists_elsewhere(view: View, id_: UUID) -> bool:
-    """Whether anybody has this id: the one question that does not name an owner."""
-    return await view.conversations.find_one({"id": id_, "deleted_at": None}, {"_id": 1}) is not None
-
-
-async def set_values(view: View, key: Key, values: Mapping[str, Any]) -> None:
-    """Set fields of one conversation; their names come from this package, never from a caller."""
-    check_fits(values.get("metadata"))
-    await view.conversations.update_one(conversation_filter(key), {"$set": values}, session=view.session)
-
-
-BY_UPDATE = [("updated_at", DESCENDING), ("id", DESCENDING)]
-BY_ID = [("id", ASCENDING)]
-
-
-async def list_conversations(
-    view: View,
-    owner: str,
-    context_id: str | None,
-    order: ListOrder,
-    scope: tuple[object, ...],
-    limit: int,
-    cursor: str | None,
-    offset: int,
-    *,
-    total: bool,
-) -> Page[Conversation]:
-    """A page of the owner's conversations."""
-    where: Document = {"owner_id": owner, "deleted_at": None}
-    if context_id is not None:
-        where["context_id"] = context_id
-    counted = await view.conversations.count_documents(where) if total else None
-    where |= _list_start(order, scope, cursor)
-    by = BY_ID if order == "id" else BY_UPDATE
-    found = await view.conversations.find(where, sort=by, skip=offset, limit=limit + 1).to_list()
-    items = [to_conversation(each) for each in found[:limit]]
-    following = _list_cursor(order, scope, items[-1]) if len(found) > limit else None
-    return Page(items=items, total=counted, next=following)
-
-
-def _list_start(order: ListOrder, scope: tuple[object, ...], cursor: str | None) -> Document:
-    if cursor is None:
-        return {}
-    if order == "id":
-        (id_,) = decode_cursor(cursor, "conversations", scope, str)
-        return {"id": {"$gt": valid_id(id_)}}
-    updated_at, id_ = decode_cursor(cursor, "conversations", scope, int, str)
-    behind = [{"updated_at": {"$lt": updated_at}}, {"updated_at": updated_at, "id": {"$lt": valid_id(id_)}}]
-    return {"updated_at": {"$lte": updated_at}, "$or": behind}
-
-
-def _list_cursor(order: ListOrder, scope: tuple[object, ...], last: Conversation) -> str:
-    position = (last.id.hex,) if order == "id" else (to_micros(last.updated_at), last.id.hex)
-    return encode_cursor("conversations", scope, *position)
-
-
-# --- appending -------------------------------------------------------------------------------------------
-
-
-class Item(NamedTuple):
-    """One message for the end of a conversation, on its way into a group."""
-
-    key: Key
-    message: NewMessage
-    """With an id."""
-    fingerprint: bytes
-    may_repeat: bool
-    """Whether the caller brought the id, so that the message may be there already."""
-
-    @property
-    def place(self) -> tuple[Key, UUID]:
-        """What the message is known by."""
-        assert self.message.id is not None  # noqa: S101 - the store gave it one
-        return self.key, self.message.id
-
-
-def check_fits(*texts: str | None) -> None:
-    """Raise InvalidInput where what MongoDB takes in one document would be exceeded."""
-    if any(len(text) > SURELY_FITS for text in texts if text):
-        size = sum(len(text.encode()) for text in texts if text)
-        if size + REST_BYTES > MAX_DOCUMENT_BYTES:
-            raise InvalidInput(TOO_LARGE, got=f"{size:,} bytes")
-
-
-def check_message_fits(message: NewMessage, *, search: bool) -> None:
-    """The same for a message. Its words are in the document, too."""
-    total = len(message.content)
-    if message.metadata or message.sources:
-        total += len(json_text(message.metadata)) + len(json_text(message.sources))
-    if total <= SURELY_FITS:
-        return
-    words = index_words(message.content) if search else []
-    values = [message.content, json_text(message.metadata), json_text(message.sources), words]
-    size = len(bson.encode({"values": values})) + REST_BYTES
-    if size > MAX_DOCUMENT_BYTES:
-        raise InvalidInput(TOO_LARGE, got=f"{size:,} bytes")
-
-
-def to_state(found: Mapping[str, Any], head: Position | None) -> State:
-    """What an append changes of a conversation."""
-    tree = Tree.load(found["last_seq"], found["runs"])
-    return State(tree, head, found["head_id"], found["title"], from_micros(found["updated_at"]))
-
-
-def known_state(found: Mapping[str, Any]) -> State | None:
-    """The same where the head's place is known, so that nothing else need be read."""
-    head = None
-    if found["head_seq"] is not None:
-        head = Tree.load(found["last_seq"], found["runs"]).find(found["head_seq"])
-        if head is None:
-            return None
-    return to_state(found, head)
-
-
-def saved(state: State) -> Document:
+def _saved(state: State) -> Document:
     """The update that writes what an append changed of its conversation."""
     runs, head_seq = state.tree.dump(), state.head.seq if state.head else None
     values = {
@@ -294,7 +473,7 @@ def saved(state: State) -> Document:
     return {"$set": values, "$max": {"updated_at": micros(state.updated_at)}}
 
 
-def to_document(key: Key, placed: Placed, *, search: bool) -> Document:
+def to_document(key: Key, placed: Placed, *, index: bool) -> Document:
     """The document of a message. What is absent has no field."""
     message, position, fingerprint = placed
     document: Document = {
@@ -321,87 +500,16 @@ def to_document(key: Key, placed: Placed, *, search: bool) -> Document:
         document["external_id"] = message.external_id
     if message.sent_at is not None:
         document["sent_at"] = micros(message.sent_at)
-    return document | ({"words": index_words(message.content)} if search else {"unindexed": True})
+    return document | ({"words": index_words(message.content)} if index else {"unindexed": True})
 
 
-async def append_alone(view: View, item: Item, moment: datetime, *, search: bool) -> Message | None:
-    """Append one message to a conversation that never branched, in two operations; None where that is not so.
-
-    It begins with the write: a conflict with somebody else shows at once.
-    """
-    where = {**conversation_filter(item.key), "straight": True, "last_seq": {"$gte": 1}}
-    if item.message.role is Role.USER:
-        where["title"] = {"$ne": None}
-    change = {
-        "$inc": {"last_seq": 1, "head_seq": 1},
-        "$set": {"head_id": item.message.id},
-        "$max": {"updated_at": micros(moment)},
-    }
-    before = await view.conversations.find_one_and_update(where, change, BEFORE, session=view.session)
-    if before is None:
-        return None
-    tree = Tree(before["last_seq"], [Run(-1, 0, 1, before["last_seq"], before["last_seq"])])
-    state = State(tree, tree.find(tree.last_seq), before["head_id"], "", moment)
-    (placed,) = plan(item.key[1], state, [item.message], [item.fingerprint], {}, moment)
-    assert isinstance(placed, Placed)  # noqa: S101 - nothing was known
-    await view.messages.insert_one(to_document(item.key, placed, search=search), session=view.session)
-    return placed.message
-
-
-BEFORE = {"last_seq": 1, "head_id": 1}
-
-
-async def conversations(view: View, keys: Several[Key]) -> dict[Key, Document]:
-    """Those of the conversations that are there, of any number of owners."""
-    where = {
-        "owner_id": {"$in": list({owner for owner, _ in keys})},
-        "_id": {"$in": [{"o": owner, "c": id_} for owner, id_ in keys]},
-        "deleted_at": None,
-    }
-    found = await view.conversations.find(where, session=view.session).to_list()
-    return {(each["owner_id"], each["id"]): each for each in found}
-
-
-async def messages_of_many(view: View, places: Several[tuple[Key, UUID]]) -> dict[tuple[Key, UUID], Document]:
-    """Those of the messages that are there, of any number of conversations."""
-    where = {
-        "owner_id": {"$in": list({key[0] for key, _ in places})},
-        "_id": {"$in": [message_id(key, id_) for key, id_ in places]},
-    }
-    found = await view.messages.find(where, WITHOUT_WORDS, session=view.session).to_list()
-    return {((each["owner_id"], each["conversation_id"]), each["_id"]["m"]): each for each in found}
-
-
-async def save(view: View, states: Mapping[Key, State], new: Sequence[tuple[Key, Placed]], *, search: bool) -> None:
-    """Write what appends changed of their conversations, and the new messages."""
-    updates = [UpdateOne(conversation_filter(key), saved(state)) for key, state in states.items()]
-    await view.conversations.bulk_write(updates, session=view.session)
-    documents = [to_document(key, placed, search=search) for key, placed in new]
-    await view.messages.insert_many(documents, session=view.session)
-
-
-def to_known(document: Mapping[str, Any]) -> Known:
-    """Where a message stands."""
+def _to_known(document: Mapping[str, Any]) -> Known:
     return Known(Position(document["seq"], document["run"], document["depth"]), document["fingerprint"])
-
-
-async def position(view: View, key: Key, tree: Tree, seq: int) -> Position:
-    """Where message `seq` stands: mostly the tree knows it, which needs no query."""
-    known = tree.find(seq)
-    if known is not None:
-        return known
-    fields = {"seq": 1, "run": 1, "depth": 1}
-    found = await view.messages.find_one(message_filter(key, seq=seq), fields, session=view.session)
-    assert found is not None  # noqa: S101 - seqs are dense
-    return Position(found["seq"], found["run"], found["depth"])
-
-
-# --- reading messages ------------------------------------------------------------------------------------
 
 
 def to_message(document: Mapping[str, Any]) -> Message:
     """The record of a message."""
-    sources, metadata = document.get("sources"), document.get("metadata")
+    sources, metadata, sent_at = document.get("sources"), document.get("metadata"), document.get("sent_at")
     return stored(
         Message,
         MESSAGE_FIELDS,
@@ -416,168 +524,15 @@ def to_message(document: Mapping[str, Any]) -> Message:
             "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
             "metadata": json.loads(metadata) if metadata else {},
             "external_id": document.get("external_id"),
-            "sent_at": _time(document.get("sent_at")),
+            "sent_at": None if sent_at is None else from_micros(sent_at),
             "created_at": from_micros(document["created_at"]),
         },
     )
 
 
-async def messages(
-    view: View, where: Document, *, direction: int = ASCENDING, limit: int = 0, skip: int = 0
-) -> list[Message]:
-    """The messages that a filter names, by seq."""
-    cursor = view.messages.find(
-        where,
-        WITHOUT_WORDS,
-        sort=[("seq", direction)],
-        limit=limit,
-        skip=skip,
-        batch_size=limit or MAX_LIMIT,
-        session=view.session,
-    )
-    return [to_message(document) for document in await cursor.to_list()]
+def _place(document: Mapping[str, Any]) -> tuple[int | str, ...]:
+    return int(document["created_at"]), document["conversation_id"].hex, document["seq"]
 
 
-async def log(view: View, key: Key, after: int, limit: int) -> list[Message]:
-    """What was appended after a seq, on all branches."""
-    after = max(0, min(after, MAX_BIGINT))
-    return await messages(view, message_filter(key, seq={"$gt": after}), limit=limit)
-
-
-async def message(view: View, key: Key, id_: UUID) -> Document | None:
-    """One message's document, deleted or not."""
-    where = {"_id": message_id(key, id_), "owner_id": key[0]}
-    return await view.messages.find_one(where, WITHOUT_WORDS, session=view.session)
-
-
-async def messages_by_seq(view: View, key: Key, seqs: Iterable[int]) -> list[Message]:
-    """The messages with these seqs that are not deleted, by seq."""
-    return await messages(view, message_filter(key, seq={"$in": list(seqs)}, status=NOT_DELETED))
-
-
-async def next_in_run(view: View, key: Key, parent: Position) -> list[int]:
-    """The seq of the message that continues the run of `parent` after it; none at the tip."""
-    # On the trunk that is the next seq; the index of runs knows the others.
-    trunk = message_filter(key, run=parent.run, seq=parent.seq + 1)
-    branched = message_filter(key, run=parent.run, seq={"$gt": parent.seq}, branched=True)
-    for where in (trunk, branched):
-        found = await view.messages.find_one(where, {"seq": 1}, sort=[("seq", ASCENDING)])
-        if found is not None:
-            return [found["seq"]]
-    return []
-
-
-async def path_messages(view: View, key: Key, segments: Iterable[Segment], window: Window) -> list[Message]:
-    """The messages of a page in reading order, and one more where there is more."""
-    found: list[Message] = []
-    direction = DESCENDING if window.order == "desc" else ASCENDING
-    skip = window.offset
-    for segment in segments:
-        where = _in_segment(key, segment) | {"status": NOT_DELETED}
-        more = await messages(view, where, direction=direction, limit=window.limit + 1 - len(found), skip=skip)
-        if skip:
-            skip = 0 if more else skip - await view.messages.count_documents(where)
-        found += more
-        if len(found) > window.limit:
-            break
-    return found
-
-
-def _in_segment(key: Key, segment: Segment) -> Document:
-    where = message_filter(key, seq={"$gte": segment.low, "$lte": segment.high})
-    return where if segment.trunk else where | {"run": segment.run, "branched": True}
-
-
-async def count_deleted(view: View, key: Key, path: Iterable[Segment]) -> int:
-    """How many messages of a path are deleted."""
-    return sum(
-        [
-            await view.messages.count_documents(
-                message_filter(key, status=DELETED, run=s.run, seq={"$gte": s.low, "$lte": s.high})
-            )
-            for s in path
-        ]
-    )
-
-
-async def erase_message(view: View, key: Key, id_: UUID) -> bool:
-    """Leave of a message its place, its id and its fingerprint: what a late retry needs. Say whether it was there."""
-    where = {"_id": message_id(key, id_), "owner_id": key[0], "status": NOT_DELETED}
-    change = {
-        "$set": {"content": "", "status": DELETED, "words": []},
-        "$unset": {"sources": "", "metadata": "", "external_id": "", "unindexed": ""},
-    }
-    return (await view.messages.update_one(where, change)).modified_count == 1
-
-
-# --- search ----------------------------------------------------------------------------------------------
-
-type Place = tuple[int, UUID, int]
-"""When a message was stored, in which conversation, and its seq: the order of a search's hits."""
-
-HIT_ORDER = [("created_at", DESCENDING), ("conversation_id", DESCENDING), ("seq", DESCENDING)]
-
-
-async def search(
-    view: View, owner: str, phrases: list[list[str]], below: Place | None, limit: int
-) -> list[tuple[Place, SearchHit]]:
-    """Messages of the owner that hold every phrase, stored last first, each with its place in that order."""
-    words, exact = query_words(phrases)
-    hits: list[tuple[Place, SearchHit]] = []
-    while len(hits) < limit:
-        where = {"owner_id": owner, "words": {"$all": words}, **_below(below)}
-        found = await view.messages.find(where, WITHOUT_WORDS, sort=HIT_ORDER, limit=limit).to_list()
-        there = await conversations(view, {(owner, each["conversation_id"]) for each in found}) if found else {}
-        for each in found:
-            talk = there.get((owner, each["conversation_id"]))
-            if talk is not None and (exact or holds(each["content"], phrases)):
-                hit = SearchHit(
-                    message=to_message(each), title=talk["title"], snippet=snippet(each["content"], phrases)
-                )
-                hits.append((_place(each), hit))
-        if len(found) < limit:
-            break
-        below = _place(found[-1])
-    return hits[:limit]
-
-
-def _place(document: Mapping[str, Any]) -> Place:
-    return document["created_at"], document["conversation_id"], document["seq"]
-
-
-def _below(place: Place | None) -> Document:
-    if place is None:
-        return {}
-    created_at, id_, seq = place
-    behind = [
-        {"created_at": {"$lt": created_at}},
-        {"created_at": created_at, "conversation_id": {"$lt": id_}},
-        {"created_at": created_at, "conversation_id": id_, "seq": {"$lt": seq}},
-    ]
-    return {"created_at": {"$lte": created_at}, "$or": behind}
-
-
-def place_after(cursor: str, scope: tuple[object, ...]) -> Place:
-    """Where a search goes on."""
-    micros, id_, seq = decode_cursor(cursor, "search", scope, int, str, int)
-    return micros, valid_id(id_), seq
-
-
-def search_cursor(scope: tuple[object, ...], place: Place) -> str:
-    """The inverse of `place_after`."""
-    return encode_cursor("search", scope, int(place[0]), place[1].hex, place[2])
-
-
-async def index_slice(view: View) -> bool:
-    """Index some messages that were stored with search=off; False when all are."""
-    found = await view.messages.find({"unindexed": True}, {"owner_id": 1, "content": 1}, limit=INDEX_SLICE).to_list()
-    updates = [
-        UpdateOne(
-            {"_id": each["_id"], "owner_id": each["owner_id"], "unindexed": True},
-            {"$set": {"words": index_words(each["content"])}, "$unset": {"unindexed": ""}},
-        )
-        for each in found
-    ]
-    if updates:
-        await view.messages.bulk_write(updates, ordered=False)
-    return bool(found)
+def _to_hit(document: Mapping[str, Any], title: str | None) -> Hit:
+    return Hit(_place(document), to_message(document), title)

@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from chatkeep.errors import InvalidInput
+from chatkeep.stores.postgres.append import Item
 from chatkeep.stores.postgres.pool import Connection
-from chatkeep.stores.postgres.rows import Item, Row
+from chatkeep.stores.rows import Row
 
 DISTRIBUTED = {"users": "id", "conversations": "owner_id", "messages": "owner_id", "requests": "owner_id"}
 """The tables and the column whose hash says where a row lies; the first one's rows draw the others' to them."""
@@ -57,7 +58,7 @@ class End(NamedTuple):
 
 async def append_of_owner(connection: Connection, owner: str, items: Sequence[Item]) -> dict[UUID, Row]:
     """Append each item of one owner where that is simple, in the transaction that is open: what
-    `rows.append` does for many owners at once, and returns.
+    `append.append` does for many owners at once, and returns.
     """
     ids = list({item.conversation_id for item in items})
     locked = await connection.fetch(LOCK, owner, ids)

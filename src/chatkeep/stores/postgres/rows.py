@@ -1,19 +1,17 @@
 """The SQL of the PostgreSQL store, and how its rows become records. Every statement names the owner first.
 
-Owners are encoded (`encode_nul`) by whoever calls this, all other text here.
+Owners come encoded (`encode_nul`); all other text is encoded here.
 """
 
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple, cast
+from typing import Any, cast, override
 from uuid import UUID
 
-import asyncpg
-
-from chatkeep.cursor import decode_cursor, encode_cursor
-from chatkeep.errors import Conflict, InvalidInput
-from chatkeep.ids import new_id, valid_id
+from chatkeep.access import IDS_CLASH
+from chatkeep.errors import Conflict
+from chatkeep.ids import valid_id
 from chatkeep.model import (
     CONVERSATION_FIELDS,
     MESSAGE_FIELDS,
@@ -23,23 +21,26 @@ from chatkeep.model import (
     ImportedConversation,
     Message,
     NewConversation,
-    NewMessage,
-    Page,
-    Role,
-    SearchHit,
     Source,
     stored,
 )
-from chatkeep.store import ListOrder
-from chatkeep.stores.append import Known, Placed, State, as_stored
+from chatkeep.store import ListOrder, Order
+from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.postgres.pool import Connection
-from chatkeep.stores.window import Window
-from chatkeep.tree import Position, Segment, Tree
-from chatkeep.values import decode_nul, encode_nul, from_micros, json_text, title_from, to_micros
-from chatkeep.words import holds, index_terms, query_terms, snippet
+from chatkeep.stores.postgres.text import decode, encode, terms_of
+from chatkeep.stores.rows import Found, Hit, Key, Removed, Row, Rows, StateRow
+from chatkeep.stores.window import ListPlace, Window, cursor_time
+from chatkeep.tree import Position, Segment
+from chatkeep.values import EPOCH, decode_nul, encode_nul, json_text, to_micros
+from chatkeep.words import query_terms
 
 INDEX_SLICE = 500
 """Messages that one transaction indexes at most."""
+
+SLICE = 5_000
+"""Messages that one transaction removes at most, so that nobody waits long for it."""
+
+MAX_BIGINT = 2**63 - 1
 
 CONVERSATION_COLUMNS = """
     c.id, c.owner_id, c.title, c.context_id, c.external_id, c.metadata, c.last_seq, c.head_id, c.created_at,
@@ -58,37 +59,18 @@ MESSAGE = f"""
         SELECT 1 FROM conversations c WHERE c.owner_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
     )
 """  # noqa: S608
-THREAD = """
+STATE = """
     SELECT last_seq, head_seq, head_id, runs, title, updated_at, now() FROM conversations
     WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL
 """
-INSERT_CONVERSATION = """
+INSERT_CONVERSATION = f"""
     WITH owner AS (INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING)
     INSERT INTO conversations AS c (owner_id, id, title, context_id, external_id, metadata, fingerprint, slot,
                                     updated_at)
     VALUES ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, now()))
     ON CONFLICT DO NOTHING
-"""
-# A lone append: the conversation's row says whether it is there, never branched, and what comes next.
-APPEND = """
-    WITH c AS (
-        UPDATE conversations
-        SET last_seq = last_seq + 1, head_seq = last_seq + 1, head_id = $3, previous_head_id = head_id,
-            title = coalesce(title, $13), updated_at = greatest(updated_at, now())
-        WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL AND runs IS NULL
-            AND head_seq IS NOT DISTINCT FROM nullif(last_seq, 0)
-        RETURNING last_seq, previous_head_id
-    )
-    INSERT INTO messages (owner_id, conversation_id, seq, id, run, depth, parent_id, fingerprint, role, content, status,
-                          sources, metadata, external_id, sent_at, terms)
-    SELECT $1, $2, c.last_seq, $3, 0, c.last_seq, c.previous_head_id, $4, $5, $6, $7, $8, $9, $10, $11,
-           string_to_array($12, ' ')
-    FROM c
-    RETURNING 1, seq, parent_id, created_at
-"""
-APPEND_MANY = """
-    SELECT * FROM chatkeep_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
-"""
+    RETURNING {CONVERSATION_COLUMNS}
+"""  # noqa: S608
 # Only where the conversation is still as it was when the places were given: nothing is stored otherwise.
 SAVE = """
     WITH c AS (
@@ -122,54 +104,313 @@ STRAIGHT = {
     "desc": STRAIGHT_HISTORY.format(direction="DESC"),
     "asc": STRAIGHT_HISTORY.format(direction="ASC"),
 }
-# What a segment's rows are: on the trunk seq alone says it, after the first fork the index of runs does.
-ON_TRUNK = " AND m.seq BETWEEN $3 AND $4"
-IN_RUN = " AND m.seq BETWEEN $3 AND $4 AND m.run = $5 AND m.depth < m.seq"
+REPEATED = f"""
+    SELECT {MESSAGE_COLUMNS}, m.fingerprint FROM messages m
+    JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id
+    WHERE m.owner_id = $1 AND m.conversation_id = $2 AND m.id = $3 AND c.deleted_at IS NULL
+"""  # noqa: S608
+ERASE_MESSAGE = """
+    UPDATE messages SET content = '', sources = NULL, metadata = NULL, external_id = NULL, terms = '{}',
+        status = 'deleted'
+    WHERE owner_id = $1 AND conversation_id = $2 AND id = $3 AND status <> 'deleted'
+"""
+SEARCH = f"""
+    SELECT {MESSAGE_COLUMNS}, c.id, c.title FROM messages m
+    JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id
+    WHERE m.owner_id = $1 AND m.terms @> $2 AND c.deleted_at IS NULL
+        AND (m.created_at, m.conversation_id, m.seq) < ($3, $4, $5)
+    ORDER BY m.created_at DESC, m.conversation_id DESC, m.seq DESC LIMIT $6
+"""  # noqa: S608
+FIRST_PLACE = (datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1), MAX_BIGINT)
+UNINDEXED = """
+    SELECT owner_id, conversation_id, seq, content FROM messages WHERE terms IS NULL
+    ORDER BY owner_id, conversation_id, seq LIMIT $1
+"""
+INDEX = """
+    UPDATE messages m SET terms = string_to_array(t.terms, ' ')
+    FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[]) AS t (owner_id, conversation_id, seq, terms)
+    WHERE m.owner_id = t.owner_id AND m.conversation_id = t.conversation_id AND m.seq = t.seq AND m.terms IS NULL
+"""
+HIDE = "UPDATE conversations SET deleted_at = now(), slot = false WHERE owner_id = $1 AND deleted_at IS NULL"
+HIDDEN = "SELECT id FROM conversations WHERE owner_id = $1 AND deleted_at IS NOT NULL ORDER BY id LIMIT $2 FOR UPDATE"
+REMOVE_CONVERSATION = "DELETE FROM conversations WHERE owner_id = $1 AND id = $2 AND deleted_at IS NOT NULL"
+REMOVE_MESSAGES = """
+    WITH gone AS (
+        DELETE FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND seq IN (
+            SELECT seq FROM messages WHERE owner_id = $1 AND conversation_id = $2 ORDER BY seq LIMIT $3)
+        RETURNING terms IS NOT NULL AND content <> '' AS indexed)
+    SELECT 0, count(*), count(*) FILTER (WHERE indexed) FROM gone
+"""
+CLASH = """
+    SELECT 1 FROM conversations a JOIN conversations b ON b.owner_id = $2 AND b.id = a.id
+    WHERE a.owner_id = $1 LIMIT 1
+"""
+# One statement: the foreign key between the tables is checked at its end.
+RENAME = """
+    WITH c AS (UPDATE conversations SET owner_id = $2 WHERE owner_id = $1 RETURNING 1),
+        m AS (UPDATE messages SET owner_id = $2, terms = NULL WHERE owner_id = $1)
+    SELECT count(*) FROM c
+"""
 
-MAX_BIGINT = 2**63 - 1
 
-type Row = asyncpg.Record | tuple[Any, ...]
+class PostgresRows(Rows):
+    """Rows on one connection: each statement sees a snapshot of its own."""
+
+    __slots__ = ("_connection", "_index")
+
+    reads_visible = True
+
+    def __init__(self, connection: Connection, *, index: bool = True) -> None:
+        """Take the connection; index=False leaves new messages to `index_slice`."""
+        self._connection = connection
+        self._index = index
+
+    # --- conversations ------------------------------------------------------------------------------------
+
+    async def state(self, key: Key, *, lock: bool = False) -> StateRow | None:
+        row = await self._connection.fetchrow(f"{STATE} FOR NO KEY UPDATE" if lock else STATE, *key)
+        return None if row is None else StateRow(*row)._replace(title=decode(row[4]), updated_at=_in_utc(row[5]))
+
+    async def conversation(self, key: Key, *, lock: bool = False) -> Conversation | None:
+        statement = f"{CONVERSATION} AND c.id = $2{' FOR NO KEY UPDATE' if lock else ''}"
+        row = await self._connection.fetchrow(statement, *key)
+        return None if row is None else _to_conversation(row)
+
+    async def exists_elsewhere(self, id_: UUID) -> bool:
+        statement = "SELECT 1 FROM conversations WHERE id = $1 AND deleted_at IS NULL LIMIT 1"
+        return await self._connection.fetchval(statement, id_) is not None
+
+    async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
+        updated_at = new.updated_at if isinstance(new, ImportedConversation) else None
+        texts = (encode(new.title), encode(new.context_id), encode(new.external_id), json_text(new.metadata))
+        row = await self._connection.fetchrow(INSERT_CONVERSATION, *key, *texts, new.fingerprint(), slot, updated_at)
+        return None if row is None else _to_conversation(row)
+
+    async def fingerprint(self, key: Key) -> bytes | None:
+        statement = "SELECT fingerprint FROM conversations WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL"
+        return cast("bytes | None", await self._connection.fetchval(statement, *key))
+
+    async def finish_removal(self, key: Key) -> None:
+        await self._connection.execute(REMOVE_CONVERSATION, *key)  # and its messages, by cascade
+
+    async def newest(self, owner: str, context_id: str | None) -> Conversation | None:
+        where, values = ("IS NULL", ()) if context_id is None else ("= $2", (encode_nul(context_id),))
+        statement = f"{CONVERSATION} AND c.context_id {where} ORDER BY c.updated_at DESC, c.id DESC LIMIT 1"
+        row = await self._connection.fetchrow(statement, owner, *values)
+        return None if row is None else _to_conversation(row)
+
+    async def listed(
+        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, limit: int, offset: int
+    ) -> list[Conversation]:
+        where, values = _in_context(owner, context_id)
+        n = len(values)
+        if after is not None and after.updated_at is not None:
+            where += f" AND (c.updated_at, c.id) < (${n + 1}, ${n + 2})"
+            values += [after.updated_at, after.id]
+        elif after is not None:
+            where += f" AND c.id > ${n + 1}"
+            values.append(after.id)
+        by, n = "c.id" if order == "id" else "c.updated_at DESC, c.id DESC", len(values)
+        statement = f"{CONVERSATION}{where} ORDER BY {by} LIMIT ${n + 1} OFFSET ${n + 2}"
+        return [_to_conversation(row) for row in await self._connection.fetch(statement, *values, limit, offset)]
+
+    async def count(self, owner: str, context_id: str | None) -> int:
+        where, values = _in_context(owner, context_id)
+        statement = f"SELECT count(*) FROM ({CONVERSATION}{where}) c"  # noqa: S608
+        return cast("int", await self._connection.fetchval(statement, *values))
+
+    async def set_values(self, key: Key, values: Mapping[str, Any]) -> None:
+        # Names of this package, never a caller's.
+        names = ", ".join(f"{name} = ${number}" for number, name in enumerate(values, 3))
+        columns = [encode(value) if name == "title" else value for name, value in values.items()]
+        await self._connection.execute(
+            f"UPDATE conversations SET {names} WHERE owner_id = $1 AND id = $2",  # noqa: S608
+            *key,
+            *columns,
+        )
+
+    # --- messages -----------------------------------------------------------------------------------------
+
+    async def save(self, key: Key, state: State, new: Sequence[Placed]) -> None:
+        await self.save_first(key, state, new)
+
+    async def save_first(self, key: Key, state: State, new: Sequence[Placed]) -> bool:
+        """Write what an append changed, if the conversation is still as it was; False if others were faster."""
+        first = new[0].message
+        columns = zip(*(self._message_values(key[0], placed) for placed in new), strict=True)
+        status = await self._connection.execute(
+            SAVE,
+            *key,
+            state.tree.last_seq,
+            state.head.seq if state.head else None,
+            state.head_id,
+            state.tree.dump(),
+            encode(state.title),
+            state.updated_at,
+            first.seq - 1,
+            first.created_at,
+            *map(list, columns),
+        )
+        return status != "INSERT 0 0"
+
+    def _message_values(self, owner: str, placed: Placed) -> Row:
+        message, position, fingerprint = placed
+        return (
+            position.seq,
+            message.id,
+            position.run,
+            position.depth,
+            message.parent_id,
+            message.role,
+            encode_nul(message.content),
+            message.status,
+            json_text(message.sources) if message.sources else None,
+            json_text(message.metadata) if message.metadata else None,
+            encode(message.external_id),
+            message.sent_at,
+            fingerprint,
+            terms_of(owner, message.content) if self._index else None,
+        )
+
+    async def _messages(self, key: Key, rest: str, *values: object) -> list[Message]:
+        """Messages of one conversation, `rest` being the end of the statement that selects them."""
+        return _to_messages(key[1], await self._connection.fetch(f"{MESSAGE}{rest}", *key, *values))
+
+    async def repeated(self, key: Key, id_: UUID, fingerprint: bytes) -> Message | None:
+        """The stored message that an append with this fingerprint repeats."""
+        row = await self._connection.fetchrow(REPEATED, *key, id_)
+        return _to_messages(key[1], [row])[0] if row is not None and row[-1] == fingerprint else None
+
+    async def known(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Known]:
+        found = await self._connection.fetch(
+            "SELECT id, seq, run, depth, fingerprint FROM messages"
+            " WHERE owner_id = $1 AND conversation_id = $2 AND id = ANY($3)",
+            *key,
+            list(ids),
+        )
+        return {row[0]: Known(Position(*row[1:4]), row[4]) for row in found}
+
+    async def position(self, key: Key, seq: int) -> Position:
+        statement = "SELECT seq, run, depth FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND seq = $3"
+        return Position(*cast("Row", await self._connection.fetchrow(statement, *key, seq)))
+
+    async def messages_by_id(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Message]:
+        found = await self._messages(key, " AND m.id = ANY($3)", list(ids))
+        return {message.id: message for message in found}
+
+    async def messages_by_seq(self, key: Key, seqs: Collection[int]) -> list[Message]:
+        rest = " AND m.seq = ANY($3) AND m.status <> 'deleted' ORDER BY m.seq"
+        return await self._messages(key, rest, list(seqs))
+
+    async def log(self, key: Key, after: int, limit: int) -> list[Message]:
+        return await self._messages(key, " AND m.seq > $3 ORDER BY m.seq LIMIT $4", after, limit)
+
+    async def next_in_run(self, key: Key, parent: Position) -> list[int]:
+        found = await self._connection.fetchval(
+            "SELECT seq FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND run = $3 AND seq > $4"
+            " ORDER BY seq LIMIT 1",
+            *key,
+            parent.run,
+            parent.seq,
+        )
+        return [] if found is None else [found]
+
+    async def segment(self, key: Key, segment: Segment, order: Order, limit: int, offset: int) -> list[Message]:
+        where, values = _in_segment(segment)
+        direction, n = "DESC" if order == "desc" else "ASC", len(values) + 2
+        rest = f"{where} AND m.status <> 'deleted' ORDER BY m.seq {direction} LIMIT ${n + 1} OFFSET ${n + 2}"
+        return await self._messages(key, rest, *values, limit, offset)
+
+    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool) -> int:
+        where, values = _in_segment(segment)
+        if deleted:  # the index of tombstones has the run
+            where, values = " AND m.seq BETWEEN $3 AND $4 AND m.run = $5", (segment.low, segment.high, segment.run)
+        statement = (
+            "SELECT count(*) FROM messages m WHERE m.owner_id = $1 AND m.conversation_id = $2"  # noqa: S608
+            f"{where} AND m.status {'=' if deleted else '<>'} 'deleted'"
+        )
+        return cast("int", await self._connection.fetchval(statement, *key, *values))
+
+    async def straight_history(self, key: Key, window: Window) -> tuple[StateRow, list[Message]] | None:
+        """The seqs and runs of a conversation, and if it never branched the page's messages, in one round trip."""
+        low, high = min(window.low, MAX_BIGINT), max(min(window.high, MAX_BIGINT), 0)
+        found = await self._connection.fetch(STRAIGHT[window.order], *key, low, high, window.limit + 1, window.offset)
+        if not found:
+            return None
+        last_seq, head_seq, runs = found[0][-3:]
+        row = StateRow(last_seq, head_seq, None, runs, None, EPOCH, EPOCH)
+        return row, _to_messages(key[1], found if found[0][0] is not None else ())
+
+    async def erase_message(self, key: Key, id_: UUID) -> bool:
+        return await self._connection.execute(ERASE_MESSAGE, *key, id_) != "UPDATE 0"
+
+    @override
+    def shows_whole(self, found: Sequence[Message], window: Window, segments: Sequence[Segment]) -> bool:
+        return len(found) > window.limit
+
+    # --- search -------------------------------------------------------------------------------------------
+
+    async def search(self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int) -> Found:
+        terms, exact = query_terms(owner, phrases)
+        place = (cursor_time(below[0]), valid_id(below[1]), below[2]) if below else FIRST_PLACE
+        found = await self._connection.fetch(SEARCH, owner, terms, *place, limit)
+        hits = [_to_hit(row) for row in found]
+        return Found(hits, exact, hits[-1].place if len(hits) == limit else None)
+
+    async def index_slice(self) -> bool:
+        found = await self._connection.fetch(UNINDEXED, INDEX_SLICE)
+        if not found:
+            return False
+        keys = map(list, zip(*(row[:3] for row in found), strict=True))
+        terms = [terms_of(owner, decode_nul(content)) for owner, _, _, content in found]
+        await self._connection.execute(INDEX, *keys, terms)
+        return True
+
+    # --- removal ------------------------------------------------------------------------------------------
+
+    async def owners_with_remains(self) -> list[str]:
+        found = await self._connection.fetch("SELECT DISTINCT owner_id FROM conversations WHERE deleted_at IS NOT NULL")
+        return [owner for (owner,) in found]
+
+    async def hide(self, key: Key) -> bool:
+        return await self._connection.execute(f"{HIDE} AND id = $2", *key) != "UPDATE 0"
+
+    async def hide_all(self, owner: str) -> None:
+        await self._connection.execute(HIDE, owner)
+
+    async def purge_slice(self, owner: str) -> Removed | None:
+        hidden = await self._connection.fetch(HIDDEN, owner, SLICE // 50)  # two that do this take turns
+        removed = Removed()
+        for (id_,) in hidden:
+            gone = await self._connection.fetchrow(REMOVE_MESSAGES, owner, id_, SLICE - removed.messages)
+            removed = removed.plus(Removed(*cast("Row", gone)))
+            if removed.messages >= SLICE:
+                break
+            await self._connection.execute(REMOVE_CONVERSATION, owner, id_)
+            removed = removed.plus(Removed(1))
+        return removed if hidden else None
+
+    async def remove_owner(self, owner: str) -> int | None:
+        # The lock keeps others from creating a conversation between the question and the removal.
+        await self._connection.execute("SELECT 1 FROM users WHERE id = $1 FOR UPDATE", owner)
+        if await self._connection.fetchval("SELECT 1 FROM conversations WHERE owner_id = $1 LIMIT 1", owner):
+            return None
+        await self._connection.execute("DELETE FROM users WHERE id = $1", owner)
+        users = await self._connection.fetchval("SELECT count(*) FROM users WHERE id = $1", owner)
+        left = await self._connection.fetchval("SELECT count(*) FROM messages WHERE owner_id = $1", owner)
+        return cast("int", users + left)
+
+    async def rename_owner(self, old: str, new: str) -> int:
+        """Give the conversations of one owner to another, to be indexed anew, and count them. Raises Conflict."""
+        if await self._connection.fetchval(CLASH, old, new):
+            raise Conflict(IDS_CLASH)
+        await self._connection.execute("INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING", new)
+        moved = await self._connection.fetchval(RENAME, old, new)
+        await self._connection.execute("DELETE FROM users WHERE id = $1", old)
+        return cast("int", moved)
 
 
-class Thread(NamedTuple):
-    """What an append or a history reads of a conversation, and the transaction's time."""
-
-    last_seq: int
-    head_seq: int | None
-    head_id: UUID | None
-    runs: str | None
-    title: str | None
-    updated_at: datetime
-    moment: datetime
-
-
-class Item(NamedTuple):
-    """One message for the end of a conversation that never branched, as APPEND and APPEND_MANY take it."""
-
-    owner: str
-    conversation_id: UUID
-    id: UUID
-    fingerprint: bytes
-    role: str
-    content: str
-    status: str
-    sources: str | None
-    metadata: str | None
-    external_id: str | None
-    sent_at: datetime | None
-    terms: str | None
-    title: str | None
-
-
-# --- text ------------------------------------------------------------------------------------------------
-
-
-def _encode(text: str | None) -> str | None:
-    return None if text is None else encode_nul(text)
-
-
-def _decode(text: str | None) -> str | None:
-    return None if text is None else decode_nul(text)
+# --- values of columns ------------------------------------------------------------------------------------
 
 
 def _in_utc(moment: datetime) -> datetime:
@@ -177,131 +418,15 @@ def _in_utc(moment: datetime) -> datetime:
     return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
 
 
-# --- conversations ---------------------------------------------------------------------------------------
+def _in_context(owner: str, context_id: str | None) -> tuple[str, list[Any]]:
+    return ("", [owner]) if context_id is None else (" AND c.context_id = $2", [owner, encode_nul(context_id)])
 
 
-async def thread(connection: Connection, owner: str, id_: UUID, *, lock: bool = False) -> Thread | None:
-    """The threading of one conversation; locked against other writers until the transaction's end."""
-    row = await connection.fetchrow(f"{THREAD} FOR NO KEY UPDATE" if lock else THREAD, owner, id_)
-    return None if row is None else Thread(*row)._replace(title=_decode(row[4]), updated_at=_in_utc(row[5]))
-
-
-async def exists_elsewhere(connection: Connection, id_: UUID) -> bool:
-    """Whether anybody has this id: the one question that does not name an owner."""
-    statement = "SELECT 1 FROM conversations WHERE id = $1 AND deleted_at IS NULL LIMIT 1"
-    return await connection.fetchval(statement, id_) is not None
-
-
-async def conversation(connection: Connection, owner: str, id_: UUID, *, lock: bool = False) -> Conversation | None:
-    """One conversation, None where the owner has none with this id."""
-    statement = f"{CONVERSATION} AND c.id = $2{' FOR NO KEY UPDATE' if lock else ''}"
-    row = await connection.fetchrow(statement, owner, id_)
-    return None if row is None else _to_conversation(row)
-
-
-async def create(
-    connection: Connection, owner: str, id_: UUID, new: NewConversation, *, slot: bool = False
-) -> Conversation | None:
-    """Store a conversation; None where its id, or the slot of its context, is taken."""
-    updated_at = new.updated_at if isinstance(new, ImportedConversation) else None
-    row = await connection.fetchrow(
-        f"{INSERT_CONVERSATION} RETURNING {CONVERSATION_COLUMNS}",
-        owner,
-        id_,
-        _encode(new.title),
-        _encode(new.context_id),
-        _encode(new.external_id),
-        json_text(new.metadata),
-        new.fingerprint(),
-        slot,
-        updated_at,
-    )
-    return None if row is None else _to_conversation(row)
-
-
-async def created_before(connection: Connection, owner: str, id_: UUID, new: NewConversation) -> Conversation | None:
-    """The conversation with this id, None where it is being removed or gone. Raises Conflict for other values."""
-    row = await connection.fetchrow(
-        f"SELECT c.fingerprint, c.deleted_at, {CONVERSATION_COLUMNS} FROM conversations c"  # noqa: S608
-        " WHERE c.owner_id = $1 AND c.id = $2",
-        owner,
-        id_,
-    )
-    if row is None or row[1] is not None:
-        return None
-    if row[0] != new.fingerprint():
-        raise Conflict("this conversation id is already used for other values", got=id_)
-    return _to_conversation(row[2:])
-
-
-async def newest(connection: Connection, owner: str, context_id: str | None) -> Conversation | None:
-    """The owner's most recently updated conversation of a context."""
-    where, values = ("IS NULL", ()) if context_id is None else ("= $2", (encode_nul(context_id),))
-    row = await connection.fetchrow(
-        f"{CONVERSATION} AND c.context_id {where} ORDER BY c.updated_at DESC, c.id DESC LIMIT 1", owner, *values
-    )
-    return None if row is None else _to_conversation(row)
-
-
-async def list_conversations(
-    connection: Connection,
-    owner: str,
-    context_id: str | None,
-    order: ListOrder,
-    scope: tuple[object, ...],
-    limit: int,
-    cursor: str | None,
-    offset: int,
-    *,
-    total: bool,
-) -> Page[Conversation]:
-    """A page of the owner's conversations."""
-    values: list[object] = [owner]
-    where = ""
-    if context_id is not None:
-        values.append(encode_nul(context_id))
-        where = " AND c.context_id = $2"
-    counted = await connection.fetchval(f"SELECT count(*) FROM ({CONVERSATION}{where}) c", *values) if total else None  # noqa: S608
-    start, position = _list_start(order, scope, cursor, len(values))
-    values += [*position, limit + 1, offset]
-    by = "c.id" if order == "id" else "c.updated_at DESC, c.id DESC"
-    page = f"ORDER BY {by} LIMIT ${len(values) - 1} OFFSET ${len(values)}"
-    found = await connection.fetch(f"{CONVERSATION}{where}{start} {page}", *values)
-    items = [_to_conversation(row) for row in found[:limit]]
-    following = _list_cursor(order, scope, items[-1]) if len(found) > limit else None
-    return Page(items=items, total=counted, next=following)
-
-
-def _list_start(
-    order: ListOrder, scope: tuple[object, ...], cursor: str | None, count: int
-) -> tuple[str, tuple[object, ...]]:
-    if cursor is None:
-        return "", ()
-    if order == "id":
-        (id_,) = decode_cursor(cursor, "conversations", scope, str)
-        return f" AND c.id > ${count + 1}", (valid_id(id_),)
-    updated_at, id_ = decode_cursor(cursor, "conversations", scope, int, str)
-    return f" AND (c.updated_at, c.id) < (${count + 1}, ${count + 2})", (_time(updated_at), valid_id(id_))
-
-
-def _time(micros: int) -> datetime:
-    """A time of a cursor, which a forged one may have out of bounds."""
-    try:
-        return from_micros(micros)
-    except OverflowError:
-        raise InvalidInput("the cursor is not one that chatkeep gave for this list") from None
-
-
-def _list_cursor(order: ListOrder, scope: tuple[object, ...], last: Conversation) -> str:
-    position = (last.id.hex,) if order == "id" else (to_micros(last.updated_at), last.id.hex)
-    return encode_cursor("conversations", scope, *position)
-
-
-async def set_values(connection: Connection, owner: str, id_: UUID, values: Mapping[str, Any]) -> None:
-    """Set columns of one conversation, text encoded; their names come from this package, never from a caller."""
-    names = ", ".join(f"{name} = ${number}" for number, name in enumerate(values, 3))
-    statement = f"UPDATE conversations SET {names} WHERE owner_id = $1 AND id = $2"  # noqa: S608
-    await connection.execute(statement, owner, id_, *values.values())
+def _in_segment(segment: Segment) -> tuple[str, tuple[int, ...]]:
+    """On the trunk seq alone says which rows a segment has, after the first fork the index of runs does."""
+    if segment.trunk:
+        return " AND m.seq BETWEEN $3 AND $4", (segment.low, segment.high)
+    return " AND m.seq BETWEEN $3 AND $4 AND m.run = $5 AND m.depth < m.seq", (segment.low, segment.high, segment.run)
 
 
 def _to_conversation(row: Row) -> Conversation:
@@ -312,9 +437,9 @@ def _to_conversation(row: Row) -> Conversation:
         {
             "id": id_,
             "owner_id": decode_nul(owner),
-            "title": _decode(title),
-            "context_id": _decode(context),
-            "external_id": _decode(external),
+            "title": decode(title),
+            "context_id": decode(context),
+            "external_id": decode(external),
             "metadata": json.loads(metadata),
             "last_seq": last_seq,
             "head_id": head,
@@ -322,160 +447,6 @@ def _to_conversation(row: Row) -> Conversation:
             "updated_at": _in_utc(updated),
         },
     )
-
-
-# --- appending -------------------------------------------------------------------------------------------
-
-
-def to_new_ids(messages_: Sequence[NewMessage]) -> list[NewMessage]:
-    """The messages, each with an id: what is tried twice must be stored once."""
-    return [m if m.id is not None else m.model_copy(update={"id": new_id()}) for m in messages_]
-
-
-def to_item(
-    owner: str, conversation_id: UUID, id_: UUID, message: NewMessage, fingerprint: bytes, *, search: bool
-) -> Item:
-    """A message as the statements that append take it."""
-    return Item(
-        owner,
-        conversation_id,
-        id_,
-        fingerprint,
-        message.role,
-        encode_nul(message.content),
-        message.status,
-        json_text(message.sources) if message.sources else None,
-        json_text(message.metadata) if message.metadata else None,
-        _encode(message.external_id),
-        message.sent_at,
-        _terms(owner, message.content) if search else None,
-        _encode(title_from(message.content)) if message.role is Role.USER else None,
-    )
-
-
-async def append(connection: Connection, items: Sequence[Item]) -> dict[UUID, Row]:
-    """Append each item where that is simple: (number, seq, parent_id, created_at) of those, by id."""
-    if len(items) == 1:
-        found = await connection.fetch(APPEND, *items[0])
-    else:
-        columns = zip(*(item[:-1] for item in items), strict=True)
-        found = await connection.fetch(APPEND_MANY, *map(_column, columns), *_chained(items))
-    return {items[row[0] - 1].id: row for row in found}
-
-
-def _chained(items: Sequence[Item]) -> tuple[list[int], list[UUID | None], list[bool], list[str | None]]:
-    """How the items of each conversation follow each other: place, previous id, whether it is the last, and
-    for the last one the first title of them."""
-    lasts: dict[tuple[str, UUID], int] = {}
-    places, titles = [1] * len(items), list[str | None]()
-    previous: list[UUID | None] = [None] * len(items)
-    for number, item in enumerate(items):
-        title, before = item.title, lasts.get(item[:2])
-        if before is not None:
-            places[number], previous[number] = places[before] + 1, items[before].id
-            title = titles[before] or title
-        titles.append(title)
-        lasts[item[:2]] = number
-    ends = set(lasts.values())
-    return places, previous, [number in ends for number in range(len(items))], titles
-
-
-def _column(values: tuple[object, ...]) -> list[object]:
-    """The values of a column; none where none of them is set, for unnest fills up with null."""
-    return [] if all(value is None for value in values) else list(values)
-
-
-def appended(item: Item, message: NewMessage, row: Row) -> Message:
-    """The record of a message that was stored."""
-    _, seq, parent_id, created_at = row
-    return as_stored(message, item.id, item.conversation_id, seq, parent_id, created_at)
-
-
-async def save(
-    connection: Connection, owner: str, id_: UUID, state: State, new: Sequence[Placed], *, search: bool
-) -> bool:
-    """Write what an append changed of its conversation, and its messages; False where others were faster."""
-    first = new[0].message
-    columns = zip(*(_message_values(owner, placed, search=search) for placed in new), strict=True)
-    status = await connection.execute(
-        SAVE,
-        owner,
-        id_,
-        state.tree.last_seq,
-        state.head.seq if state.head else None,
-        state.head_id,
-        state.tree.dump(),
-        _encode(state.title),
-        state.updated_at,
-        first.seq - 1,
-        first.created_at,
-        *map(list, columns),
-    )
-    return status != "INSERT 0 0"
-
-
-def _message_values(owner: str, placed: Placed, *, search: bool) -> Row:
-    message, position, fingerprint = placed
-    return (
-        position.seq,
-        message.id,
-        position.run,
-        position.depth,
-        message.parent_id,
-        message.role,
-        encode_nul(message.content),
-        message.status,
-        json_text(message.sources) if message.sources else None,
-        json_text(message.metadata) if message.metadata else None,
-        _encode(message.external_id),
-        message.sent_at,
-        fingerprint,
-        _terms(owner, message.content) if search else None,
-    )
-
-
-def _terms(owner: str, content: str) -> str:
-    """The terms of a message as one text, divided by spaces, which no term holds."""
-    return " ".join(index_terms(owner, content))
-
-
-async def repeated(
-    connection: Connection, owner: str, id_: UUID, message_id: UUID, fingerprint: bytes
-) -> Message | None:
-    """The stored message that an append with this fingerprint repeats."""
-    row = await connection.fetchrow(
-        f"SELECT {MESSAGE_COLUMNS}, m.fingerprint FROM messages m"  # noqa: S608
-        " JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id"
-        " WHERE m.owner_id = $1 AND m.conversation_id = $2 AND m.id = $3 AND c.deleted_at IS NULL",
-        owner,
-        id_,
-        message_id,
-    )
-    return _to_messages(id_, [row])[0] if row is not None and row[-1] == fingerprint else None
-
-
-async def known(connection: Connection, owner: str, id_: UUID, ids: Collection[UUID]) -> dict[UUID, Known]:
-    """Which of these messages the conversation has, and where they stand."""
-    found = await connection.fetch(
-        "SELECT id, seq, run, depth, fingerprint FROM messages"
-        " WHERE owner_id = $1 AND conversation_id = $2 AND id = ANY($3)",
-        owner,
-        id_,
-        list(ids),
-    )
-    return {row[0]: Known(Position(*row[1:4]), row[4]) for row in found}
-
-
-async def position(connection: Connection, owner: str, id_: UUID, tree: Tree, seq: int) -> Position:
-    """Where message `seq` stands: mostly the tree knows it, which needs no query."""
-    found = tree.find(seq)
-    if found is not None:
-        return found
-    statement = "SELECT seq, run, depth FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND seq = $3"
-    return Position(*cast("Row", await connection.fetchrow(statement, owner, id_, seq)))
-
-
-# --- reading messages ------------------------------------------------------------------------------------
 
 
 def _to_messages(conversation_id: UUID, found: Iterable[Row]) -> list[Message]:
@@ -504,180 +475,7 @@ def _to_messages(conversation_id: UUID, found: Iterable[Row]) -> list[Message]:
     ]
 
 
-async def messages(connection: Connection, owner: str, id_: UUID, rest: str, *values: object) -> list[Message]:
-    """Messages of one conversation, `rest` being the end of the statement that selects them."""
-    return _to_messages(id_, await connection.fetch(f"{MESSAGE}{rest}", owner, id_, *values))
-
-
-async def straight_history(
-    connection: Connection, owner: str, id_: UUID, window: Window
-) -> tuple[int, int | None, str | None, list[Message]] | None:
-    """The conversation's (last_seq, head_seq, runs), and where it never branched the messages of the page."""
-    low, high = min(window.low, MAX_BIGINT), max(min(window.high, MAX_BIGINT), 0)
-    found = await connection.fetch(STRAIGHT[window.order], owner, id_, low, high, window.limit + 1, window.offset)
-    if not found:
-        return None
-    return *found[0][-3:], _to_messages(id_, found if found[0][0] is not None else ())
-
-
-async def log(connection: Connection, owner: str, id_: UUID, after: int, limit: int) -> list[Message]:
-    """What was appended after a seq, on all branches."""
-    after = max(0, min(after, MAX_BIGINT))
-    return await messages(connection, owner, id_, " AND m.seq > $3 ORDER BY m.seq LIMIT $4", after, limit)
-
-
-async def messages_by_id(connection: Connection, owner: str, id_: UUID, ids: Iterable[UUID]) -> dict[UUID, Message]:
-    """Those of the messages that are there, deleted or not, by id."""
-    found = await messages(connection, owner, id_, " AND m.id = ANY($3)", list(ids))
-    return {message.id: message for message in found}
-
-
-async def messages_by_seq(connection: Connection, owner: str, id_: UUID, seqs: Iterable[int]) -> list[Message]:
-    """The messages with these seqs that are not deleted, by seq."""
-    rest = " AND m.seq = ANY($3) AND m.status <> 'deleted' ORDER BY m.seq"
-    return await messages(connection, owner, id_, rest, list(seqs))
-
-
-async def next_in_run(connection: Connection, owner: str, id_: UUID, parent: Position) -> list[int]:
-    """The seq of the message that continues the run of `parent` after it; none at the tip."""
-    found = await connection.fetchval(
-        "SELECT seq FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND run = $3 AND seq > $4"
-        " ORDER BY seq LIMIT 1",
-        owner,
-        id_,
-        parent.run,
-        parent.seq,
-    )
-    return [] if found is None else [found]
-
-
-async def path_messages(
-    connection: Connection, owner: str, id_: UUID, segments: Iterable[Segment], window: Window
-) -> list[Message]:
-    """The messages of a page in reading order, and one more where there is more."""
-    found: list[Message] = []
-    direction = "DESC" if window.order == "desc" else "ASC"
-    skip = window.offset
-    for segment in segments:
-        where, values = _in_segment(segment)
-        where += " AND m.status <> 'deleted'"
-        count = len(values) + 2
-        rest = f"{where} ORDER BY m.seq {direction} LIMIT ${count + 1} OFFSET ${count + 2}"
-        more = await messages(connection, owner, id_, rest, *values, window.limit + 1 - len(found), skip)
-        if skip:
-            skip = 0 if more else skip - await _count(connection, owner, id_, where, *values)
-        found += more
-        if len(found) > window.limit:
-            break
-    return found
-
-
-def _in_segment(segment: Segment) -> tuple[str, tuple[int, ...]]:
-    if segment.trunk:
-        return ON_TRUNK, (segment.low, segment.high)
-    return IN_RUN, (segment.low, segment.high, segment.run)
-
-
-async def count_deleted(connection: Connection, owner: str, id_: UUID, path: Iterable[Segment]) -> int:
-    """How many messages of a path are deleted."""
-    where = " AND m.status = 'deleted' AND m.run = $3 AND m.seq BETWEEN $4 AND $5"
-    return sum([await _count(connection, owner, id_, where, s.run, s.low, s.high) for s in path])
-
-
-async def _count(connection: Connection, owner: str, id_: UUID, rest: str, *values: object) -> int:
-    statement = f"SELECT count(*) FROM messages m WHERE m.owner_id = $1 AND m.conversation_id = $2{rest}"  # noqa: S608
-    return cast("int", await connection.fetchval(statement, owner, id_, *values))
-
-
-async def erase_message(connection: Connection, owner: str, id_: UUID, message_id: UUID) -> bool:
-    """Leave of a message its place, its id and its fingerprint: what a late retry needs. Say whether it was there."""
-    status = await connection.execute(
-        "UPDATE messages SET content = '', sources = NULL, metadata = NULL, external_id = NULL, terms = '{}',"
-        " status = 'deleted' WHERE owner_id = $1 AND conversation_id = $2 AND id = $3 AND status <> 'deleted'",
-        owner,
-        id_,
-        message_id,
-    )
-    return status != "UPDATE 0"
-
-
-# --- search ----------------------------------------------------------------------------------------------
-
-FIRST_PLACE = (datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1), MAX_BIGINT)
-
-
-async def search(
-    connection: Connection, owner: str, phrases: list[list[str]], below: Row, limit: int
-) -> list[tuple[Row, SearchHit]]:
-    """Messages of the owner that hold every phrase, stored last first, each with its place in that order."""
-    terms, exact = query_terms(owner, phrases)
-    hits: list[tuple[Row, SearchHit]] = []
-    while len(hits) < limit:
-        found = await _candidates(connection, owner, terms, below, limit)
-        for row in found:
-            message = _found_message(row)
-            if exact or holds(message.content, phrases):
-                hits.append((_place(message), _to_hit(row[-1], message, phrases)))
-        if len(found) < limit:
-            break
-        below = _place(_found_message(found[-1]))
-    return hits[:limit]
-
-
-async def _candidates(connection: Connection, owner: str, terms: list[str], below: Row, limit: int) -> list[Row]:
-    found = await connection.fetch(
-        f"SELECT {MESSAGE_COLUMNS}, c.id, c.title FROM messages m"  # noqa: S608
-        " JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id"
-        " WHERE m.owner_id = $1 AND m.terms @> $2 AND c.deleted_at IS NULL"
-        " AND (m.created_at, m.conversation_id, m.seq) < ($3, $4, $5)"
-        " ORDER BY m.created_at DESC, m.conversation_id DESC, m.seq DESC LIMIT $6",
-        owner,
-        terms,
-        *below,
-        limit,
-    )
-    return cast("list[Row]", found)
-
-
-def _found_message(row: Row) -> Message:
-    return _to_messages(row[-2], [row])[0]
-
-
-def _place(message: Message) -> Row:
-    return message.created_at, message.conversation_id, message.seq
-
-
-def _to_hit(title: str | None, message: Message, phrases: list[list[str]]) -> SearchHit:
-    return SearchHit(message=message, title=_decode(title), snippet=snippet(message.content, phrases))
-
-
-def place_after(cursor: str, scope: tuple[object, ...]) -> Row:
-    """Where a search goes on."""
-    micros, id_, seq = decode_cursor(cursor, "search", scope, int, str, int)
-    return _time(micros), valid_id(id_), seq
-
-
-def search_cursor(scope: tuple[object, ...], place: Row) -> str:
-    """The inverse of `place_after`."""
-    return encode_cursor("search", scope, to_micros(place[0]), place[1].hex, place[2])
-
-
-async def index_slice(connection: Connection) -> bool:
-    """Index some messages that are not; False when all are."""
-    found = await connection.fetch(
-        "SELECT owner_id, conversation_id, seq, content FROM messages WHERE terms IS NULL"
-        " ORDER BY owner_id, conversation_id, seq LIMIT $1",
-        INDEX_SLICE,
-    )
-    if not found:
-        return False
-    terms = [_terms(owner, decode_nul(content)) for owner, _, _, content in found]
-    await connection.execute(
-        "UPDATE messages m SET terms = string_to_array(t.terms, ' ')"
-        " FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[]) AS t (owner_id, conversation_id, seq, terms)"
-        " WHERE m.owner_id = t.owner_id AND m.conversation_id = t.conversation_id AND m.seq = t.seq"
-        " AND m.terms IS NULL",
-        *map(list, zip(*(row[:3] for row in found), strict=True)),
-        terms,
-    )
-    return True
+def _to_hit(row: Row) -> Hit:
+    *columns, id_, title = row
+    (message,) = _to_messages(id_, [columns])
+    return Hit((to_micros(message.created_at), id_.hex, message.seq), message, decode(title))

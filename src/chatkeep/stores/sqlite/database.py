@@ -16,7 +16,7 @@ from datetime import datetime
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import apsw
 
@@ -57,7 +57,8 @@ BLOCKS = (256, 16)
 """How many rows one INSERT writes, as long as there are so many: a third cheaper a row than one at a time,
 and SQLite works on 256 rows while other threads run Python."""
 
-type Row = tuple[Any, ...]
+type Values = tuple[Any, ...]
+"""The values of a statement's parameters, or of a row to insert."""
 
 
 @dataclass
@@ -76,11 +77,11 @@ class Transaction:
     """Whether the database says already that messages of this transaction are not indexed."""
     held_of: set[object] = field(default_factory=set)
     """Conversations of which messages are held back."""
-    _held: dict[str, list[Row]] = field(default_factory=dict)
+    _held: dict[str, list[Values]] = field(default_factory=dict)
     _held_count: int = 0
     _written: int = 0
 
-    def hold(self, insert: str, rows: Sequence[Row]) -> None:
+    def hold(self, insert: str, rows: Sequence[Values]) -> None:
         """Write rows at the end of the transaction with `insert`, an INSERT up to its VALUES."""
         self._held.setdefault(insert, []).extend(rows)
         self._held_count += len(rows)
@@ -106,7 +107,7 @@ class Transaction:
         return self.last_rid
 
 
-def _insert(connection: apsw.Connection, insert: str, rows: Sequence[Row]) -> None:
+def _insert(connection: apsw.Connection, insert: str, rows: Sequence[Values]) -> None:
     done = 0
     for size in BLOCKS:
         while len(rows) - done >= size:
@@ -123,15 +124,9 @@ def _values(insert: str, columns: int, rows: int) -> str:
     return f"{insert} VALUES {','.join([row] * rows)}"
 
 
-type Work[T] = Callable[[Transaction], T]
-"""A write. It raises before it changes anything, or leaves its changes in the transaction."""
-
-
-class Job(NamedTuple):
-    """A write, and whether it sees to it itself that nothing is held back that it reads."""
-
-    work: Work[object]
-    holds: bool
+type Job[T] = Callable[[Transaction], T]
+"""A write. It raises before it changes anything, or leaves its changes in the transaction. Before it reads
+messages, it writes the deferred rows that it may need (`Transaction.write_held`)."""
 
 
 class SqliteFile:
@@ -154,7 +149,7 @@ class SqliteFile:
         self._of_thread = threading.local()
         self._writer = ThreadPoolExecutor(1, "chatkeep-sqlite-writer")
         self._readers = ThreadPoolExecutor(readers, "chatkeep-sqlite-reader")
-        self._commits: GroupCommit[Job] = GroupCommit(self._flush, committed=committed)
+        self._commits: GroupCommit[Job[object]] = GroupCommit(self._flush, committed=committed)
         self._wal_bytes = 0
         self._checkpoint_at = CHECKPOINT_BYTES
         self._commit_count = 0
@@ -172,12 +167,9 @@ class SqliteFile:
             raise StoreUnavailable("the store is closed")
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, query)
 
-    async def write[T](self, work: Work[T], *, size: int = 0, holds: bool = False) -> T:
-        """Run `work` in a transaction that it may share with others; return when that is on the disk.
-
-        What others hold back is written first, unless `work` says that it does that itself (`holds`).
-        """
-        return cast("T", await self._commits.submit(Job(work, holds), size=size))
+    async def write[T](self, job: Job[T], *, size: int = 0) -> T:
+        """Run `job` in a transaction that it may share with others; return when that is on the disk."""
+        return cast("T", await self._commits.submit(job, size=size))
 
     async def migrate(self, revision: str) -> None:
         """Bring the schema to `revision`; a missing file is created."""
@@ -279,7 +271,7 @@ class SqliteFile:
             if connection.in_transaction:
                 connection.execute("COMMIT")
 
-    async def _flush(self, jobs: Sequence[Job]) -> Sequence[object]:
+    async def _flush(self, jobs: Sequence[Job[object]]) -> Sequence[object]:
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._writer, self._guard, partial(self._commit, jobs))
@@ -288,7 +280,7 @@ class SqliteFile:
             if self._idle_timer is None:
                 self._watch_idle(loop)
 
-    def _commit(self, jobs: Sequence[Job]) -> Sequence[object]:
+    def _commit(self, jobs: Sequence[Job[object]]) -> Sequence[object]:
         """Commit jobs together; where one spoils that, each alone, so that it takes no other down with it."""
         connection = self._connection()
         self._with_retries(partial(connection.execute, "BEGIN IMMEDIATE"))
@@ -303,13 +295,13 @@ class SqliteFile:
         self._end(connection)
         return outcomes
 
-    def _run(self, connection: apsw.Connection, jobs: Sequence[Job]) -> list[object]:
+    def _run(self, connection: apsw.Connection, jobs: Sequence[Job[object]]) -> list[object]:
         transaction = Transaction(connection, now())
         outcomes = [self._attempt(transaction, job) for job in jobs]
         transaction.write_held()
         return outcomes
 
-    def _commit_alone(self, job: Job) -> object:
+    def _commit_alone(self, job: Job[object]) -> object:
         try:
             return self._commit([job])[0]
         except Exception as error:  # noqa: BLE001 - it is the job's outcome, and raised to its caller
@@ -330,18 +322,16 @@ class SqliteFile:
         if connection.in_transaction:
             connection.execute("ROLLBACK")
 
-    def _attempt(self, transaction: Transaction, job: Job) -> object:
+    def _attempt(self, transaction: Transaction, job: Job[object]) -> object:
         """Run one job and return its outcome, or the exception with which it refused.
 
         A job refuses before it changes anything. One that fails later spoils the transaction: that raises.
         A savepoint for each job would undo that, too, but writing one costs as much as the message, because
         the full-text index writes out what it holds back at each.
         """
-        if not job.holds:
-            transaction.write_held()
         before = transaction.mark()
         try:
-            return job.work(transaction)
+            return job(transaction)
         except Exception as error:
             if not transaction.connection.in_transaction or transaction.mark() != before:
                 raise

@@ -1,16 +1,16 @@
 """The SQL of the SQLite store, and how its rows become records. Every statement names the owner first."""
 
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple, cast
+from collections.abc import Collection, Mapping, Sequence
+from itertools import chain
+from typing import Any, cast, override
 from uuid import UUID
 
 import apsw
 
 from chatkeep.access import IDS_CLASH
-from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import Conflict
-from chatkeep.ids import new_id, uuid_of, valid_id
+from chatkeep.ids import uuid_of
 from chatkeep.model import (
     CONVERSATION_FIELDS,
     MESSAGE_FIELDS,
@@ -20,18 +20,17 @@ from chatkeep.model import (
     ImportedConversation,
     Message,
     NewConversation,
-    Page,
-    SearchHit,
     Source,
     stored,
 )
-from chatkeep.store import ListOrder
+from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
-from chatkeep.stores.sqlite.database import Row, Transaction
-from chatkeep.stores.window import Window
-from chatkeep.tree import Position, Segment, Tree
-from chatkeep.values import from_micros, json_text, to_micros
-from chatkeep.words import MAX_INDEXED_CHARS, index_text, snippet
+from chatkeep.stores.rows import Found, Hit, Key, Removed, Row, Rows, StateRow
+from chatkeep.stores.sqlite.database import Transaction, Values
+from chatkeep.stores.window import ListPlace
+from chatkeep.tree import Position, Segment
+from chatkeep.values import EPOCH, from_micros, json_text, to_micros
+from chatkeep.words import MAX_INDEXED_CHARS, index_text
 
 SLICE = 1_000
 """Messages that one transaction removes, about, so that other writers need not wait long."""
@@ -47,6 +46,19 @@ CONVERSATION = """
            c.created_at, c.updated_at
     FROM conversations c WHERE c.owner_id = ? AND c.deleted_at IS NULL
 """
+STATE = """
+    SELECT last_seq, head_seq, head_id, runs, title, updated_at FROM conversations
+    WHERE owner_id = ? AND id = ? AND deleted_at IS NULL
+"""
+INSERT_CONVERSATION = """
+    INSERT INTO conversations (owner_id, id, title, context_id, external_id, metadata, fingerprint, created_at,
+                               updated_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (owner_id, id) DO NOTHING
+"""
+SAVE_STATE = """
+    UPDATE conversations SET last_seq = ?, head_seq = ?, head_id = ?, runs = ?, title = ?, updated_at = ?
+    WHERE owner_id = ? AND id = ?
+"""
 MESSAGE_COLUMNS = """
     m.id, m.conversation_id, m.seq, m.parent_id, m.role, m.content, m.status, m.sources, m.metadata,
     m.external_id, m.sent_at, m.created_at
@@ -57,25 +69,354 @@ INSERT_MESSAGE = """
                           sources, metadata, external_id, sent_at, created_at, fingerprint)
 """
 INSERT_WORDS = "INSERT INTO message_words (rowid, owner, words)"
-# What a segment's rows are: on the trunk seq alone says it, after the first fork the index of runs does.
-ON_TRUNK = " AND m.seq BETWEEN ? AND ?"
-IN_RUN = " AND m.seq BETWEEN ? AND ? AND m.run = ? AND m.depth < m.seq"
+ERASE_MESSAGE = """
+    UPDATE messages SET content = '', sources = NULL, metadata = NULL, external_id = NULL, status = 'deleted'
+    WHERE owner_id = ? AND conversation_id = ? AND id = ? AND status <> 'deleted' RETURNING rid
+"""
+SEARCH = f"""
+    SELECT m.rid, c.title, {MESSAGE_COLUMNS} FROM message_words w
+    JOIN messages m ON m.rid = w.rowid
+    JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id
+    WHERE message_words MATCH ? AND w.rowid < ? AND m.owner_id = ? AND c.deleted_at IS NULL
+    ORDER BY w.rowid DESC LIMIT ?
+"""  # noqa: S608
+# One statement, which SQLite runs without Python but for text that is not ASCII.
+INDEX = """
+    INSERT INTO message_words (rowid, owner, words) SELECT rid, hex(owner_id), CASE
+        WHEN octet_length(content) = length(content) THEN substr(content, 1, ?) ELSE index_text(content) END
+    FROM messages WHERE rid BETWEEN ? AND ? AND content <> ''
+        AND rid NOT IN (SELECT id FROM message_words_docsize WHERE id BETWEEN ? AND ?)
+"""
+INDEXED = """
+    UPDATE store_state SET value = (SELECT min(rid) FROM messages WHERE rid > ?) WHERE name = 'unindexed_from'
+"""
+REMOVABLE = """
+    SELECT m.rid, d.id FROM messages m LEFT JOIN message_words_docsize d ON d.id = m.rid
+    WHERE m.owner_id = ? AND m.conversation_id = ? LIMIT ?
+"""
+CLASH = """
+    SELECT 1 FROM conversations a JOIN conversations b ON b.owner_id = ? AND b.id = a.id
+    WHERE a.owner_id = ? LIMIT 1
+"""
 
 
-def fetch(connection: apsw.Connection, statement: str, values: Row = ()) -> list[Row]:
+class SqliteRows(Rows):
+    """Rows on one connection: a snapshot, or with a transaction what it writes."""
+
+    __slots__ = ("_connection", "_index", "_transaction")
+
+    reads_visible = False
+
+    def __init__(
+        self, connection: apsw.Connection, transaction: Transaction | None = None, *, index: bool = True
+    ) -> None:
+        """Take what reads and writes; index=False leaves new messages to `index_slice`."""
+        self._connection = connection
+        self._transaction = transaction
+        self._index = index
+
+    @property
+    def _writes(self) -> Transaction:
+        """The transaction of rows that may write."""
+        assert self._transaction is not None  # noqa: S101 - RowStore writes in `_write` alone
+        return self._transaction
+
+    def _fetch(self, statement: str, values: Values = ()) -> list[Row]:
+        return fetch(self._connection, statement, values)
+
+    def _flush(self, key: Key) -> None:
+        """Write the deferred rows if some are of this conversation."""
+        if self._transaction is not None and key in self._transaction.held_of:
+            self._transaction.write_held()
+
+    # --- conversations ------------------------------------------------------------------------------------
+
+    @override
+    async def state(self, key: Key, *, lock: bool = False) -> StateRow | None:
+        row = self._connection.execute(STATE, (key[0], key[1].bytes)).fetchone()
+        if row is None:
+            return None
+        last_seq, head_seq, head_id, runs, title, updated_at = row
+        moment = EPOCH if self._transaction is None else self._transaction.moment
+        head = None if head_id is None else uuid(head_id)
+        return StateRow(last_seq, head_seq, head, runs, title, from_micros(updated_at), moment)
+
+    @override
+    async def conversation(self, key: Key, *, lock: bool = False) -> Conversation | None:
+        row = self._connection.execute(f"{CONVERSATION} AND c.id = ?", (key[0], key[1].bytes)).fetchone()
+        return None if row is None else _to_conversation(row)
+
+    async def exists_elsewhere(self, id_: UUID) -> bool:
+        statement = "SELECT 1 FROM conversations WHERE id = ? AND deleted_at IS NULL LIMIT 1"
+        return self._connection.execute(statement, (id_.bytes,)).get is not None
+
+    async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
+        if slot and await self.newest(key[0], new.context_id):
+            return None
+        created = updated = self._writes.moment
+        if isinstance(new, ImportedConversation) and new.updated_at is not None:
+            updated = new.updated_at
+        self._note_owner(key[0])
+        columns = (new.title, new.context_id, new.external_id, json_text(new.metadata), new.fingerprint())
+        times = (to_micros(created), to_micros(updated))
+        self._connection.execute(INSERT_CONVERSATION, (key[0], key[1].bytes, *columns, *times))
+        if not self._connection.changes():
+            return None
+        return stored(
+            Conversation,
+            CONVERSATION_FIELDS,
+            {
+                "id": key[1],
+                "owner_id": key[0],
+                "title": new.title,
+                "context_id": new.context_id,
+                "external_id": new.external_id,
+                "metadata": new.metadata,
+                "last_seq": 0,
+                "head_id": None,
+                "created_at": created,
+                "updated_at": updated,
+            },
+        )
+
+    def _note_owner(self, owner: str) -> None:
+        if owner not in self._writes.owners:
+            self._connection.execute("INSERT INTO users VALUES (?) ON CONFLICT DO NOTHING", (owner,))
+            self._writes.owners.add(owner)
+
+    async def fingerprint(self, key: Key) -> bytes | None:
+        statement = "SELECT fingerprint FROM conversations WHERE owner_id = ? AND id = ? AND deleted_at IS NULL"
+        return cast("bytes | None", self._connection.execute(statement, (key[0], key[1].bytes)).get)
+
+    async def finish_removal(self, key: Key) -> None:
+        self._writes.write_held()
+        self._remove_messages(key[0], key[1].bytes, -1)
+        self._remove_conversation(key[0], key[1].bytes)
+
+    async def newest(self, owner: str, context_id: str | None) -> Conversation | None:
+        row = self._connection.execute(
+            f"{CONVERSATION} AND c.context_id IS ? ORDER BY c.updated_at DESC, c.id DESC LIMIT 1", (owner, context_id)
+        ).fetchone()
+        return None if row is None else _to_conversation(row)
+
+    async def listed(
+        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, limit: int, offset: int
+    ) -> list[Conversation]:
+        where, values = _in_context(owner, context_id)
+        if after is not None and after.updated_at is not None:
+            where += " AND (c.updated_at, c.id) < (?, ?)"
+            values += [to_micros(after.updated_at), after.id.bytes]
+        elif after is not None:
+            where += " AND c.id > ?"
+            values.append(after.id.bytes)
+        by = "c.id" if order == "id" else "c.updated_at DESC, c.id DESC"
+        found = self._fetch(f"{CONVERSATION}{where} ORDER BY {by} LIMIT ? OFFSET ?", (*values, limit, offset))
+        return [_to_conversation(row) for row in found]
+
+    async def count(self, owner: str, context_id: str | None) -> int:
+        where, values = _in_context(owner, context_id)
+        return cast("int", self._connection.execute(f"SELECT count(*) FROM ({CONVERSATION}{where})", values).get)  # noqa: S608
+
+    async def set_values(self, key: Key, values: Mapping[str, Any]) -> None:
+        names = ", ".join(f"{name} = ?" for name in values)  # names of this package, never a caller's
+        columns = [value.bytes if isinstance(value, UUID) else value for value in values.values()]
+        statement = f"UPDATE conversations SET {names} WHERE owner_id = ? AND id = ?"  # noqa: S608
+        self._connection.execute(statement, (*columns, key[0], key[1].bytes))
+
+    # --- messages -----------------------------------------------------------------------------------------
+
+    async def save(self, key: Key, state: State, new: Sequence[Placed]) -> None:
+        transaction, owner = self._writes, key[0]
+        rids = [transaction.next_rid() for _ in new]
+        created_at = to_micros(transaction.moment)
+        rows = [_message_values(owner, created_at, rid, placed) for rid, placed in zip(rids, new, strict=True)]
+        transaction.hold(INSERT_MESSAGE, rows)
+        transaction.held_of.add(key)
+        if self._index:
+            word, contents = _owner_word(owner), [placed.message.content for placed in new]
+            words = [(rid, word, index_text(text)) for rid, text in zip(rids, contents, strict=True) if text]
+            transaction.hold(INSERT_WORDS, words)
+        else:
+            self._mark_unindexed(rids[0])
+        self._connection.execute(SAVE_STATE, (*_state_values(state), owner, key[1].bytes))
+
+    def _messages(self, key: Key, rest: str, *values: Any) -> list[Message]:
+        """Messages of one conversation, `rest` being the end of the statement that selects them."""
+        self._flush(key)
+        return [_to_message(row) for row in self._fetch(f"{MESSAGE}{rest}", (key[0], key[1].bytes, *values))]
+
+    def _columns(self, key: Key, columns: str, rest: str, *values: Any) -> Row | None:
+        """Some columns of the first message that `rest` selects."""
+        self._flush(key)
+        statement = f"SELECT {columns} FROM messages m WHERE m.owner_id = ? AND m.conversation_id = ?{rest}"  # noqa: S608
+        return self._connection.execute(statement, (key[0], key[1].bytes, *values)).fetchone()
+
+    async def known(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Known]:
+        columns = "m.seq, m.run, m.depth, m.fingerprint"
+        found = {id_: self._columns(key, columns, " AND m.id = ?", id_.bytes) for id_ in ids}
+        return {id_: Known(Position(*row[:3]), row[3]) for id_, row in found.items() if row is not None}
+
+    async def position(self, key: Key, seq: int) -> Position:
+        return Position(*cast("Row", self._columns(key, "m.seq, m.run, m.depth", " AND m.seq = ?", seq)))
+
+    async def messages_by_id(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Message]:
+        found = chain.from_iterable(self._messages(key, " AND m.id = ?", id_.bytes) for id_ in ids)
+        return {message.id: message for message in found}
+
+    async def messages_by_seq(self, key: Key, seqs: Collection[int]) -> list[Message]:
+        rest = " AND m.seq = ? AND m.status <> 'deleted'"
+        return [message for seq in sorted(seqs) for message in self._messages(key, rest, seq)]
+
+    async def log(self, key: Key, after: int, limit: int) -> list[Message]:
+        return self._messages(key, " AND m.seq > ? ORDER BY m.seq LIMIT ?", after, limit)
+
+    async def next_in_run(self, key: Key, parent: Position) -> list[int]:
+        rest = " AND m.run = ? AND m.seq > ? ORDER BY m.seq LIMIT 1"
+        row = self._columns(key, "m.seq", rest, parent.run, parent.seq)
+        return [] if row is None else [row[0]]
+
+    async def segment(self, key: Key, segment: Segment, order: Order, limit: int, offset: int) -> list[Message]:
+        where, values = _in_segment(segment)
+        direction = "DESC" if order == "desc" else "ASC"
+        rest = f"{where} AND m.status <> 'deleted' ORDER BY m.seq {direction} LIMIT ? OFFSET ?"
+        return self._messages(key, rest, *values, limit, offset)
+
+    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool) -> int:
+        where, values = _in_segment(segment)
+        if deleted:  # the index of tombstones has the run
+            where, values = " AND m.seq BETWEEN ? AND ? AND m.run = ?", (segment.low, segment.high, segment.run)
+        rest = f"{where} AND m.status {'=' if deleted else '<>'} 'deleted'"
+        return cast("int", cast("Row", self._columns(key, "count(*)", rest, *values))[0])
+
+    async def erase_message(self, key: Key, id_: UUID) -> bool:
+        self._flush(key)
+        rid = self._connection.execute(ERASE_MESSAGE, (key[0], key[1].bytes, id_.bytes)).get
+        if rid is None:
+            return False
+        self._connection.execute("DELETE FROM message_words WHERE rowid = ?", (rid,))
+        return True
+
+    # --- search -------------------------------------------------------------------------------------------
+
+    async def search(self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int) -> Found:
+        match = " AND ".join(f'words : "{" ".join(phrase)}"' for phrase in phrases)
+        (place,) = below or (2**63 - 1,)
+        values = (f'owner : "{_owner_word(owner)}" AND {match}', place, owner, limit)
+        return Found([Hit((rid,), _to_message(row), title) for rid, title, *row in self._fetch(SEARCH, values)])
+
+    def _mark_unindexed(self, rid: int) -> None:
+        """Note that messages from `rid` on are stored without being indexed."""
+        if not self._writes.says_unindexed:
+            self._connection.execute(
+                "UPDATE store_state SET value = ? WHERE name = 'unindexed_from' AND (value IS NULL OR value > ?)",
+                (rid, rid),
+            )
+            self._writes.says_unindexed = True
+
+    async def index_slice(self) -> bool:
+        self._writes.write_held()
+        first = self._connection.execute("SELECT value FROM store_state WHERE name = 'unindexed_from'").get
+        if first is None:
+            return False
+        self._writes.says_unindexed = False
+        last = cast("int", first) + INDEX_SLICE
+        self._connection.execute(INDEX, (MAX_INDEXED_CHARS, first, last, first, last))
+        self._connection.execute(INDEXED, (last,))
+        return True
+
+    async def merge_index(self, pages: int) -> bool:
+        """Merge some pages of the full-text index, which drops what was deleted; False if nothing is left to do.
+
+        A negative number begins to merge the index as a whole, a positive one goes on with that, and leaves
+        alone what others have written since. A step that changes fewer than two rows had nothing to merge
+        (SQLite's documentation of FTS5, 6.8).
+        """
+        self._writes.write_held()
+        before = self._connection.total_changes()
+        self._connection.execute("INSERT INTO message_words (message_words, rank) VALUES ('merge', ?)", (pages,))
+        return self._connection.total_changes() - before >= 2
+
+    # --- removal ------------------------------------------------------------------------------------------
+
+    async def owners_with_remains(self) -> list[str]:
+        found = self._fetch("SELECT DISTINCT owner_id FROM conversations WHERE deleted_at IS NOT NULL")
+        return [owner for (owner,) in found]
+
+    async def hide(self, key: Key) -> bool:
+        return self._hide(key[0], " AND id = ?", key[1].bytes)
+
+    async def hide_all(self, owner: str) -> None:
+        self._hide(owner, "")
+
+    def _hide(self, owner: str, rest: str, *values: Any) -> bool:
+        statement = f"UPDATE conversations SET deleted_at = ? WHERE owner_id = ? AND deleted_at IS NULL{rest}"  # noqa: S608
+        self._connection.execute(statement, (to_micros(self._writes.moment), owner, *values))
+        return self._connection.changes() > 0
+
+    async def purge_slice(self, owner: str) -> Removed | None:
+        self._writes.write_held()
+        statement = "SELECT id FROM conversations WHERE owner_id = ? AND deleted_at IS NOT NULL LIMIT ?"
+        hidden = self._fetch(statement, (owner, SLICE // 10))
+        removed = Removed()
+        for (id_,) in hidden:
+            removed = removed.plus(self._remove_messages(owner, id_, SLICE - removed.messages))
+            if removed.messages >= SLICE:
+                break
+            removed = removed.plus(self._remove_conversation(owner, id_))
+        return removed if hidden else None
+
+    def _remove_messages(self, owner: str, id_: bytes, limit: int) -> Removed:
+        found = self._fetch(REMOVABLE, (owner, id_, limit))
+        indexed = [(rid,) for _, rid in found if rid is not None]
+        self._connection.executemany("DELETE FROM message_words WHERE rowid = ?", indexed)
+        self._connection.executemany("DELETE FROM messages WHERE rid = ?", [(rid,) for rid, _ in found])
+        return Removed(0, len(found), len(indexed))
+
+    def _remove_conversation(self, owner: str, id_: bytes) -> Removed:
+        statement = "DELETE FROM conversations WHERE owner_id = ? AND id = ? AND deleted_at IS NOT NULL"
+        self._connection.execute(statement, (owner, id_))
+        return Removed(self._connection.changes())
+
+    async def remove_owner(self, owner: str) -> int | None:
+        self._writes.write_held()
+        if self._connection.execute("SELECT 1 FROM conversations WHERE owner_id = ? LIMIT 1", (owner,)).get:
+            return None
+        self._connection.execute("DELETE FROM users WHERE id = ?", (owner,))
+        self._writes.owners.discard(owner)
+        left = (
+            ("SELECT count(*) FROM messages WHERE owner_id = ?", owner),
+            ("SELECT count(*) FROM users WHERE id = ?", owner),
+            ("SELECT count(*) FROM message_words WHERE message_words MATCH ?", f'owner : "{_owner_word(owner)}"'),
+        )
+        return sum(cast("int", self._connection.execute(statement, (value,)).get) for statement, value in left)
+
+    async def rename_owner(self, old: str, new: str) -> int:
+        """Give the conversations of one owner to another, to be indexed anew, and count them. Raises Conflict."""
+        self._writes.write_held()
+        both = (new, old)
+        if self._connection.execute(CLASH, both).get:
+            raise Conflict(IDS_CLASH)
+        first = self._connection.execute("SELECT min(rid) FROM messages WHERE owner_id = ?", (old,)).get
+        self._connection.execute("PRAGMA defer_foreign_keys = ON")
+        self._connection.execute("INSERT OR IGNORE INTO users (id) VALUES (?)", (new,))
+        if first is not None:
+            indexed = "SELECT rid FROM messages JOIN message_words_docsize d ON d.id = rid WHERE owner_id = ?"
+            self._connection.execute(f"DELETE FROM message_words WHERE rowid IN ({indexed})", (old,))  # noqa: S608
+            self._mark_unindexed(cast("int", first))
+        self._connection.execute("UPDATE conversations SET owner_id = ? WHERE owner_id = ?", both)
+        count = self._connection.changes()
+        self._connection.execute("UPDATE messages SET owner_id = ? WHERE owner_id = ?", both)
+        self._connection.execute("DELETE FROM users WHERE id = ?", (old,))
+        self._writes.owners.discard(old)
+        return count
+
+
+# --- values of columns ------------------------------------------------------------------------------------
+
+
+def fetch(connection: apsw.Connection, statement: str, values: Values = ()) -> list[Row]:
     """All rows of a statement: a cursor that is left half-read would keep an old snapshot and the log."""
-    return cast("list[Row]", connection.execute(statement, values).fetchall())
-
-
-class Thread(NamedTuple):
-    """What an append or a history reads of a conversation."""
-
-    last_seq: int
-    head_seq: int | None
-    head_id: bytes | None
-    runs: str | None
-    title: str | None
-    updated_at: int
+    return connection.execute(statement, values).fetchall()
 
 
 def uuid(value: bytes) -> UUID:
@@ -83,166 +424,30 @@ def uuid(value: bytes) -> UUID:
     return uuid_of(int.from_bytes(value))
 
 
-# --- conversations ---------------------------------------------------------------------------------------
+def _owner_word(owner: str) -> str:
+    """The owner as one word of the index, whatever characters it has: hex(owner_id) in SQL."""
+    return owner.encode().hex()
 
 
-def thread(connection: apsw.Connection, owner: str, id_: UUID) -> Thread | None:
-    """The threading of one conversation."""
-    row = connection.execute(
-        "SELECT last_seq, head_seq, head_id, runs, title, updated_at FROM conversations"
-        " WHERE owner_id = ? AND id = ? AND deleted_at IS NULL",
-        (owner, id_.bytes),
-    ).fetchone()
-    return None if row is None else Thread(*row)
+def _in_context(owner: str, context_id: str | None) -> tuple[str, list[Any]]:
+    return ("", [owner]) if context_id is None else (" AND c.context_id = ?", [owner, context_id])
 
 
-def exists_elsewhere(connection: apsw.Connection, id_: UUID) -> bool:
-    """Whether anybody has this id: the one question that does not name an owner."""
-    statement = "SELECT 1 FROM conversations WHERE id = ? AND deleted_at IS NULL LIMIT 1"
-    return connection.execute(statement, (id_.bytes,)).get is not None
+def _in_segment(segment: Segment) -> tuple[str, Values]:
+    """On the trunk seq alone says which rows a segment has, after the first fork the index of runs does."""
+    if segment.trunk:
+        return " AND m.seq BETWEEN ? AND ?", (segment.low, segment.high)
+    return " AND m.seq BETWEEN ? AND ? AND m.run = ? AND m.depth < m.seq", (segment.low, segment.high, segment.run)
 
 
-def conversation(connection: apsw.Connection, owner: str, id_: UUID) -> Conversation | None:
-    """One conversation, None where the owner has none with this id."""
-    row = connection.execute(f"{CONVERSATION} AND c.id = ?", (owner, id_.bytes)).fetchone()
-    return None if row is None else _to_conversation(row)
-
-
-def create(owner: str, new: NewConversation, transaction: Transaction) -> Conversation:
-    """Store a conversation, or find that it is there. Raises Conflict."""
-    connection, id_ = transaction.connection, new.id or new_id()
-    fingerprint = new.fingerprint()
-    known = connection.execute(
-        "SELECT fingerprint, deleted_at FROM conversations WHERE owner_id = ? AND id = ?", (owner, id_.bytes)
-    ).fetchone()
-    if known is None:
-        return _insert_conversation(transaction, owner, id_, new, fingerprint)
-    if known[1] is not None:  # still being removed: finish that first, the old must not show in the new
-        transaction.write_held()
-        _remove_messages(connection, owner, id_.bytes, -1)
-        _remove_conversation(connection, owner, id_.bytes)
-        return _insert_conversation(transaction, owner, id_, new, fingerprint)
-    found = conversation(connection, owner, id_)
-    if found is None or known[0] != fingerprint:
-        raise Conflict("this conversation id is already used for other values", got=id_)
-    return found
-
-
-def _insert_conversation(
-    transaction: Transaction, owner: str, id_: UUID, new: NewConversation, fingerprint: bytes
-) -> Conversation:
-    created = updated = transaction.moment
-    if isinstance(new, ImportedConversation) and new.updated_at is not None:
-        updated = new.updated_at
-    if owner not in transaction.owners:
-        transaction.connection.execute("INSERT INTO users VALUES (?) ON CONFLICT DO NOTHING", (owner,))
-        transaction.owners.add(owner)
-    transaction.connection.execute(
-        "INSERT INTO conversations (owner_id, id, title, context_id, external_id, metadata, fingerprint,"
-        " created_at, updated_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
-        (
-            owner,
-            id_.bytes,
-            new.title,
-            new.context_id,
-            new.external_id,
-            json_text(new.metadata),
-            fingerprint,
-            to_micros(created),
-            to_micros(updated),
-        ),
-    )
-    return stored(
-        Conversation,
-        CONVERSATION_FIELDS,
-        {
-            "id": id_,
-            "owner_id": owner,
-            "title": new.title,
-            "context_id": new.context_id,
-            "external_id": new.external_id,
-            "metadata": new.metadata,
-            "last_seq": 0,
-            "head_id": None,
-            "created_at": created,
-            "updated_at": updated,
-        },
-    )
-
-
-def get_or_create(owner: str, new: NewConversation, transaction: Transaction) -> Conversation:
-    """The owner's newest conversation of the context, or a new one: one writer at a time is what makes it one."""
-    row = transaction.connection.execute(
-        f"{CONVERSATION} AND c.context_id IS ? ORDER BY c.updated_at DESC, c.id DESC LIMIT 1",
-        (owner, new.context_id),
-    ).fetchone()
-    return create(owner, new, transaction) if row is None else _to_conversation(row)
-
-
-def list_conversations(
-    owner: str,
-    context_id: str | None,
-    order: ListOrder,
-    scope: tuple[object, ...],
-    limit: int,
-    cursor: str | None,
-    offset: int,
-    connection: apsw.Connection,
-    *,
-    total: bool,
-) -> Page[Conversation]:
-    """A page of the owner's conversations."""
-    where, values = ("", [owner]) if context_id is None else (" AND c.context_id = ?", [owner, context_id])
-    start, position = _list_start(order, scope, cursor)
-    by = "c.id" if order == "id" else "c.updated_at DESC, c.id DESC"
-    found = fetch(
-        connection,
-        f"{CONVERSATION}{where}{start} ORDER BY {by} LIMIT ? OFFSET ?",
-        (*values, *position, limit + 1, offset),
-    )
-    counted = connection.execute(f"SELECT count(*) FROM ({CONVERSATION}{where})", values).get if total else None  # noqa: S608
-    items = [_to_conversation(row) for row in found[:limit]]
-    following = _list_cursor(order, scope, items[-1]) if len(found) > limit else None
-    return Page(items=items, total=counted, next=following)
-
-
-def _list_start(order: ListOrder, scope: tuple[object, ...], cursor: str | None) -> tuple[str, Row]:
-    if cursor is None:
-        return "", ()
-    if order == "id":
-        (id_,) = decode_cursor(cursor, "conversations", scope, str)
-        return " AND c.id > ?", (valid_id(id_).bytes,)
-    updated_at, id_ = decode_cursor(cursor, "conversations", scope, int, str)
-    return " AND (c.updated_at, c.id) < (?, ?)", (updated_at, valid_id(id_).bytes)
-
-
-def _list_cursor(order: ListOrder, scope: tuple[object, ...], last: Conversation) -> str:
-    position = (last.id.hex,) if order == "id" else (to_micros(last.updated_at), last.id.hex)
-    return encode_cursor("conversations", scope, *position)
-
-
-def set_values(connection: apsw.Connection, owner: str, id_: UUID, values: Mapping[str, Any]) -> None:
-    """Set columns of one conversation; their names come from this package, never from a caller."""
-    names = ", ".join(f"{name} = ?" for name in values)
-    statement = f"UPDATE conversations SET {names} WHERE owner_id = ? AND id = ?"  # noqa: S608
-    connection.execute(statement, (*values.values(), owner, id_.bytes))
-
-
-def save_state(connection: apsw.Connection, owner: str, id_: UUID, state: State) -> None:
-    """Write what an append changed of its conversation."""
-    connection.execute(
-        "UPDATE conversations SET last_seq = ?, head_seq = ?, head_id = ?, runs = ?, title = ?, updated_at = ?"
-        " WHERE owner_id = ? AND id = ?",
-        (
-            state.tree.last_seq,
-            state.head.seq if state.head else None,
-            state.head_id.bytes if state.head_id else None,
-            state.tree.dump(),
-            state.title,
-            to_micros(state.updated_at),
-            owner,
-            id_.bytes,
-        ),
+def _state_values(state: State) -> Values:
+    return (
+        state.tree.last_seq,
+        state.head.seq if state.head else None,
+        state.head_id.bytes if state.head_id else None,
+        state.tree.dump(),
+        state.title,
+        to_micros(state.updated_at),
     )
 
 
@@ -266,18 +471,7 @@ def _to_conversation(row: Row) -> Conversation:
     )
 
 
-# --- messages --------------------------------------------------------------------------------------------
-
-
-def insert_messages(transaction: Transaction, owner: str, rids: Iterable[int], new: Sequence[Placed]) -> None:
-    """Let new messages of one conversation be written, each under its rid."""
-    created_at = to_micros(transaction.moment)
-    values = [_message_values(owner, created_at, rid, placed) for rid, placed in zip(rids, new, strict=True)]
-    transaction.hold(INSERT_MESSAGE, values)
-    transaction.held_of.add((owner, new[0].message.conversation_id))
-
-
-def _message_values(owner: str, created_at: int, rid: int, placed: Placed) -> Row:
+def _message_values(owner: str, created_at: int, rid: int, placed: Placed) -> Values:
     message, position, fingerprint = placed
     return (
         rid,
@@ -320,290 +514,3 @@ def _to_message(row: Row) -> Message:
             "created_at": from_micros(created),
         },
     )
-
-
-def messages(connection: apsw.Connection, owner: str, id_: UUID, rest: str, values: Row) -> list[Message]:
-    """Messages of one conversation, `rest` being the end of the statement that selects them."""
-    found = fetch(connection, f"{MESSAGE}{rest}", (owner, id_.bytes, *values))
-    return [_to_message(row) for row in found]
-
-
-def log(connection: apsw.Connection, owner: str, id_: UUID, after: int, limit: int) -> list[Message]:
-    """What was appended after a seq, on all branches."""
-    after = max(0, min(after, 2**63 - 1))  # SQLite knows no larger integers
-    return messages(connection, owner, id_, " AND m.seq > ? ORDER BY m.seq LIMIT ?", (after, limit))
-
-
-def message_by_id(connection: apsw.Connection, owner: str, id_: UUID, message_id: UUID) -> Message | None:
-    """One message, deleted or not."""
-    return next(iter(messages(connection, owner, id_, " AND m.id = ?", (message_id.bytes,))), None)
-
-
-def messages_by_id(connection: apsw.Connection, owner: str, id_: UUID, ids: Iterable[UUID]) -> dict[UUID, Message]:
-    """Messages that are known to be there, by id."""
-    found = {message_id: message_by_id(connection, owner, id_, message_id) for message_id in ids}
-    return cast("dict[UUID, Message]", found)
-
-
-def messages_by_seq(connection: apsw.Connection, owner: str, id_: UUID, seqs: Iterable[int]) -> list[Message]:
-    """The messages with these seqs that are not deleted, in the order given."""
-    rest = " AND m.seq = ? AND m.status <> 'deleted'"
-    return [message for seq in seqs for message in messages(connection, owner, id_, rest, (seq,))]
-
-
-def known(connection: apsw.Connection, owner: str, id_: UUID, ids: Collection[UUID]) -> dict[UUID, Known]:
-    """Which of these messages the conversation has, and where they stand."""
-    statement = (
-        "SELECT seq, run, depth, fingerprint FROM messages WHERE owner_id = ? AND conversation_id = ? AND id = ?"
-    )
-    found = {}
-    for message_id in ids:
-        row = connection.execute(statement, (owner, id_.bytes, message_id.bytes)).fetchone()
-        if row is not None:
-            found[message_id] = Known(Position(*row[:3]), row[3])
-    return found
-
-
-def position(connection: apsw.Connection, owner: str, id_: UUID, tree: Tree, seq: int) -> Position:
-    """Where message `seq` stands: mostly the tree knows it, which needs no query."""
-    found = tree.find(seq)
-    if found is not None:
-        return found
-    statement = "SELECT seq, run, depth FROM messages WHERE owner_id = ? AND conversation_id = ? AND seq = ?"
-    return Position(*cast("Row", connection.execute(statement, (owner, id_.bytes, seq)).fetchone()))
-
-
-def next_in_run(connection: apsw.Connection, owner: str, id_: UUID, parent: Position) -> list[int]:
-    """The seq of the message that continues the run of `parent` after it; none at the tip."""
-    row = connection.execute(
-        "SELECT seq FROM messages WHERE owner_id = ? AND conversation_id = ? AND run = ? AND seq > ?"
-        " ORDER BY seq LIMIT 1",
-        (owner, id_.bytes, parent.run, parent.seq),
-    ).fetchone()
-    return [] if row is None else [row[0]]
-
-
-def path_messages(
-    connection: apsw.Connection, owner: str, id_: UUID, segments: Iterable[Segment], window: Window
-) -> list[Message]:
-    """The messages of a page in reading order, and one more where there is more."""
-    found: list[Message] = []
-    direction = "DESC" if window.order == "desc" else "ASC"
-    skip = window.offset
-    for segment in segments:
-        where, values = _in_segment(segment)
-        rest = f"{where} AND m.status <> 'deleted' ORDER BY m.seq {direction} LIMIT ? OFFSET ?"
-        more = messages(connection, owner, id_, rest, (*values, window.limit + 1 - len(found), skip))
-        if skip:
-            skip = 0 if more else skip - _count(connection, owner, id_, f"{where} AND m.status <> 'deleted'", values)
-        found += more
-        if len(found) > window.limit:
-            break
-    return found
-
-
-def _in_segment(segment: Segment) -> tuple[str, Row]:
-    if segment.trunk:
-        return ON_TRUNK, (segment.low, segment.high)
-    return IN_RUN, (segment.low, segment.high, segment.run)
-
-
-def count_deleted(connection: apsw.Connection, owner: str, id_: UUID, path: Iterable[Segment]) -> int:
-    """How many messages of a path are deleted."""
-    return sum(
-        _count(
-            connection,
-            owner,
-            id_,
-            " AND m.status = 'deleted' AND m.run = ? AND m.seq BETWEEN ? AND ?",
-            (s.run, s.low, s.high),
-        )
-        for s in path
-    )
-
-
-def _count(connection: apsw.Connection, owner: str, id_: UUID, rest: str, values: Row) -> int:
-    statement = f"SELECT count(*) FROM messages m WHERE m.owner_id = ? AND m.conversation_id = ?{rest}"  # noqa: S608
-    return cast("int", connection.execute(statement, (owner, id_.bytes, *values)).get)
-
-
-def erase_message(connection: apsw.Connection, owner: str, id_: UUID, message_id: UUID) -> None:
-    """Leave of a message its place, its id and its fingerprint: what a late retry needs."""
-    rid = connection.execute(
-        "UPDATE messages SET content = '', sources = NULL, metadata = NULL, external_id = NULL, status = 'deleted'"
-        " WHERE owner_id = ? AND conversation_id = ? AND id = ? RETURNING rid",
-        (owner, id_.bytes, message_id.bytes),
-    ).get
-    connection.execute("DELETE FROM message_words WHERE rowid = ?", (rid,))
-
-
-# --- search ----------------------------------------------------------------------------------------------
-
-
-def _owner_word(owner: str) -> str:
-    """The owner as one word of the index, whatever characters it has: hex(owner_id) in SQL."""
-    return owner.encode().hex()
-
-
-def index(transaction: Transaction, owner: str, contents: Iterable[tuple[int, str]]) -> None:
-    """Put messages, given as (rid, content), into the full-text index."""
-    word = _owner_word(owner)
-    transaction.hold(INSERT_WORDS, [(rid, word, index_text(content)) for rid, content in contents if content])
-
-
-def mark_unindexed(transaction: Transaction, rid: int) -> None:
-    """Note that messages from `rid` on are stored without being indexed."""
-    if not transaction.says_unindexed:
-        transaction.connection.execute(
-            "UPDATE store_state SET value = ? WHERE name = 'unindexed_from' AND (value IS NULL OR value > ?)",
-            (rid, rid),
-        )
-        transaction.says_unindexed = True
-
-
-def index_slice(transaction: Transaction) -> bool:
-    """Index some messages that are not; False when all are.
-
-    One statement, which SQLite runs without Python but for text that is not ASCII.
-    """
-    connection = transaction.connection
-    first = cast("int | None", connection.execute("SELECT value FROM store_state WHERE name = 'unindexed_from'").get)
-    if first is None:
-        return False
-    transaction.says_unindexed = False
-    last = first + INDEX_SLICE
-    connection.execute(
-        "INSERT INTO message_words (rowid, owner, words) SELECT rid, hex(owner_id), CASE"
-        "   WHEN octet_length(content) = length(content) THEN substr(content, 1, ?) ELSE index_text(content) END"
-        " FROM messages WHERE rid BETWEEN ? AND ? AND content <> ''"
-        " AND rid NOT IN (SELECT id FROM message_words_docsize WHERE id BETWEEN ? AND ?)",
-        (MAX_INDEXED_CHARS, first, last, first, last),
-    )
-    connection.execute(
-        "UPDATE store_state SET value = (SELECT min(rid) FROM messages WHERE rid > ?) WHERE name = 'unindexed_from'",
-        (last,),
-    )
-    return True
-
-
-def search(
-    owner: str, phrases: list[list[str]], below: int, limit: int, connection: apsw.Connection
-) -> list[tuple[int, SearchHit]]:
-    """Messages of the owner that hold every phrase, stored last first, each with its rid."""
-    match = " AND ".join(f'words : "{" ".join(phrase)}"' for phrase in phrases)
-    found = fetch(
-        connection,
-        f"SELECT m.rid, c.title, {MESSAGE_COLUMNS} FROM message_words w"  # noqa: S608
-        " JOIN messages m ON m.rid = w.rowid"
-        " JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id"
-        " WHERE message_words MATCH ? AND w.rowid < ? AND m.owner_id = ? AND c.deleted_at IS NULL"
-        " ORDER BY w.rowid DESC LIMIT ?",
-        (f'owner : "{_owner_word(owner)}" AND {match}', below, owner, limit),
-    )
-    return [(rid, _to_hit(title, _to_message(tuple(row)), phrases)) for rid, title, *row in found]
-
-
-def _to_hit(title: str | None, message: Message, phrases: list[list[str]]) -> SearchHit:
-    return SearchHit(message=message, title=title, snippet=snippet(message.content, phrases))
-
-
-# --- removing --------------------------------------------------------------------------------------------
-
-
-def owners_with_remains(connection: apsw.Connection) -> list[str]:
-    """Owners of conversations that were being removed when the process ended."""
-    statement = "SELECT DISTINCT owner_id FROM conversations WHERE deleted_at IS NOT NULL"
-    return [owner for (owner,) in connection.execute(statement)]
-
-
-def purge_slice(owner: str, transaction: Transaction) -> tuple[int, int] | None:
-    """Remove some of an owner's hidden rows: how many (conversations, messages), None when there are none."""
-    connection = transaction.connection
-    hidden = fetch(
-        connection,
-        "SELECT id FROM conversations WHERE owner_id = ? AND deleted_at IS NOT NULL LIMIT ?",
-        (owner, SLICE // 10),
-    )
-    conversations = messages_removed = 0
-    for (id_,) in hidden:
-        messages_removed += _remove_messages(connection, owner, id_, SLICE - messages_removed)
-        if messages_removed >= SLICE:
-            break
-        conversations += _remove_conversation(connection, owner, id_)
-    return (conversations, messages_removed) if hidden else None
-
-
-def _remove_messages(connection: apsw.Connection, owner: str, id_: bytes, limit: int) -> int:
-    rids = fetch(
-        connection, "SELECT rid FROM messages WHERE owner_id = ? AND conversation_id = ? LIMIT ?", (owner, id_, limit)
-    )
-    connection.executemany("DELETE FROM message_words WHERE rowid = ?", rids)
-    connection.executemany("DELETE FROM messages WHERE rid = ?", rids)
-    return len(rids)
-
-
-def _remove_conversation(connection: apsw.Connection, owner: str, id_: bytes) -> int:
-    connection.execute("DELETE FROM conversations WHERE owner_id = ? AND id = ?", (owner, id_))
-    return connection.changes()
-
-
-def hide_all(owner: str, transaction: Transaction) -> None:
-    """Make all conversations of an owner invisible."""
-    transaction.connection.execute(
-        "UPDATE conversations SET deleted_at = ? WHERE owner_id = ? AND deleted_at IS NULL",
-        (to_micros(transaction.moment), owner),
-    )
-
-
-def remove_owner(owner: str, transaction: Transaction) -> int | None:
-    """Remove the owner and count what is left; None where a conversation was created in the meantime."""
-    connection = transaction.connection
-    if connection.execute("SELECT 1 FROM conversations WHERE owner_id = ? LIMIT 1", (owner,)).get:
-        return None
-    connection.execute("DELETE FROM users WHERE id = ?", (owner,))
-    transaction.owners.discard(owner)
-    left = connection.execute(
-        "SELECT (SELECT count(*) FROM messages WHERE owner_id = ?) + (SELECT count(*) FROM users WHERE id = ?)",
-        (owner, owner),
-    ).get
-    return cast("int", left)
-
-
-def rename_owner(old: str, new: str, transaction: Transaction) -> int:
-    """Give the conversations of one owner to another one; their messages are indexed anew next."""
-    connection, both = transaction.connection, (new, old)
-    clash = "SELECT 1 FROM conversations a JOIN conversations b ON b.owner_id = ? AND b.id = a.id WHERE a.owner_id = ?"
-    if connection.execute(f"{clash} LIMIT 1", both).get:
-        raise Conflict(IDS_CLASH)
-    first = cast("int | None", connection.execute("SELECT min(rid) FROM messages WHERE owner_id = ?", (old,)).get)
-    connection.execute("PRAGMA defer_foreign_keys = ON")
-    connection.execute("INSERT OR IGNORE INTO users (id) VALUES (?)", (new,))
-    if first is not None:
-        indexed = "SELECT rid FROM messages JOIN message_words_docsize d ON d.id = rid WHERE owner_id = ?"
-        connection.execute(f"DELETE FROM message_words WHERE rowid IN ({indexed})", (old,))  # noqa: S608
-        mark_unindexed(transaction, first)
-    connection.execute("UPDATE conversations SET owner_id = ? WHERE owner_id = ?", both)
-    count = connection.changes()
-    connection.execute("UPDATE messages SET owner_id = ? WHERE owner_id = ?", both)
-    connection.execute("DELETE FROM users WHERE id = ?", (old,))
-    transaction.owners.discard(old)
-    return count
-
-
-def count_indexed(owner: str, connection: apsw.Connection) -> int:
-    """How many messages of the owner the full-text index holds."""
-    statement = "SELECT count(*) FROM message_words WHERE message_words MATCH ?"
-    return cast("int", connection.execute(statement, (f'owner : "{_owner_word(owner)}"',)).get)
-
-
-def merge_index(pages: int, transaction: Transaction) -> bool:
-    """Merge some pages of the full-text index, which drops what was deleted; False when nothing is left to do.
-
-    A negative number begins to merge the index as a whole, a positive one goes on with that, and leaves
-    alone what others have written since. A step that changes fewer than two rows had nothing to merge
-    (SQLite's documentation of FTS5, 6.8).
-    """
-    connection = transaction.connection
-    before = connection.total_changes()
-    connection.execute("INSERT INTO message_words (message_words, rank) VALUES ('merge', ?)", (pages,))
-    return connection.total_changes() - before >= 2

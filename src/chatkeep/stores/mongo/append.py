@@ -1,0 +1,145 @@
+"""The fast paths of appends on MongoDB: one message for the end of a conversation, alone or in a batch."""
+
+from collections.abc import Collection, Mapping, Sequence
+from typing import NamedTuple, cast
+from uuid import UUID
+
+from chatkeep.errors import Conflict
+from chatkeep.model import Message, NewMessage, Role
+from chatkeep.stores.append import Placed, State, plan
+from chatkeep.stores.mongo.database import Document, View
+from chatkeep.stores.mongo.rows import (
+    WITHOUT_WORDS,
+    conversation_filter,
+    message_id,
+    micros,
+    save,
+    to_document,
+    to_message,
+)
+from chatkeep.stores.rows import Key
+from chatkeep.tree import Run, Tree
+from chatkeep.values import from_micros, now
+
+BEFORE = {"last_seq": 1, "head_id": 1}
+
+
+class Item(NamedTuple):
+    """One message for the end of a conversation, on its way into a group."""
+
+    key: Key
+    message: NewMessage
+    """With an id."""
+    fingerprint: bytes
+    may_repeat: bool
+    """Whether the caller brought the id, so that the message may be there already."""
+
+    @property
+    def place(self) -> tuple[Key, UUID]:
+        """What the message is known by."""
+        assert self.message.id is not None  # noqa: S101 - the store gave it one
+        return self.key, self.message.id
+
+
+async def append_batch(view: View, items: Sequence[Item], *, search: bool) -> list[object]:
+    """Append in one transaction; each item's message or Conflict, None if it needs a transaction of its own."""
+    if len(items) == 1:
+        stored = await _append_alone(view, items[0], search=search)
+        if stored is not None:
+            return [stored]
+    conversations = await _conversations(view, {item.key for item in items})
+    brought = {item.place for item in items if item.may_repeat}
+    known = await _messages(view, brought) if brought else {}
+    batch = _Batch(conversations, known)
+    outcomes: list[object] = [batch.outcome(item) for item in items]
+    if batch.new:
+        await save(view, batch.changed(), list(batch.new.values()), index=search)
+    return outcomes
+
+
+async def _append_alone(view: View, item: Item, *, search: bool) -> Message | None:
+    """Append one message to a conversation that never branched, in two operations; None where that is not so.
+
+    It begins with the write: a conflict with somebody else shows at once.
+    """
+    moment = now()
+    where = {**conversation_filter(item.key), "straight": True, "last_seq": {"$gte": 1}}
+    if item.message.role is Role.USER:
+        where["title"] = {"$ne": None}
+    change = {
+        "$inc": {"last_seq": 1, "head_seq": 1},
+        "$set": {"head_id": item.message.id},
+        "$max": {"updated_at": micros(moment)},
+    }
+    before = await view.conversations.find_one_and_update(where, change, BEFORE, session=view.session)
+    if before is None:
+        return None
+    tree = Tree(before["last_seq"], [Run(-1, 0, 1, before["last_seq"], before["last_seq"])])
+    state = State(tree, tree.find(tree.last_seq), before["head_id"], "", moment)
+    (placed,) = plan(item.key[1], state, [item.message], [item.fingerprint], {}, moment)
+    assert isinstance(placed, Placed)  # noqa: S101 - nothing was known
+    await view.messages.insert_one(to_document(item.key, placed, index=search), session=view.session)
+    return placed.message
+
+
+async def _conversations(view: View, keys: Collection[Key]) -> dict[Key, Document]:
+    """Those of the conversations that are there, of any number of owners."""
+    where = {
+        "owner_id": {"$in": list({owner for owner, _ in keys})},
+        "_id": {"$in": [{"o": owner, "c": id_} for owner, id_ in keys]},
+        "deleted_at": None,
+    }
+    found = await view.conversations.find(where, session=view.session).to_list()
+    return {(each["owner_id"], each["id"]): each for each in found}
+
+
+async def _messages(view: View, places: Collection[tuple[Key, UUID]]) -> dict[tuple[Key, UUID], Document]:
+    """Those of the messages that are there, of any number of conversations."""
+    where = {
+        "owner_id": {"$in": list({key[0] for key, _ in places})},
+        "_id": {"$in": [message_id(key, id_) for key, id_ in places]},
+    }
+    found = await view.messages.find(where, WITHOUT_WORDS, session=view.session).to_list()
+    return {((each["owner_id"], each["conversation_id"]), each["_id"]["m"]): each for each in found}
+
+
+class _Batch:
+    """What a batch of appends does to its conversations, decided item by item."""
+
+    def __init__(self, conversations: Mapping[Key, Document], known: Mapping[tuple[Key, UUID], Document]) -> None:
+        self._states: dict[Key, State | None] = {key: _known_state(row) for key, row in conversations.items()}
+        self._known = known
+        self._moment = now()
+        self.new: dict[tuple[Key, UUID], tuple[Key, Placed]] = {}
+
+    def changed(self) -> dict[Key, State]:
+        """The conversations with new messages."""
+        keys = {key for key, _ in self.new}
+        return {key: state for key, state in self._states.items() if key in keys and state is not None}
+
+    def outcome(self, item: Item) -> Message | Conflict | None:
+        """The stored message, or why there is none; None where this needs to know more of the conversation."""
+        if item.key not in self._states:
+            return None
+        there, placed = self._known.get(item.place), self.new.get(item.place)
+        if there is not None or placed is not None:
+            known = placed[1].fingerprint if placed else cast("Document", there)["fingerprint"]
+            if known != item.fingerprint:
+                return Conflict("this message id is already used for other content", got=item.message.id)
+            return placed[1].message if placed else to_message(cast("Document", there))
+        state = self._states[item.key]
+        if state is None:
+            return None
+        (result,) = plan(item.key[1], state, [item.message], [item.fingerprint], {}, self._moment)
+        assert isinstance(result, Placed)  # noqa: S101 - nothing was known
+        self.new[item.place] = item.key, result
+        return result.message
+
+
+def _known_state(found: Document) -> State | None:
+    """The state of a conversation if its head's position is known, so that nothing else need be read."""
+    tree = Tree.load(found["last_seq"], found["runs"])
+    head = None if found["head_seq"] is None else tree.find(found["head_seq"])
+    if head is None and found["head_seq"] is not None:
+        return None
+    return State(tree, head, found["head_id"], found["title"], from_micros(found["updated_at"]))

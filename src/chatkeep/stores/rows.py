@@ -1,0 +1,217 @@
+"""The second port: what one transaction of a database does to its rows. `base.RowStore` is a store on top of it.
+
+A database brings these operations, its connections and its fast paths; what an operation of the store means is
+written once, above. Every operation but `exists_elsewhere` and those of the whole store names the owner first.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, ClassVar, NamedTuple
+from uuid import UUID
+
+from chatkeep.model import Conversation, Message, NewConversation
+from chatkeep.store import ListOrder, Order
+from chatkeep.stores.append import Known, Placed, State
+from chatkeep.stores.window import ListPlace, Window
+from chatkeep.tree import Position, Segment
+
+type Key = tuple[str, UUID]
+"""The owner, as the database stores it, and the conversation."""
+
+type Row = Any
+"""A row as a driver returns it: a tuple, or what can be read like one."""
+
+type Work[R, T] = Callable[[R], Coroutine[Any, Any, T]]
+"""What runs in a transaction, given its rows."""
+
+
+class StateRow(NamedTuple):
+    """The columns of a conversation that appends and histories read."""
+
+    last_seq: int
+    head_seq: int | None
+    head_id: UUID | None
+    runs: str | None
+    title: str | None
+    updated_at: datetime
+    moment: datetime
+    """The time of the transaction, which new messages get."""
+
+
+class Hit(NamedTuple):
+    """A message that a search found, its place in the order of hits, and the title of its conversation."""
+
+    place: tuple[int | str, ...]
+    message: Message
+    title: str | None
+
+
+class Found(NamedTuple):
+    """A part of a search's hits, stored last first."""
+
+    hits: list[Hit]
+    exact: bool = True
+    """Whether each hit holds every phrase. If not, it holds every word, and is to be looked at."""
+    rest: tuple[int | str, ...] | None = None
+    """The place where the search goes on; None at its end, or if `limit` hits were found."""
+
+
+class Removed(NamedTuple):
+    """How much was removed."""
+
+    conversations: int = 0
+    messages: int = 0
+    indexed: int = 0
+
+    def plus(self, more: "Removed") -> "Removed":
+        """The sum of both."""
+        return Removed(*map(sum, zip(self, more, strict=True)))
+
+
+class Rows(ABC):
+    """The rows of one transaction."""
+
+    __slots__ = ()
+
+    reads_visible: ClassVar[bool]
+    """Whether reading messages finds those of a conversation that is being removed no more: then a message that
+    was found shows that its conversation is there."""
+
+    # --- conversations ------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def state(self, key: Key, *, lock: bool = False) -> StateRow | None:
+        """What appends and histories read of a conversation; locked against other writers if asked."""
+
+    @abstractmethod
+    async def conversation(self, key: Key, *, lock: bool = False) -> Conversation | None:
+        """One conversation that is not being removed."""
+
+    @abstractmethod
+    async def exists_elsewhere(self, id_: UUID) -> bool:
+        """Whether anybody has this id: the one question that names no owner."""
+
+    @abstractmethod
+    async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
+        """Store a conversation; None if its id is taken, or with `slot` the slot of its context."""
+
+    @abstractmethod
+    async def fingerprint(self, key: Key) -> bytes | None:
+        """The fingerprint of a conversation that is not being removed."""
+
+    @abstractmethod
+    async def finish_removal(self, key: Key) -> None:
+        """Remove at once what is left of a hidden conversation, so that its id is free."""
+
+    @abstractmethod
+    async def newest(self, owner: str, context_id: str | None) -> Conversation | None:
+        """The owner's most recently updated conversation of a context."""
+
+    @abstractmethod
+    async def listed(
+        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, limit: int, offset: int
+    ) -> list[Conversation]:
+        """At most `limit` conversations after a place of the list, of one context if it is named."""
+
+    @abstractmethod
+    async def count(self, owner: str, context_id: str | None) -> int:
+        """The length of that list."""
+
+    @abstractmethod
+    async def set_values(self, key: Key, values: Mapping[str, Any]) -> None:
+        """Set title, metadata (as JSON text), or head_seq and head_id of a conversation."""
+
+    # --- messages -----------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def save(self, key: Key, state: State, new: Sequence[Placed]) -> None:
+        """Write what an append changed of its conversation, and its messages."""
+
+    @abstractmethod
+    async def known(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Known]:
+        """Those of the messages that the conversation has, by id."""
+
+    @abstractmethod
+    async def position(self, key: Key, seq: int) -> Position:
+        """The position of a message that is known to be there."""
+
+    @abstractmethod
+    async def messages_by_id(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Message]:
+        """Those of the messages that are there, deleted or not, by id."""
+
+    @abstractmethod
+    async def messages_by_seq(self, key: Key, seqs: Collection[int]) -> list[Message]:
+        """The messages with these seqs that are not deleted, by seq."""
+
+    @abstractmethod
+    async def log(self, key: Key, after: int, limit: int) -> list[Message]:
+        """The messages above a seq, deleted or not, by seq."""
+
+    @abstractmethod
+    async def next_in_run(self, key: Key, parent: Position) -> list[int]:
+        """The seq of the message that continues the run of `parent` after it; empty at the tip."""
+
+    @abstractmethod
+    async def segment(self, key: Key, segment: Segment, order: Order, limit: int, offset: int) -> list[Message]:
+        """The messages of a part of a path that are not deleted, by seq."""
+
+    @abstractmethod
+    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool) -> int:
+        """How many messages of a part of a path are deleted, or are not."""
+
+    @abstractmethod
+    async def erase_message(self, key: Key, id_: UUID) -> bool:
+        """Leave a tombstone: place, id and fingerprint, which a late retry needs. Say whether there was a message."""
+
+    def shows_whole(self, found: Sequence[Message], window: Window, segments: Sequence[Segment]) -> bool:  # noqa: ARG002 - some databases look
+        """Whether a page shows by itself that its conversation was not removed while its parts were read."""
+        return True
+
+    # --- search -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def search(self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int) -> Found:
+        """At most `limit` messages that hold every phrase, or every word of them, below a place."""
+
+    @abstractmethod
+    async def index_slice(self) -> bool:
+        """Index some messages that are not indexed; False if all are."""
+
+    # --- removal ------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    async def owners_with_remains(self) -> list[str]:
+        """Owners of hidden conversations, whose removal was cut off."""
+
+    @abstractmethod
+    async def hide(self, key: Key) -> bool:
+        """Make a conversation invisible, and say whether there was one. `purge_slice` removes its rows."""
+
+    @abstractmethod
+    async def hide_all(self, owner: str) -> None:
+        """Make all conversations of an owner invisible."""
+
+    @abstractmethod
+    async def purge_slice(self, owner: str) -> Removed | None:
+        """Remove some rows of an owner's hidden conversations; None if there are none."""
+
+    @abstractmethod
+    async def remove_owner(self, owner: str) -> int | None:
+        """Remove the owner and count the rows that are left; None if a conversation was created meanwhile."""
+
+
+def run[T](work: Coroutine[Any, Any, T]) -> T:
+    """Return what a coroutine that never waits returns: operations of a database that has no I/O to wait for."""
+    try:
+        work.send(None)
+    except StopIteration as done:
+        result: T = done.value
+        return result
+    work.close()
+    raise RuntimeError("the rows of this database must not wait")
+
+
+def unique(found: Iterable[Placed]) -> list[Placed]:
+    """New messages, each once: an append may name one twice."""
+    return list({placed.message.id: placed for placed in found}.values())
