@@ -75,8 +75,8 @@ class AccessContract(Contract):
     async def test_renaming_an_owner(self, store: Store, owner: str) -> None:
         """Everything goes to the new owner, is searched there, and is nobody's otherwise."""
         stranger = someone()
-        talk = await store.create_conversation(owner, NewConversation(context_id="c"))
-        kept = await store.append(owner, talk.id, [user("green pebble"), assistant("тёплый чай")])
+        conversation = await store.create_conversation(owner, NewConversation(context_id="c"))
+        kept = await store.append(owner, conversation.id, [user("green pebble"), assistant("тёплый чай")])
         other = await store.create_conversation(stranger, NewConversation())
         await store.append(stranger, other.id, [user("blue pebble")])
         key = api_key(owner)
@@ -84,15 +84,15 @@ class AccessContract(Contract):
         await store.access.begin_request(owner, "k", HASH)
         assert await store.access.rename_owner(owner, stranger) == 1
         assert await store.access.rename_owner(owner, stranger) == 0
-        assert await whole_log(store, stranger, talk.id) == kept
-        assert (await store.get_conversation(stranger, talk.id)).owner_id == stranger
+        assert await whole_log(store, stranger, conversation.id) == kept
+        assert (await store.get_conversation(stranger, conversation.id)).owner_id == stranger
         assert len((await store.search_messages(stranger, "pebble")).items) == 2
         assert len((await store.search_messages(stranger, "чай")).items) == 1
         assert (await store.search_messages(owner, "pebble")).items == []
         assert (await store.list_conversations(owner)).items == []
         assert [one.id for one in await store.access.list_keys(stranger)] == [key.id]
         assert await store.access.begin_request(owner, "k", HASH) is None
-        await store.append(stranger, talk.id, [user("one more pebble")])
+        await store.append(stranger, conversation.id, [user("one more pebble")])
         assert len((await store.search_messages(stranger, "pebble")).items) == 3
         receipt = await store.erase_owner(stranger)
         assert (receipt.conversations, receipt.messages, receipt.search_entries, receipt.remaining) == (2, 4, 4, 0)
@@ -100,11 +100,11 @@ class AccessContract(Contract):
     async def test_renaming_refuses_a_clash(self, store: Store, owner: str) -> None:
         """Two conversations with one id cannot both belong to one owner: nothing is changed then."""
         stranger = someone()
-        talk = await store.create_conversation(owner, NewConversation())
-        await store.create_conversation(stranger, NewConversation(id=talk.id))
+        conversation = await store.create_conversation(owner, NewConversation())
+        await store.create_conversation(stranger, NewConversation(id=conversation.id))
         with pytest.raises(Conflict, match="same id"):
             await store.access.rename_owner(owner, stranger)
-        assert (await store.get_conversation(owner, talk.id)).owner_id == owner
+        assert (await store.get_conversation(owner, conversation.id)).owner_id == owner
 
     async def test_erasure_takes_keys_and_replies(self, store: Store, owner: str) -> None:
         """What an owner's erasure removes holds their keys and the replies kept for them, and nobody else's."""

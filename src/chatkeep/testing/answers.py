@@ -20,7 +20,7 @@ def assistant(content: str, **values: Any) -> NewMessage:
     return NewMessage(role=Role.ASSISTANT, content=content, **values)
 
 
-def turns(count: int, prefix: str = "turn") -> list[NewMessage]:
+def numbered(count: int, prefix: str = "turn") -> list[NewMessage]:
     """Messages with ids and contents that differ."""
     return [assistant(f"{prefix} {number}", id=uuid4()) for number in range(count)]
 

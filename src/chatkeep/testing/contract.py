@@ -33,6 +33,6 @@ class Contract:
         return someone()
 
     @pytest.fixture
-    async def talk(self, store: Store, owner: str) -> Conversation:
+    async def conversation(self, store: Store, owner: str) -> Conversation:
         """An empty conversation of the owner's."""
         return await store.create_conversation(owner, NewConversation())

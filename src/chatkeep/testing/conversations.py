@@ -20,7 +20,17 @@ from chatkeep.model import (
     Role,
 )
 from chatkeep.store import Store
-from chatkeep.testing.answers import assistant, dense, found, others_appending, seqs, turns, user, whole_list, whole_log
+from chatkeep.testing.answers import (
+    assistant,
+    dense,
+    found,
+    numbered,
+    others_appending,
+    seqs,
+    user,
+    whole_list,
+    whole_log,
+)
 from chatkeep.testing.calls import CONVERSATION_CALLS
 from chatkeep.testing.contract import Contract
 
@@ -135,11 +145,13 @@ class ConversationContract(Contract):
 
     async def test_title_is_made_from_the_first_user_message(self, store: Store, owner: str) -> None:
         """The first user message gives the title: its first line with text, at most 80 characters."""
-        talk = await store.create_conversation(owner, NewConversation())
-        await store.append(owner, talk.id, [assistant("Welcome!"), NewMessage(role=Role.SYSTEM, content="Be kind.")])
-        assert (await store.get_conversation(owner, talk.id)).title is None
-        await store.append(owner, talk.id, [user("\n  How  hot\tis tea?\nAnd coffee?"), user("Never mind.")])
-        assert (await store.get_conversation(owner, talk.id)).title == "How hot is tea?"
+        conversation = await store.create_conversation(owner, NewConversation())
+        await store.append(
+            owner, conversation.id, [assistant("Welcome!"), NewMessage(role=Role.SYSTEM, content="Be kind.")]
+        )
+        assert (await store.get_conversation(owner, conversation.id)).title is None
+        await store.append(owner, conversation.id, [user("\n  How  hot\tis tea?\nAnd coffee?"), user("Never mind.")])
+        assert (await store.get_conversation(owner, conversation.id)).title == "How hot is tea?"
         long = await store.create_conversation(owner, NewConversation())
         await store.append(owner, long.id, [user("word " * 40)])
         title = (await store.get_conversation(owner, long.id)).title
@@ -149,78 +161,80 @@ class ConversationContract(Contract):
 
     async def test_title_that_is_set_stays(self, store: Store, owner: str) -> None:
         """A title that somebody set is not replaced; where it was taken away, the next user message gives one."""
-        talk = await store.create_conversation(owner, NewConversation(title="Tea"))
-        await store.append(owner, talk.id, [user("How hot?")])
-        assert (await store.get_conversation(owner, talk.id)).title == "Tea"
-        await store.update_conversation(owner, talk.id, ConversationChange(title=None))
-        await store.append(owner, talk.id, [user("How strong?")])
-        assert (await store.get_conversation(owner, talk.id)).title == "How strong?"
+        conversation = await store.create_conversation(owner, NewConversation(title="Tea"))
+        await store.append(owner, conversation.id, [user("How hot?")])
+        assert (await store.get_conversation(owner, conversation.id)).title == "Tea"
+        await store.update_conversation(owner, conversation.id, ConversationChange(title=None))
+        await store.append(owner, conversation.id, [user("How strong?")])
+        assert (await store.get_conversation(owner, conversation.id)).title == "How strong?"
 
-    async def test_updated_at_is_moved_by_messages_only(self, store: Store, owner: str, talk: Conversation) -> None:
+    async def test_updated_at_is_moved_by_messages_only(
+        self, store: Store, owner: str, conversation: Conversation
+    ) -> None:
         """A message moves updated_at forward; changes, retries, deletions and reads do not."""
         new = user("hello", id=uuid4())
-        (message,) = await store.append(owner, talk.id, [new])
-        (second,) = await store.append(owner, talk.id, [user("again")])
-        moved = (await store.get_conversation(owner, talk.id)).updated_at
-        assert talk.updated_at <= message.created_at <= second.created_at == moved
+        (message,) = await store.append(owner, conversation.id, [new])
+        (second,) = await store.append(owner, conversation.id, [user("again")])
+        moved = (await store.get_conversation(owner, conversation.id)).updated_at
+        assert conversation.updated_at <= message.created_at <= second.created_at == moved
         await store.update_conversation(
-            owner, talk.id, ConversationChange(title="T", metadata={"a": 1}, head_id=message.id)
+            owner, conversation.id, ConversationChange(title="T", metadata={"a": 1}, head_id=message.id)
         )
-        await store.append(owner, talk.id, [new])
-        await store.delete_message(owner, talk.id, message.id)
-        await store.history(owner, talk.id)
-        assert (await store.get_conversation(owner, talk.id)).updated_at == moved
+        await store.append(owner, conversation.id, [new])
+        await store.delete_message(owner, conversation.id, message.id)
+        await store.history(owner, conversation.id)
+        assert (await store.get_conversation(owner, conversation.id)).updated_at == moved
 
     async def test_updated_at_never_moves_back(self, store: Store, owner: str) -> None:
         """Times in the past and an updated_at in the future leave updated_at where it is."""
         future = datetime.now(UTC) + timedelta(days=400)
-        talk = await store.create_conversation(owner, ImportedConversation(updated_at=future))
-        assert talk.updated_at == future
-        await store.append(owner, talk.id, [user("now")])
+        conversation = await store.create_conversation(owner, ImportedConversation(updated_at=future))
+        assert conversation.updated_at == future
+        await store.append(owner, conversation.id, [user("now")])
         old = ImportedMessage(role=Role.USER, content="then", sent_at=future - timedelta(days=900))
-        await store.append(owner, talk.id, [old, ImportedMessage(role=Role.USER, content="some day")])
-        assert (await store.get_conversation(owner, talk.id)).updated_at == future
+        await store.append(owner, conversation.id, [old, ImportedMessage(role=Role.USER, content="some day")])
+        assert (await store.get_conversation(owner, conversation.id)).updated_at == future
 
     async def test_imported_messages_move_updated_at_to_their_own_time(self, store: Store, owner: str) -> None:
         """An import moves updated_at to the latest time of its messages, not to the time of the import."""
         year = [datetime(2020 + n, 1, 1, tzinfo=UTC) for n in range(4)]
-        talk = await store.create_conversation(owner, ImportedConversation(updated_at=year[0]))
+        conversation = await store.create_conversation(owner, ImportedConversation(updated_at=year[0]))
         times = (year[1], year[3], None, year[2])
         await store.append(
-            owner, talk.id, [ImportedMessage(role=Role.USER, content="then", sent_at=time) for time in times]
+            owner, conversation.id, [ImportedMessage(role=Role.USER, content="then", sent_at=time) for time in times]
         )
-        assert (await store.get_conversation(owner, talk.id)).updated_at == year[3]
+        assert (await store.get_conversation(owner, conversation.id)).updated_at == year[3]
 
     async def test_delete_removes_everything_in_it(self, store: Store, owner: str) -> None:
         """A deleted conversation is gone from every read, with its messages; deleting again says False."""
-        talk = await store.create_conversation(owner, NewConversation(context_id="kitchen"))
-        (message,) = await store.append(owner, talk.id, [user("saffron tea")])
+        conversation = await store.create_conversation(owner, NewConversation(context_id="kitchen"))
+        (message,) = await store.append(owner, conversation.id, [user("saffron tea")])
         kept = await store.create_conversation(owner, NewConversation())
         await store.append(owner, kept.id, [user("plain tea")])
-        assert await store.delete_conversation(owner, talk.id) is True
+        assert await store.delete_conversation(owner, conversation.id) is True
         for name in sorted(set(CONVERSATION_CALLS) - {"delete_conversation"}):
             with pytest.raises(NotFound):
-                await CONVERSATION_CALLS[name](store, owner, talk.id, message.id)
+                await CONVERSATION_CALLS[name](store, owner, conversation.id, message.id)
         assert [c.id for c in await whole_list(store, owner)] == [kept.id]
         assert await found(store, owner, "tea") == {"plain tea"}
-        assert await store.delete_conversation(owner, talk.id) is False
+        assert await store.delete_conversation(owner, conversation.id) is False
 
     async def test_id_of_a_deleted_conversation_can_be_used_again(self, store: Store, owner: str) -> None:
         """A conversation that is created with the id of a deleted one shows nothing of it."""
         new, message_id = NewConversation(id=uuid4(), title="Tea"), uuid4()
-        talk = await store.create_conversation(owner, new)
-        await store.append(owner, talk.id, [user("saffron tea", id=message_id), *turns(1_500)])
-        await store.append(owner, talk.id, [user("a branch", parent_id=message_id)])
-        deleting = asyncio.create_task(store.delete_conversation(owner, talk.id))
+        conversation = await store.create_conversation(owner, new)
+        await store.append(owner, conversation.id, [user("saffron tea", id=message_id), *numbered(1_500)])
+        await store.append(owner, conversation.id, [user("a branch", parent_id=message_id)])
+        deleting = asyncio.create_task(store.delete_conversation(owner, conversation.id))
         while (await store.list_conversations(owner)).items:  # noqa: ASYNC110 - nothing tells when it is hidden
             await asyncio.sleep(0)
         again = await store.create_conversation(owner, new.model_copy(update={"title": "Coffee"}))
         assert await deleting
         assert (again.title, again.last_seq, again.head_id) == ("Coffee", 0, None)
-        assert await store.log(owner, talk.id) == []
-        (message,) = await store.append(owner, talk.id, [user("mocha", id=message_id)])
+        assert await store.log(owner, conversation.id) == []
+        (message,) = await store.append(owner, conversation.id, [user("mocha", id=message_id)])
         assert (message.seq, message.parent_id) == (1, None)
-        assert (await store.history(owner, talk.id, total=True)).total == 1
+        assert (await store.history(owner, conversation.id, total=True)).total == 1
         assert await found(store, owner, "saffron") == set()
 
     async def test_large_conversation_is_deleted_whole(self, store: Store, owner: str) -> None:
@@ -228,7 +242,7 @@ class ConversationContract(Contract):
         large = await store.create_conversation(owner, NewConversation())
         small = await store.create_conversation(owner, NewConversation())
         for part in range(5):
-            await store.append(owner, large.id, turns(700, f"pebble {part}"))
+            await store.append(owner, large.id, numbered(700, f"pebble {part}"))
         async with others_appending(store, owner, small.id):
             assert await store.delete_conversation(owner, large.id)
         with pytest.raises(NotFound):
@@ -240,26 +254,26 @@ class ConversationContract(Contract):
     async def test_cancelled_deletion_is_done_whole_or_not_at_all(self, store: Store, owner: str) -> None:
         """A caller that is cancelled while it deletes leaves the whole conversation, or nothing of it."""
         for pause in (0, 0.0005, 0.002, 0.005):
-            talk = await store.create_conversation(owner, NewConversation())
-            await store.append(owner, talk.id, turns(1_500, "pebble"))
-            deleting = asyncio.create_task(store.delete_conversation(owner, talk.id))
+            conversation = await store.create_conversation(owner, NewConversation())
+            await store.append(owner, conversation.id, numbered(1_500, "pebble"))
+            deleting = asyncio.create_task(store.delete_conversation(owner, conversation.id))
             await asyncio.sleep(pause)
             deleting.cancel()
             await asyncio.gather(deleting, return_exceptions=True)
             try:
-                log = await whole_log(store, owner, talk.id)
+                log = await whole_log(store, owner, conversation.id)
             except NotFound:
                 log = []
             assert len(log) in {0, 1_500}
-            assert await store.delete_conversation(owner, talk.id) in {False, bool(log)}
+            assert await store.delete_conversation(owner, conversation.id) in {False, bool(log)}
             assert await found(store, owner, "pebble") == set()
 
     async def test_appends_to_a_conversation_that_is_deleted_fail(self, store: Store, owner: str) -> None:
         """Appends that race with a deletion are stored before it, or raise NotFound; none stays behind."""
-        talk = await store.create_conversation(owner, NewConversation())
-        calls = [store.append(owner, talk.id, [user("sage tea")]) for _ in range(40)]
+        conversation = await store.create_conversation(owner, NewConversation())
+        calls = [store.append(owner, conversation.id, [user("sage tea")]) for _ in range(40)]
         answers = await asyncio.gather(
-            *calls[:20], store.delete_conversation(owner, talk.id), *calls[20:], return_exceptions=True
+            *calls[:20], store.delete_conversation(owner, conversation.id), *calls[20:], return_exceptions=True
         )
         assert answers[20] is True
         assert {type(answer) for answer in answers} <= {list, bool, NotFound}

@@ -25,11 +25,13 @@ class IdContract(Contract):
                 await CONVERSATION_CALLS[method](store, owner, bad, uuid4())
 
     @pytest.mark.parametrize("method", MESSAGE_CALLS)
-    async def test_malformed_message_id(self, store: Store, owner: str, talk: Conversation, method: str) -> None:
+    async def test_malformed_message_id(
+        self, store: Store, owner: str, conversation: Conversation, method: str
+    ) -> None:
         """What is not a UUID is InvalidId in every method that takes a message's id."""
         for bad in MALFORMED_IDS:
             with pytest.raises(InvalidId):
-                await CONVERSATION_CALLS[method](store, owner, talk.id, bad)
+                await CONVERSATION_CALLS[method](store, owner, conversation.id, bad)
 
     @pytest.mark.parametrize("method", sorted(CONVERSATION_CALLS))
     async def test_unknown_conversation_is_not_found(self, store: Store, owner: str, method: str) -> None:
@@ -42,15 +44,15 @@ class IdContract(Contract):
 
     @pytest.mark.parametrize("method", MESSAGE_CALLS)
     async def test_unknown_message_is_not_found(
-        self, store: Store, owner: str, talk: Conversation, method: str
+        self, store: Store, owner: str, conversation: Conversation, method: str
     ) -> None:
         """A message id that the conversation does not have is NotFound; deleting it says that there was none."""
-        await store.append(owner, talk.id, [user("hello")])
+        await store.append(owner, conversation.id, [user("hello")])
         if method == "delete_message":
-            assert await store.delete_message(owner, talk.id, uuid4()) is False
+            assert await store.delete_message(owner, conversation.id, uuid4()) is False
         else:
             with pytest.raises(NotFound):
-                await CONVERSATION_CALLS[method](store, owner, talk.id, uuid4())
+                await CONVERSATION_CALLS[method](store, owner, conversation.id, uuid4())
 
     async def test_malformed_ids_in_records(self) -> None:
         """What is not a UUID is refused when a record is built, as a ValueError that names the field."""

@@ -25,8 +25,10 @@ class OwnerContract(Contract):
 
     async def _someone_elses(self, store: Store) -> Message:
         stranger = someone()
-        talk = await store.create_conversation(stranger, NewConversation(title="Private"))
-        (message,) = await store.append(stranger, talk.id, [user("private saffron tea", metadata={"s": stranger})])
+        conversation = await store.create_conversation(stranger, NewConversation(title="Private"))
+        (message,) = await store.append(
+            stranger, conversation.id, [user("private saffron tea", metadata={"s": stranger})]
+        )
         return message
 
     @pytest.mark.parametrize("method", sorted(CONVERSATION_CALLS))
@@ -62,19 +64,19 @@ class OwnerContract(Contract):
 
     @pytest.mark.parametrize("method", MESSAGE_CALLS)
     async def test_foreign_message_is_not_found(
-        self, store: Store, owner: str, talk: Conversation, theirs: Message, method: str
+        self, store: Store, owner: str, conversation: Conversation, theirs: Message, method: str
     ) -> None:
         """Somebody else's message is not in one's own conversation."""
-        await store.append(owner, talk.id, [user("mine")])
+        await store.append(owner, conversation.id, [user("mine")])
         if method == "delete_message":
-            assert await store.delete_message(owner, talk.id, theirs.id) is False
+            assert await store.delete_message(owner, conversation.id, theirs.id) is False
         else:
             with pytest.raises(NotFound):
-                await CONVERSATION_CALLS[method](store, owner, talk.id, theirs.id)
+                await CONVERSATION_CALLS[method](store, owner, conversation.id, theirs.id)
         with pytest.raises(NotFound):
-            await store.append(owner, talk.id, [user("after theirs", parent_id=theirs.id)])
+            await store.append(owner, conversation.id, [user("after theirs", parent_id=theirs.id)])
         with pytest.raises(NotFound):
-            await store.update_conversation(owner, talk.id, ConversationChange(head_id=theirs.id))
+            await store.update_conversation(owner, conversation.id, ConversationChange(head_id=theirs.id))
 
     async def test_foreign_id_is_free(self, store: Store, owner: str, theirs: Message) -> None:
         """A conversation may be created with an id that somebody else uses: the two know nothing of each other."""
@@ -119,15 +121,15 @@ class OwnerContract(Contract):
         """Two owners are one only when they are the same text: case, accents, blanks and NUL count."""
         prefix = someone()
         one, other = prefix + one, prefix + other
-        talk = await store.create_conversation(one, NewConversation())
-        await store.append(one, talk.id, [user("sesame")])
+        conversation = await store.create_conversation(one, NewConversation())
+        await store.append(one, conversation.id, [user("sesame")])
         with pytest.raises(NotYours):
-            await store.log(other, talk.id)
+            await store.log(other, conversation.id)
         assert await whole_list(store, other) == []
         assert await found(store, other, "sesame") == set()
         assert (await store.erase_owner(other)).messages == 0
         assert await found(store, one, "sesame") == {"sesame"}
-        assert (await store.get_conversation(one, talk.id)).owner_id == one
+        assert (await store.get_conversation(one, conversation.id)).owner_id == one
 
     @pytest.mark.parametrize("method", sorted({*CONVERSATION_CALLS, *OWNER_CALLS}))
     async def test_impossible_owners_are_refused(self, store: Store, method: str) -> None:
@@ -141,7 +143,7 @@ class OwnerContract(Contract):
     async def test_any_text_can_be_an_owner(self, store: Store, name: str) -> None:
         """Every valid Unicode text can be an owner, and comes back as it is."""
         owner = f"{uuid4()}{name}"
-        talk = await store.create_conversation(owner, NewConversation())
-        await store.append(owner, talk.id, [user("sesame")])
-        assert (await store.get_conversation(owner, talk.id)).owner_id == owner
+        conversation = await store.create_conversation(owner, NewConversation())
+        await store.append(owner, conversation.id, [user("sesame")])
+        assert (await store.get_conversation(owner, conversation.id)).owner_id == owner
         assert await found(store, owner, "sesame") == {"sesame"}

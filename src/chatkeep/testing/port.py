@@ -9,7 +9,7 @@ import pytest
 from chatkeep.errors import StoreUnavailable
 from chatkeep.model import NewConversation
 from chatkeep.store import Store
-from chatkeep.testing.answers import dense, seqs, turns
+from chatkeep.testing.answers import dense, numbered, seqs
 from chatkeep.testing.calls import CONVERSATION_CALLS, MESSAGE_CALLS, METHODS, OWNER_CALLS, STORE_CALLS
 from chatkeep.testing.contract import Contract, Opener
 
@@ -59,7 +59,7 @@ class PortContract(Contract):
         """Appends that wait when the store is closed are stored and return."""
         async with open_store_with() as store:
             conversation = await store.create_conversation(owner, NewConversation())
-            waiting = [asyncio.create_task(store.append(owner, conversation.id, turns(2))) for _ in range(60)]
+            waiting = [asyncio.create_task(store.append(owner, conversation.id, numbered(2))) for _ in range(60)]
             await asyncio.sleep(0)
             await store.aclose()
             stored = [message for batch in await asyncio.gather(*waiting) for message in batch]
