@@ -12,19 +12,9 @@ import pytest
 from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours
 from chatkeep.model import Conversation, Message, NewConversation, NewMessage, Role, Source, Status
 from chatkeep.store import Store
-from chatkeep.testing.answers import (
-    contents,
-    dense,
-    numbered,
-    others_appending,
-    seqs,
-    someone,
-    user,
-    whole_history,
-    whole_log,
-    whole_search,
-)
 from chatkeep.testing.contract import Contract
+from chatkeep.testing.messages import contents, dense, numbered, seqs, someone, user
+from chatkeep.testing.reference import others_appending, whole_history, whole_log, whole_search
 
 
 class AppendContract(Contract):
@@ -33,7 +23,7 @@ class AppendContract(Contract):
     async def test_hundred_concurrent_appenders_get_dense_seqs(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """However many append at once, seqs are 1, 2, 3 …, each caller's own in its order, none lost, none twice."""
+        """Concurrent appends get the seqs 1, 2, 3 …, each caller's in its order, none lost, none twice."""
 
         async def append(name: int) -> list[Message]:
             return [
@@ -52,7 +42,7 @@ class AppendContract(Contract):
         assert (await store.get_conversation(owner, conversation.id)).last_seq == 500
 
     async def test_a_batch_stays_together(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """The messages of one append get consecutive seqs and follow each other, whoever else appends."""
+        """The messages of one append have consecutive seqs and follow each other, despite concurrent appends."""
         batches = [numbered(size) for size in (1, 2, 3, 5, 8, 13)] * 4
         batches = [[m.model_copy(update={"id": uuid4()}) for m in batch] for batch in batches]
         answers = await asyncio.gather(*(store.append(owner, conversation.id, batch) for batch in batches))
@@ -91,7 +81,7 @@ class AppendContract(Contract):
         assert [hit.message for hit in await whole_search(store, owner, "degrees")] == [stored]
 
     async def test_reader_of_the_log_sees_no_gap(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """Whoever follows the log while others append sees every seq, in order, and none is filled in later."""
+        """A reader that follows the log while others append sees every seq, in order, without gaps."""
         seen: list[int] = []
         async with others_appending(store, owner, conversation.id, writers=8):
             while len(seen) < 300:
@@ -102,7 +92,7 @@ class AppendContract(Contract):
     async def test_equal_times_keep_the_order_of_appends(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """Messages with equal times, or times that run backwards, come back in the order of their appends."""
+        """Messages with equal times, or times that go back, keep the order of their appends."""
         noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
         times = [noon, noon, noon, noon - timedelta(days=1), noon, noon + timedelta(days=1), noon]
         await store.append(owner, conversation.id, [user(str(n), sent_at=time) for n, time in enumerate(times)])
@@ -142,7 +132,7 @@ class AppendContract(Contract):
     async def test_same_id_with_other_values_is_a_conflict(
         self, store: Store, owner: str, conversation: Conversation, change: dict[str, Any]
     ) -> None:
-        """An id that is known with other values is refused, and nothing of the append is stored."""
+        """A known id with other values raises Conflict, and nothing of the append is stored."""
         values: dict[str, Any] = {"id": uuid4(), "role": Role.USER, "content": "ok", "metadata": {"n": 1}}
         await store.append(owner, conversation.id, [NewMessage(**values)])
         before = await store.get_conversation(owner, conversation.id), await store.log(owner, conversation.id)
@@ -153,7 +143,7 @@ class AppendContract(Contract):
     async def test_batch_that_is_known_in_part_is_completed(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """Of a batch, known messages are returned as they are and the others stored, in order."""
+        """Known messages of a batch are returned as they are, the others are stored, in order."""
         batch = numbered(6)
         first = await store.append(owner, conversation.id, [batch[1], batch[4]])
         answer = await store.append(owner, conversation.id, batch)
@@ -164,7 +154,7 @@ class AppendContract(Contract):
         assert sorted(answer, key=lambda m: m.seq) == await store.log(owner, conversation.id)
 
     async def test_same_id_twice_in_one_batch(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """One id twice in one append is one message, returned twice; with other values it is a Conflict."""
+        """An id twice in one append is one message, returned twice; with other values it raises Conflict."""
         twice = user("ok", id=uuid4())
         answer = await store.append(owner, conversation.id, [twice, user("between"), twice])
         assert answer[0] == answer[2]
@@ -177,7 +167,7 @@ class AppendContract(Contract):
     async def test_retry_after_deletion_returns_the_tombstone(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """A late retry of a deleted message is not a new message: it stays deleted; other values are a Conflict."""
+        """A retry of a deleted message returns the tombstone; other values raise Conflict."""
         new = user("forget me", id=uuid4(), metadata={"a": 1})
         await store.append(owner, conversation.id, [new])
         assert await store.delete_message(owner, conversation.id, new.id or "")
@@ -209,7 +199,7 @@ class AppendContract(Contract):
     async def test_retries_at_the_same_moment_store_once(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """Forty callers that send one message at once get one message."""
+        """Forty concurrent appends of one message store it once."""
         new = user("only once", id=uuid4())
         answers = await asyncio.gather(*(store.append(owner, conversation.id, [new]) for _ in range(40)))
         assert answers == [answers[0]] * 40
@@ -218,7 +208,7 @@ class AppendContract(Contract):
     async def test_rivals_for_an_id_at_the_same_moment(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """Of callers that use one id for different contents at once, one is stored and the others get Conflict."""
+        """Of concurrent appends of one id with different contents, one is stored and the others raise Conflict."""
         id_ = uuid4()
         calls = (store.append(owner, conversation.id, [user(f"version {n}", id=id_)]) for n in range(20))
         answers = await asyncio.gather(*calls, return_exceptions=True)
@@ -228,7 +218,7 @@ class AppendContract(Contract):
     async def test_bad_append_leaves_its_neighbours_alone(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """Among 50 appends at once, the refused ones fail alone; the others are stored, densely."""
+        """Among 50 concurrent appends, refused ones do not affect the others, whose seqs are dense."""
         known = user("known", id=uuid4())
         await store.append(owner, conversation.id, [known])
         bad: dict[int, tuple[NewMessage, type[ChatkeepError]]] = {
@@ -254,7 +244,7 @@ class AppendContract(Contract):
     async def test_bad_conversation_leaves_its_neighbours_alone(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """An append to a conversation that is missing or foreign disturbs none that is sent with it."""
+        """An append to a missing or foreign conversation does not affect concurrent ones."""
         theirs = await store.create_conversation(someone(), NewConversation())
         targets = [conversation.id, uuid4(), conversation.id, theirs.id, conversation.id]
         calls = (store.append(owner, target, [user("hello")]) for target in targets)
@@ -263,7 +253,7 @@ class AppendContract(Contract):
         assert seqs(await store.log(owner, conversation.id)) == dense(3)
 
     async def test_expected_seq(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """With expected_seq, new messages are stored at exactly that place; a retry of known ones is no conflict."""
+        """With expected_seq, new messages are stored after exactly that seq; a retry of known ones is no conflict."""
         first = user("first", id=uuid4())
         stored = await store.append(owner, conversation.id, [first], expected_seq=0)
         for wrong in (0, 2, -1, 2**70):
@@ -278,7 +268,7 @@ class AppendContract(Contract):
     async def test_one_of_many_meets_the_expected_seq(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """Of many appends at once that expect the same seq, exactly one is stored."""
+        """Of many concurrent appends with the same expected_seq, exactly one is stored."""
         calls = (store.append(owner, conversation.id, [user(str(n))], expected_seq=0) for n in range(30))
         answers = await asyncio.gather(*calls, return_exceptions=True)
         assert sorted(type(answer).__name__ for answer in answers) == ["Conflict"] * 29 + ["list"]
@@ -294,7 +284,7 @@ class AppendContract(Contract):
         assert [m.id for m in await store.log(owner, conversation.id)] == [m.id for m in transcript]
 
     async def test_wrong_values_are_said_before_what_is_missing(self, store: Store, owner: str) -> None:
-        """What is wrong in itself is InvalidInput, also where the conversation is not there; a Conflict is not."""
+        """InvalidInput is raised before NotFound, and NotFound before Conflict."""
         unknown, id_ = uuid4(), uuid4()
         for call in (
             store.append(owner, unknown, []),
@@ -316,7 +306,7 @@ class AppendContract(Contract):
     async def test_cancelled_append_is_stored_whole_or_not_at_all(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """A caller that is cancelled at any moment leaves a whole batch or none, and disturbs nobody."""
+        """An append that is cancelled at any moment leaves a whole batch or none, and does not affect others."""
         dice = random.Random(7)  # noqa: S311 - not a secret
         batches: list[list[NewMessage]] = []
         for _ in range(25):
@@ -337,7 +327,7 @@ class AppendContract(Contract):
     async def _append_and_cancel(
         self, store: Store, owner: str, conversation_id: UUID, dice: random.Random
     ) -> list[list[NewMessage]]:
-        """Start eight appends, cancel four of them a little later; the other four must be stored."""
+        """Start eight appends and cancel four of them a little later; the other four must be stored."""
         batches = [numbered(3) for _ in range(8)]
         tasks = [asyncio.create_task(store.append(owner, conversation_id, batch)) for batch in batches]
         for _ in range(dice.randrange(4)):

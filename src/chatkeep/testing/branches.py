@@ -10,34 +10,25 @@ from hypothesis import strategies as st
 from chatkeep.errors import NotFound
 from chatkeep.model import Conversation, ConversationChange, Message, NewConversation, NewMessage, Page, Status
 from chatkeep.store import Order, Store
-from chatkeep.testing.answers import (
-    assistant,
-    contents,
-    numbered,
-    path_to,
-    seqs,
-    siblings_of,
-    user,
-    whole_history,
-    whole_log,
-)
 from chatkeep.testing.calls import ORDERS
 from chatkeep.testing.contract import Contract
 from chatkeep.testing.examples import PROPERTY
+from chatkeep.testing.messages import assistant, contents, numbered, seqs, user
+from chatkeep.testing.reference import path_to, siblings_of, whole_history, whole_log
 
 
 class BranchContract(Contract):
     """Parents, siblings and paths."""
 
     async def test_message_follows_the_head(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """Without a parent a message follows the head, and becomes it."""
+        """A message without a parent follows the head, and becomes the head."""
         first, second = await store.append(owner, conversation.id, [user("1"), user("2")])
         (third,) = await store.append(owner, conversation.id, [user("3")])
         assert [m.parent_id for m in (first, second, third)] == [None, first.id, second.id]
         assert (await store.get_conversation(owner, conversation.id)).head_id == third.id
 
     async def test_named_parent_opens_a_branch(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """A message that names a parent follows it and becomes the head; the other branch stays."""
+        """A message with a parent follows it and becomes the head; the other branch stays."""
         question, answer = await store.append(owner, conversation.id, [user("How hot?"), assistant("80")])
         (other,) = await store.append(owner, conversation.id, [assistant("90", parent_id=question.id)])
         (more,) = await store.append(owner, conversation.id, [user("Thanks")])
@@ -56,7 +47,7 @@ class BranchContract(Contract):
         assert await store.siblings(owner, conversation.id, first.id) == [first, edited]
 
     async def test_parents_inside_a_batch(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """A batch may hold a whole tree; a parent must stand before its children."""
+        """A batch may be a whole tree; parents must precede their children."""
         a, b, c = uuid4(), uuid4(), uuid4()
         batch = [user("a", id=a), user("b", id=b), user("c", id=c, parent_id=a), user("d"), user("e", parent_id=b)]
         stored = await store.append(owner, conversation.id, batch)
@@ -76,7 +67,7 @@ class BranchContract(Contract):
         assert await store.log(owner, conversation.id) == []
 
     async def test_moving_the_head(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """History follows the head to another path, and the next message continues there; null starts anew."""
+        """The history and the next message follow the head to another path; null starts anew."""
         one, two, three = await store.append(owner, conversation.id, [user("1"), user("2"), user("3")])
         moved = await store.update_conversation(owner, conversation.id, ConversationChange(head_id=two.id))
         assert moved.head_id == two.id
@@ -95,7 +86,7 @@ class BranchContract(Contract):
     async def test_head_must_be_a_message_of_the_conversation(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """Unknown, deleted and other conversations' messages are refused as head, and nothing changes."""
+        """Unknown and deleted messages, and those of other conversations, are refused as head; nothing changes."""
         other = await store.create_conversation(owner, NewConversation())
         (elsewhere,) = await store.append(owner, other.id, [user("elsewhere")])
         here, gone = await store.append(owner, conversation.id, [user("here"), user("gone")])
@@ -108,7 +99,7 @@ class BranchContract(Contract):
         assert await store.get_conversation(owner, conversation.id) == before
 
     async def test_unknown_leaf_is_not_found(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """A path can end only with a message of the conversation that is not deleted."""
+        """A leaf must be a message of the conversation, and not deleted."""
         (gone,) = await store.append(owner, conversation.id, [user("gone")])
         await store.delete_message(owner, conversation.id, gone.id)
         for leaf in (uuid4(), gone.id):
@@ -119,7 +110,7 @@ class BranchContract(Contract):
     async def test_cursor_keeps_to_its_path(
         self, store: Store, owner: str, conversation: Conversation, order: Order
     ) -> None:
-        """Pages by cursor go on along the path of the first page, though the head moves to another one."""
+        """Following the cursor stays on the path of the first page, even if the head moves to another."""
         trunk = await store.append(owner, conversation.id, numbered(20, "trunk"))
         left = await store.append(owner, conversation.id, numbered(20, "left"))
         page = await store.history(owner, conversation.id, limit=7, order=order)
@@ -133,7 +124,7 @@ class BranchContract(Contract):
         assert seen == [*trunk, *left]
 
     async def test_deep_alternation(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """Three branches that grow in turns keep their own paths, however long they become."""
+        """Three branches that grow alternately keep their own paths, however long they become."""
         (root,) = await store.append(owner, conversation.id, [user("root")])
         tips = [root.id] * 3
         for number in range(60):
@@ -149,7 +140,7 @@ class BranchContract(Contract):
                 assert contents(seen) == expected
 
     async def test_many_branches(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """A path that changes branch at every message, and a message with hundreds of answers, are read right."""
+        """A path that changes its run at every message, and a message with hundreds of children, are read correctly."""
         comb = [user("0", id=uuid4())]
         for number in range(1, 600):
             comb.append(user(str(number), id=uuid4(), parent_id=comb[max(0, number - 2)].id))
@@ -165,7 +156,7 @@ class BranchContract(Contract):
     @PROPERTY
     @given(plan=st.data())
     async def test_random_trees_read_like_their_parents(self, store: Store, owner: str, plan: st.DataObject) -> None:
-        """In any tree, with any deletions, every page equals what following parents one by one gives."""
+        """In any tree, with any deletions, every page equals the path that following parents one by one gives."""
         conversation = await store.create_conversation(owner, NewConversation())
         await self._grow(store, owner, conversation.id, plan)
         log = await whole_log(store, owner, conversation.id)

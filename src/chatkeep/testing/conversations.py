@@ -20,26 +20,17 @@ from chatkeep.model import (
     Role,
 )
 from chatkeep.store import Store
-from chatkeep.testing.answers import (
-    assistant,
-    dense,
-    found,
-    numbered,
-    others_appending,
-    seqs,
-    user,
-    whole_list,
-    whole_log,
-)
 from chatkeep.testing.calls import CONVERSATION_CALLS
 from chatkeep.testing.contract import Contract
+from chatkeep.testing.messages import assistant, dense, numbered, seqs, user
+from chatkeep.testing.reference import found, others_appending, whole_list, whole_log
 
 
 class ConversationContract(Contract):
     """Creating, finding, changing and deleting conversations."""
 
     async def test_create_returns_what_is_stored(self, store: Store, owner: str) -> None:
-        """A new conversation has the values that were given, no messages, and the store's time."""
+        """A new conversation has the given values, no messages, and the store's time."""
         new = NewConversation(
             id=uuid4(), title="Tea", context_id="kitchen", external_id="k-1", metadata={"z": 1, "a": [None]}
         )
@@ -68,7 +59,7 @@ class ConversationContract(Contract):
         assert (await store.list_conversations(owner, total=True)).total == 1
 
     async def test_create_at_the_same_moment_creates_one(self, store: Store, owner: str) -> None:
-        """Thirty callers that create one conversation at once get one."""
+        """Thirty concurrent calls that create one conversation create it once."""
         new = NewConversation(id=uuid4(), title="Tea")
         answers = await asyncio.gather(*(store.create_conversation(owner, new) for _ in range(30)))
         assert answers == [answers[0]] * 30
@@ -79,7 +70,7 @@ class ConversationContract(Contract):
     async def test_create_with_other_values_is_a_conflict(
         self, store: Store, owner: str, change: dict[str, Any]
     ) -> None:
-        """An id that the owner used for other values is refused, and the conversation stays as it is."""
+        """A known id with other values raises Conflict, and the conversation stays as it is."""
         values: dict[str, Any] = {"id": uuid4(), "title": "Tea"}
         created = await store.create_conversation(owner, NewConversation(**values))
         with pytest.raises(Conflict):
@@ -87,7 +78,7 @@ class ConversationContract(Contract):
         assert await store.get_conversation(owner, created.id) == created
 
     async def test_get_or_create_at_the_same_moment_creates_one(self, store: Store, owner: str) -> None:
-        """However many ask at once, each context gets one conversation, and no context is a context of its own."""
+        """Concurrent calls create one conversation for each context; no context is a context of its own."""
         contexts = [None, "kitchen", "garden", "Kitchen"]
         calls = [store.get_or_create_conversation(owner, NewConversation(context_id=c)) for c in contexts * 50]
         answers = await asyncio.gather(*calls)
@@ -107,7 +98,7 @@ class ConversationContract(Contract):
         assert newest.title == "first"
 
     async def test_get_or_create_uses_the_values_when_it_creates(self, store: Store, owner: str) -> None:
-        """What get-or-create creates has the given values; after a deletion it creates anew."""
+        """A conversation that get-or-create creates has the given values; after a deletion it creates another."""
         asked = NewConversation(context_id="kitchen", title="Tea", metadata={"a": 1})
         created = await store.get_or_create_conversation(owner, asked)
         assert (created.title, created.metadata, created.context_id) == ("Tea", {"a": 1}, "kitchen")
@@ -116,7 +107,7 @@ class ConversationContract(Contract):
         assert again.id != created.id
 
     async def test_change_sets_only_what_it_names(self, store: Store, owner: str) -> None:
-        """A change leaves everything alone that it does not name; null takes a title or all metadata away."""
+        """Omitted fields of a change keep their value; null removes a title or all metadata."""
         created = await store.create_conversation(owner, NewConversation(title="Tea", metadata={"a": 1}))
         await store.append(owner, created.id, [user("hello")])
         before = await store.get_conversation(owner, created.id)
@@ -136,7 +127,7 @@ class ConversationContract(Contract):
         assert changed.metadata == {"keep": 1, "nested": {"keep": [1], "new": {"set": 1}}, "list": [3]}
 
     async def test_changes_of_different_keys_at_once_all_stay(self, store: Store, owner: str) -> None:
-        """Patches of different keys that are sent at the same moment are all kept."""
+        """Concurrent patches of different keys are all kept."""
         created = await store.create_conversation(owner, NewConversation(metadata={"start": 0}))
         changes = [ConversationChange(metadata={f"key {n}": n}) for n in range(30)]
         await asyncio.gather(*(store.update_conversation(owner, created.id, change) for change in changes))
@@ -160,7 +151,7 @@ class ConversationContract(Contract):
         assert title.endswith("word…")
 
     async def test_title_that_is_set_stays(self, store: Store, owner: str) -> None:
-        """A title that somebody set is not replaced; where it was taken away, the next user message gives one."""
+        """A title that was set is not replaced; if it was removed, the next user message gives one."""
         conversation = await store.create_conversation(owner, NewConversation(title="Tea"))
         await store.append(owner, conversation.id, [user("How hot?")])
         assert (await store.get_conversation(owner, conversation.id)).title == "Tea"
@@ -186,7 +177,7 @@ class ConversationContract(Contract):
         assert (await store.get_conversation(owner, conversation.id)).updated_at == moved
 
     async def test_updated_at_never_moves_back(self, store: Store, owner: str) -> None:
-        """Times in the past and an updated_at in the future leave updated_at where it is."""
+        """Times in the past do not move updated_at, nor do any times if it is in the future."""
         future = datetime.now(UTC) + timedelta(days=400)
         conversation = await store.create_conversation(owner, ImportedConversation(updated_at=future))
         assert conversation.updated_at == future
@@ -206,7 +197,7 @@ class ConversationContract(Contract):
         assert (await store.get_conversation(owner, conversation.id)).updated_at == year[3]
 
     async def test_delete_removes_everything_in_it(self, store: Store, owner: str) -> None:
-        """A deleted conversation is gone from every read, with its messages; deleting again says False."""
+        """A deleted conversation and its messages are in no read any more; deleting it again returns False."""
         conversation = await store.create_conversation(owner, NewConversation(context_id="kitchen"))
         (message,) = await store.append(owner, conversation.id, [user("saffron tea")])
         kept = await store.create_conversation(owner, NewConversation())
@@ -220,13 +211,13 @@ class ConversationContract(Contract):
         assert await store.delete_conversation(owner, conversation.id) is False
 
     async def test_id_of_a_deleted_conversation_can_be_used_again(self, store: Store, owner: str) -> None:
-        """A conversation that is created with the id of a deleted one shows nothing of it."""
+        """A conversation with the id of a deleted one has nothing of it."""
         new, message_id = NewConversation(id=uuid4(), title="Tea"), uuid4()
         conversation = await store.create_conversation(owner, new)
         await store.append(owner, conversation.id, [user("saffron tea", id=message_id), *numbered(1_500)])
         await store.append(owner, conversation.id, [user("a branch", parent_id=message_id)])
         deleting = asyncio.create_task(store.delete_conversation(owner, conversation.id))
-        while (await store.list_conversations(owner)).items:  # noqa: ASYNC110 - nothing tells when it is hidden
+        while (await store.list_conversations(owner)).items:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0)
         again = await store.create_conversation(owner, new.model_copy(update={"title": "Coffee"}))
         assert await deleting
@@ -238,7 +229,7 @@ class ConversationContract(Contract):
         assert await found(store, owner, "saffron") == set()
 
     async def test_large_conversation_is_deleted_whole(self, store: Store, owner: str) -> None:
-        """Several thousand messages are removed, in the index, too, while the owner's others stay in use."""
+        """Several thousand messages are removed, from the search index, too, while the owner's others are in use."""
         large = await store.create_conversation(owner, NewConversation())
         small = await store.create_conversation(owner, NewConversation())
         for part in range(5):
@@ -252,7 +243,7 @@ class ConversationContract(Contract):
         assert seqs(log) == dense(len(log))
 
     async def test_cancelled_deletion_is_done_whole_or_not_at_all(self, store: Store, owner: str) -> None:
-        """A caller that is cancelled while it deletes leaves the whole conversation, or nothing of it."""
+        """A deletion that is cancelled leaves the whole conversation, or nothing of it."""
         for pause in (0, 0.0005, 0.002, 0.005):
             conversation = await store.create_conversation(owner, NewConversation())
             await store.append(owner, conversation.id, numbered(1_500, "pebble"))
@@ -269,7 +260,7 @@ class ConversationContract(Contract):
             assert await found(store, owner, "pebble") == set()
 
     async def test_appends_to_a_conversation_that_is_deleted_fail(self, store: Store, owner: str) -> None:
-        """Appends that race with a deletion are stored before it, or raise NotFound; none stays behind."""
+        """Appends that race with a deletion are stored before it, or raise NotFound; none is left."""
         conversation = await store.create_conversation(owner, NewConversation())
         calls = [store.append(owner, conversation.id, [user("sage tea")]) for _ in range(40)]
         answers = await asyncio.gather(

@@ -1,4 +1,4 @@
-"""What a deleted message leaves behind."""
+"""Deleted messages and their tombstones."""
 
 import asyncio
 from uuid import uuid4
@@ -8,16 +8,17 @@ import pytest
 from chatkeep.errors import NotFound
 from chatkeep.model import Conversation, ConversationChange, Message, Page, Role, Source, Status
 from chatkeep.store import Store
-from chatkeep.testing.answers import assistant, dense, found, numbered, seqs, user, whole_history, whole_search
 from chatkeep.testing.calls import ORDERS
 from chatkeep.testing.contract import Contract
+from chatkeep.testing.messages import assistant, dense, numbered, seqs, user
+from chatkeep.testing.reference import found, whole_history, whole_search
 
 
 class DeletedMessageContract(Contract):
-    """What a deleted message leaves behind."""
+    """Deleted messages and their tombstones."""
 
     async def test_place_stays_and_content_goes(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """A deleted message keeps its seq, id and parent in the log, and nothing of what it said."""
+        """The tombstone of a deleted message keeps its seq, id and parent in the log, without any content."""
         source = Source(document_id=uuid4(), file_path="tea.md", similarity_score=0.5)
         stored = await store.append(
             owner, conversation.id, [user("one"), assistant("two", metadata={"a": 1}, sources=(source,)), user("three")]
@@ -35,7 +36,7 @@ class DeletedMessageContract(Contract):
     async def test_deleted_at_the_moment_of_its_append(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """A message that is appended and deleted at the same moment is there and found, or deleted and not found."""
+        """A message that is appended and deleted concurrently is stored and found, or deleted and not found."""
         batches = [numbered(3, f"sage {number}") for number in range(20)]
         ids = [message.id or uuid4() for batch in batches for message in batch]
         appends = [store.append(owner, conversation.id, batch) for batch in batches]
@@ -77,7 +78,7 @@ class DeletedMessageContract(Contract):
         assert [m.id for m in await store.siblings(owner, conversation.id, named.id)] == [after.id, named.id]
 
     async def test_paging_with_deletions(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """Pages, offsets and totals count what is left, wherever messages were deleted."""
+        """Pages, offsets and totals leave out deleted messages, wherever they were."""
         stored = await store.append(owner, conversation.id, numbered(40))
         gone = {0, 1, 7, 8, 9, 20, 38, 39}
         for number in gone:

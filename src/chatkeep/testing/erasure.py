@@ -7,27 +7,16 @@ from uuid import uuid4
 from chatkeep.errors import NotFound
 from chatkeep.model import Conversation, NewConversation
 from chatkeep.store import Store
-from chatkeep.testing.answers import (
-    assistant,
-    dense,
-    found,
-    numbered,
-    others_appending,
-    seqs,
-    someone,
-    user,
-    whole_list,
-    whole_log,
-    whole_search,
-)
 from chatkeep.testing.contract import Contract
+from chatkeep.testing.messages import assistant, dense, numbered, seqs, someone, user
+from chatkeep.testing.reference import found, others_appending, whole_list, whole_log, whole_search
 
 
 class EraseContract(Contract):
     """Erasing an owner."""
 
     async def test_receipt_counts_what_went(self, store: Store, owner: str) -> None:
-        """An erasure removes everything of one owner, counts it, and finds nothing left; again it counts zero."""
+        """Erasing an owner removes and counts everything of theirs; a second time it counts zero."""
         stranger = someone()
         for who in (owner, stranger):
             for number in range(3):
@@ -49,12 +38,12 @@ class EraseContract(Contract):
         assert len(await whole_search(store, stranger, "tea")) == 6
 
     async def test_owner_who_never_was(self, store: Store, owner: str) -> None:
-        """Erasing an owner who has nothing is no error."""
+        """Erasing an unknown owner is no error."""
         receipt = await store.erase_owner(owner)
         assert (receipt.conversations, receipt.messages, receipt.remaining) == (0, 0, 0)
 
     async def test_owner_begins_anew(self, store: Store, owner: str) -> None:
-        """After an erasure the owner, and their ids, can be used again; nothing old shows."""
+        """After an erasure the owner and their ids can be used again; nothing of before is visible."""
         new = NewConversation(id=uuid4(), title="Tea")
         conversation = await store.create_conversation(owner, new)
         await store.append(owner, conversation.id, [user("sage", id=uuid4()), *numbered(1_200)])
@@ -66,7 +55,7 @@ class EraseContract(Contract):
         assert await found(store, owner, "sage") == set()
 
     async def test_erasure_while_the_owner_writes(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """Appends that race with an erasure are erased with the rest, or raise NotFound; nothing is left."""
+        """Appends that race with an erasure are erased, too, or raise NotFound."""
         refused = asyncio.Event()
 
         async def write() -> None:
@@ -91,7 +80,7 @@ class EraseContract(Contract):
         assert await found(store, owner, "sage") == set()
 
     async def test_erasure_beside_other_owners(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """Other owners keep writing and reading while somebody is erased, and lose nothing."""
+        """Other owners write and read during an erasure, and lose nothing."""
         stranger = someone()
         theirs = await store.create_conversation(stranger, NewConversation())
         await store.append(owner, conversation.id, numbered(2_000))

@@ -13,17 +13,18 @@ from hypothesis import strategies as st
 from chatkeep.errors import InvalidId, InvalidInput
 from chatkeep.model import Conversation, Message, NewConversation, Page
 from chatkeep.store import Order, Store
-from chatkeep.testing.answers import dense, numbered, others_appending, seqs, whole_history
 from chatkeep.testing.calls import ORDERS
 from chatkeep.testing.contract import Contract
 from chatkeep.testing.examples import JSON, PROPERTY, forged
+from chatkeep.testing.messages import dense, numbered, seqs
+from chatkeep.testing.reference import others_appending, whole_history
 
 
 class HistoryContract(Contract):
     """Pages of a conversation's messages."""
 
     async def test_newest_messages_oldest_first(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """A history is the newest messages, 50 unless told otherwise, oldest of them first."""
+        """A history is the newest 50 messages by default, the oldest of them first."""
         stored = await store.append(owner, conversation.id, numbered(60))
         page = await store.history(owner, conversation.id)
         assert page.items == stored[10:]
@@ -33,7 +34,7 @@ class HistoryContract(Contract):
         assert (await store.history(owner, conversation.id, limit=100, cursor=page.next)).items == stored[:10]
 
     async def test_bounds(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """`before` and `after` leave out their own seq; outside the path they leave nothing or everything."""
+        """`before` and `after` are exclusive; outside the path they select nothing or everything."""
         stored = await store.append(owner, conversation.id, numbered(10))
         cases: list[tuple[int | None, int | None, list[Message]]] = [
             (6, None, stored[:5]),
@@ -53,7 +54,7 @@ class HistoryContract(Contract):
                 assert (page.items, page.total, page.next) == (expected, 10, None)
 
     async def test_log_bounds(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """The log begins after the seq that was seen, wherever that is."""
+        """The log starts after `after`, whatever seq that is."""
         stored = await store.append(owner, conversation.id, numbered(5))
         assert await store.log(owner, conversation.id, after=2, limit=2) == stored[2:4]
         assert await store.log(owner, conversation.id, after=5) == []
@@ -64,7 +65,7 @@ class HistoryContract(Contract):
     async def test_paging_2500_messages_while_others_append(
         self, store: Store, owner: str, conversation: Conversation, order: Order
     ) -> None:
-        """By cursor, from the newest back and from the oldest on, nothing is missed and nothing comes twice."""
+        """Following the cursor, in both orders, misses nothing and repeats nothing."""
         await self._fill(store, owner, conversation.id, 2_500)
         async with others_appending(store, owner, conversation.id):
             seen = await whole_history(store, owner, conversation.id, limit=97, order=order)
@@ -74,7 +75,7 @@ class HistoryContract(Contract):
     async def test_offsets_over_2500_messages_while_others_append(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """By offset, from the oldest on, or back from a named leaf, 2,500 messages come once each."""
+        """By offset, from the oldest on, or back from a given leaf, 2,500 messages come once each."""
         leaf = await self._fill(store, owner, conversation.id, 2_500)
         forward: list[Message] = []
         back: list[Message] = []
@@ -92,7 +93,7 @@ class HistoryContract(Contract):
     async def test_seqs_over_2500_messages_while_others_append(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """By `before` and by `after`, the seq of the last message seen is the place to go on from."""
+        """By `before` and by `after`, a page continues from the seq of the last message seen."""
         await self._fill(store, owner, conversation.id, 2_500)
         back: list[Message] = []
         forward: list[Message] = []
@@ -148,7 +149,7 @@ class HistoryContract(Contract):
     async def test_offsets_and_orders_are_refused_not_coerced(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """An offset is 0 to 10,000, an order one of the two that there are."""
+        """An offset is 0 to 10,000, an order is asc or desc."""
         for arguments in ({"offset": -1}, {"offset": 10_001}, {"order": "up"}, {"order": "DESC"}):
             with pytest.raises(InvalidInput):
                 await store.history(owner, conversation.id, **arguments)
@@ -158,7 +159,7 @@ class HistoryContract(Contract):
         assert (await store.list_conversations(owner, limit=1_000, offset=10_000)).items == []
 
     async def test_forged_cursors_are_refused(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """A cursor with an impossible position is InvalidInput or InvalidId, or a page: never another error."""
+        """A cursor with an impossible position raises InvalidInput or InvalidId, or gives a page; no other error."""
         await store.append(owner, conversation.id, numbered(3))
         for _ in range(2):
             await store.create_conversation(owner, NewConversation())
@@ -171,7 +172,7 @@ class HistoryContract(Contract):
     @PROPERTY
     @given(junk=st.text() | st.binary().map(lambda raw: base64.urlsafe_b64encode(raw).decode()) | JSON.map(json.dumps))
     async def test_junk_cursors_are_refused(self, store: Store, owner: str, junk: str) -> None:
-        """Any text is InvalidInput or InvalidId where a cursor is expected, bytes and JSON in base64, too."""
+        """Any text as cursor raises InvalidInput or InvalidId, as do bytes and JSON in base64."""
         conversation = await store.get_or_create_conversation(owner, NewConversation())
         encoded = base64.urlsafe_b64encode(junk.encode()).decode().rstrip("=")
         for _, call in self._paged(store, owner, conversation.id):

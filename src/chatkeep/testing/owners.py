@@ -1,4 +1,4 @@
-"""Nobody reads or writes what is not theirs."""
+"""Owners cannot read or write each other's data."""
 
 from uuid import uuid4
 
@@ -9,18 +9,19 @@ from hypothesis import strategies as st
 from chatkeep.errors import InvalidInput, NotFound, NotYours
 from chatkeep.model import Conversation, ConversationChange, Message, NewConversation
 from chatkeep.store import Store
-from chatkeep.testing.answers import found, someone, user, whole_list
 from chatkeep.testing.calls import CONVERSATION_CALLS, MESSAGE_CALLS, OWNER_CALLS
 from chatkeep.testing.contract import Contract, Opener
 from chatkeep.testing.examples import PROPERTY
+from chatkeep.testing.messages import someone, user
+from chatkeep.testing.reference import found, whole_list
 
 
 class OwnerContract(Contract):
-    """Nobody reads or writes what is not theirs."""
+    """Owners cannot read or write each other's data."""
 
     @pytest.fixture
     async def theirs(self, store: Store) -> Message:
-        """A message of somebody else's."""
+        """A message of another owner."""
         return await self._someone_elses(store)
 
     async def _someone_elses(self, store: Store) -> Message:
@@ -35,10 +36,10 @@ class OwnerContract(Contract):
     async def test_foreign_conversation_is_refused(
         self, store: Store, owner: str, theirs: Message, method: str
     ) -> None:
-        """Every method that takes a conversation's id raises NotYours for somebody else's, and changes nothing."""
+        """Every method that takes a conversation's id raises NotYours for another owner's, and changes nothing."""
         stranger = theirs.metadata["s"]
         before = await store.get_conversation(stranger, theirs.conversation_id)
-        for _ in range(2):  # first the asker has nothing at all, then a conversation of their own
+        for _ in range(2):  # first without, then with a conversation of their own
             with pytest.raises(NotYours):
                 await CONVERSATION_CALLS[method](store, owner, theirs.conversation_id, theirs.id)
             await store.create_conversation(owner, NewConversation())
@@ -49,7 +50,7 @@ class OwnerContract(Contract):
     async def test_hidden_foreign_conversation_is_not_found(
         self, open_store_with: Opener, owner: str, method: str
     ) -> None:
-        """With hide_foreign, somebody else's conversation and one that never was get the same answer."""
+        """With hide_foreign, a foreign conversation and an unknown one have the same result."""
         async with open_store_with(hide_foreign=True) as store:
             theirs = await self._someone_elses(store)
             answers = []
@@ -66,7 +67,7 @@ class OwnerContract(Contract):
     async def test_foreign_message_is_not_found(
         self, store: Store, owner: str, conversation: Conversation, theirs: Message, method: str
     ) -> None:
-        """Somebody else's message is not in one's own conversation."""
+        """Another owner's message is not found in one's own conversation."""
         await store.append(owner, conversation.id, [user("mine")])
         if method == "delete_message":
             assert await store.delete_message(owner, conversation.id, theirs.id) is False
@@ -79,7 +80,7 @@ class OwnerContract(Contract):
             await store.update_conversation(owner, conversation.id, ConversationChange(head_id=theirs.id))
 
     async def test_foreign_id_is_free(self, store: Store, owner: str, theirs: Message) -> None:
-        """A conversation may be created with an id that somebody else uses: the two know nothing of each other."""
+        """A conversation may have the id of another owner's; the two are independent."""
         stranger, id_ = theirs.metadata["s"], theirs.conversation_id
         mine = await store.create_conversation(owner, NewConversation(id=id_))
         assert (mine.owner_id, mine.title, mine.last_seq) == (owner, None, 0)
@@ -118,7 +119,7 @@ class OwnerContract(Contract):
         ],
     )
     async def test_owners_are_compared_exactly(self, store: Store, one: str, other: str) -> None:
-        """Two owners are one only when they are the same text: case, accents, blanks and NUL count."""
+        """Owners are equal only if they are the same text: case, accents, blanks and NUL count."""
         prefix = someone()
         one, other = prefix + one, prefix + other
         conversation = await store.create_conversation(one, NewConversation())
@@ -141,7 +142,7 @@ class OwnerContract(Contract):
     @PROPERTY
     @given(name=st.text(max_size=40))
     async def test_any_text_can_be_an_owner(self, store: Store, name: str) -> None:
-        """Every valid Unicode text can be an owner, and comes back as it is."""
+        """Every valid Unicode text can be an owner, and is kept unchanged."""
         owner = f"{uuid4()}{name}"
         conversation = await store.create_conversation(owner, NewConversation())
         await store.append(owner, conversation.id, [user("sesame")])

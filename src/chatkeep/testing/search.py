@@ -7,16 +7,17 @@ from hypothesis import strategies as st
 from chatkeep.errors import InvalidInput
 from chatkeep.model import Conversation, NewConversation
 from chatkeep.store import Store
-from chatkeep.testing.answers import assistant, contents, found, someone, user, whole_search
 from chatkeep.testing.contract import Contract, Opener
 from chatkeep.testing.examples import PROPERTY, SENTENCES
+from chatkeep.testing.messages import assistant, contents, someone, user
+from chatkeep.testing.reference import found, whole_search
 
 
 class SearchContract(Contract):
     """Full-text search."""
 
     async def test_words_of_every_script(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """A word of a sentence is found in every script, in that sentence only, and shown in the snippet."""
+        """A word of a sentence is found in every script, in that sentence only, and is in the snippet."""
         await store.append(owner, conversation.id, [user(sentence) for _, sentence, _ in SENTENCES])
         for script, sentence, word in SENTENCES:
             hits = await whole_search(store, owner, word)
@@ -26,7 +27,7 @@ class SearchContract(Contract):
     async def test_parts_of_unspaced_sentences_stand_together(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """In scripts without spaces a query is found where its characters stand together, in that order."""
+        """In scripts without spaces a query matches if its characters are adjacent, in that order."""
         await store.append(owner, conversation.id, [user("我们明天去图书馆"), user("书店里有地图")])
         assert await found(store, owner, "图书") == {"我们明天去图书馆"}
         assert await found(store, owner, "书图") == set()
@@ -56,12 +57,12 @@ class SearchContract(Contract):
     async def test_words_are_compared_without_case_accents_and_form(
         self, store: Store, owner: str, conversation: Conversation, content: str, query: str
     ) -> None:
-        """Case, accents and compatibility forms make no difference, in the text and in the query."""
+        """Case, accents and compatibility forms are ignored, in the text and in the query."""
         await store.append(owner, conversation.id, [assistant(content), assistant("something else, 别的, 다른 것")])
         assert await found(store, owner, query) == {content}
 
     async def test_several_words_must_all_be_there(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """Every word of the query must be in the message, in any order; parts of words are not found."""
+        """Every word of the query must be in the message, in any order; parts of words do not match."""
         texts = ["green tea with mint", "black tea", "mint and green apples", "greenest teapot, minty"]
         await store.append(owner, conversation.id, [user(text) for text in texts])
         assert await found(store, owner, "mint green") == {texts[0], texts[2]}
@@ -79,7 +80,7 @@ class SearchContract(Contract):
     async def test_operators_are_words_or_nothing(
         self, store: Store, owner: str, conversation: Conversation, query: str
     ) -> None:
-        """Quotes and operators of search engines do nothing: what is left of them are words to be found."""
+        """Quotes and operators of search engines have no meaning: only their words are searched."""
         stranger = someone()
         theirs = await store.create_conversation(stranger, NewConversation())
         await store.append(stranger, theirs.id, [user("tea or coffee and not words owner near where drop table")])
@@ -92,7 +93,7 @@ class SearchContract(Contract):
     @PROPERTY
     @given(text=st.text(max_size=80) | st.text("tea茶 \"*'():^-+{}OR\x00\ud7a3ｶﾞé", max_size=40))
     async def test_any_text_finds_itself(self, store: Store, owner: str, text: str) -> None:
-        """Any text is a query: it finds the message that says it, or is InvalidInput where it has no words."""
+        """Any text is a query that finds its own message, or raises InvalidInput if it has no words."""
         conversation = await store.create_conversation(owner, NewConversation())
         (message,) = await store.append(owner, conversation.id, [assistant(text)])
         try:
@@ -109,7 +110,7 @@ class SearchContract(Contract):
             await store.search_messages(owner, query)
 
     async def test_pages_of_hits(self, store: Store, owner: str) -> None:
-        """Hits come stored last first, page by page, over all conversations of the owner, none twice."""
+        """Hits of all the owner's conversations come in pages, newest first, none twice."""
         conversations = [await store.create_conversation(owner, NewConversation(title=f"Talk {n}")) for n in range(3)]
         for number in range(31):
             await store.append(owner, conversations[number % 3].id, [user(f"tea {number}"), user(f"coffee {number}")])
@@ -133,7 +134,7 @@ class SearchContract(Contract):
                 await store.search_messages(who, query, cursor=cursor)
 
     async def test_snippet_shows_the_place(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """The snippet is one line around the first word found, cut to a readable length."""
+        """The snippet is one line around the first match, cut to a readable length."""
         for word, filler in (("saffron", "Plain words here.\n"), ("番红花", "这里只有普通的文字。")):
             await store.append(owner, conversation.id, [assistant(f"{filler * 50} {word} {filler * 50}")])
             (hit,) = await whole_search(store, owner, word)
@@ -144,7 +145,7 @@ class SearchContract(Contract):
     async def test_first_200000_characters_are_searched(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """Of a long message the first 200,000 characters are searched; all of it is stored."""
+        """Only the first 200,000 characters of a message are searched; all of it is stored."""
         filler = "tea " * 50_000
         await store.append(owner, conversation.id, [assistant(f"{filler[:-8]} sage {filler} thyme")])
         await store.append(owner, conversation.id, [assistant(f"{'茶' * 199_998}花草薄荷")])
@@ -154,7 +155,7 @@ class SearchContract(Contract):
         assert await whole_search(store, owner, "薄荷") == []
 
     async def test_search_can_be_off(self, open_store_with: Opener, owner: str) -> None:
-        """A store that was opened with search=off stores and reads as before, and refuses to search."""
+        """A store with search=off stores and reads, and refuses to search."""
         async with open_store_with(search=False) as store:
             conversation = await store.create_conversation(owner, NewConversation())
             stored = await store.append(owner, conversation.id, [user("tea"), user("coffee")])

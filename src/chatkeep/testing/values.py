@@ -1,4 +1,4 @@
-"""Text, JSON, times and lengths come back as they went in."""
+"""Text, JSON, times and lengths are kept unchanged."""
 
 import asyncio
 import json
@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from chatkeep.errors import InvalidInput
 from chatkeep.model import Conversation, ConversationChange, ImportedMessage, NewConversation, NewMessage, Role, Status
 from chatkeep.store import Store
-from chatkeep.testing.answers import assistant, contents, dense, found, seqs, user
 from chatkeep.testing.contract import Contract, Opener
 from chatkeep.testing.examples import JSON_OBJECTS, LABELS, PROPERTY
+from chatkeep.testing.messages import assistant, contents, dense, seqs, user
+from chatkeep.testing.reference import found
 
 
 class ValueContract(Contract):
-    """Text, JSON, times and lengths come back as they went in."""
+    """Text, JSON, times and lengths are kept unchanged."""
 
     @PROPERTY
     @given(content=st.text(), title=LABELS, context=LABELS, metadata=JSON_OBJECTS)
@@ -79,7 +80,7 @@ class ValueContract(Contract):
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), {1, 2}, b"raw", datetime.now(UTC)])
     async def test_metadata_that_is_not_json_is_refused(self, value: object) -> None:
-        """What JSON cannot hold is refused when the record is built."""
+        """Values that JSON does not have are refused by the record."""
         for build in (
             lambda: user("hello", metadata={"v": [value]}),
             lambda: NewConversation(metadata={"v": value}),
@@ -92,7 +93,7 @@ class ValueContract(Contract):
     async def test_deep_metadata_is_kept_whole_or_refused(
         self, store: Store, owner: str, conversation: Conversation, depth: int
     ) -> None:
-        """Metadata that a record takes can be stored, merged, read and serialised, however deep it nests."""
+        """Metadata that a record accepts can be stored, merged, read and serialised, however deeply it is nested."""
         nested: dict[str, Any] = {}
         for _ in range(depth):
             nested = {"a": nested}
@@ -111,7 +112,7 @@ class ValueContract(Contract):
         assert failure is None
 
     async def test_records_are_copies(self, store: Store, owner: str) -> None:
-        """What a caller does to the values it gave or got changes nothing in the store."""
+        """Changes to values that a caller gave or got do not affect the store."""
         given_metadata = {"list": [1]}
         new = NewConversation(id=uuid4(), metadata=given_metadata)
         conversation = await store.create_conversation(owner, new)
@@ -133,7 +134,7 @@ class ValueContract(Contract):
         assert (await store.log(owner, conversation.id))[0].metadata == {"list": [1]}
 
     async def test_times_are_exact_and_in_utc(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """Times keep their microseconds, from year 1 to 9999, and come back in UTC; naive ones are refused."""
+        """Times keep their microseconds, from year 1 to 9999, and are returned in UTC; naive ones are refused."""
         east = timezone(timedelta(hours=5, minutes=45))
         times = [
             datetime(2026, 1, 31, 23, 59, 59, 999999, tzinfo=UTC),
@@ -151,7 +152,7 @@ class ValueContract(Contract):
                 user("when", sent_at=wrong)
 
     async def test_long_answers_are_kept(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """An assistant's or a tool's message may have a megabyte, or nothing at all."""
+        """An assistant's or a tool's message may have a megabyte, or be empty."""
         long = "Tea, 茶, чай. " * 80_000
         new = [assistant(long), NewMessage(role=Role.TOOL, content=long[::-1]), assistant(""), assistant("  \n")]
         await store.append(owner, conversation.id, new)
@@ -166,7 +167,7 @@ class ValueContract(Contract):
         assert (await store.get_conversation(owner, conversation.id)).last_seq == 1
 
     async def test_max_content_chars_can_be_set(self, open_store_with: Opener, owner: str) -> None:
-        """Another limit can be set when the store is opened; 0 is none."""
+        """A store may be opened with another limit; 0 means no limit."""
         async with open_store_with(max_content_chars=5) as store:
             conversation = await store.create_conversation(owner, NewConversation())
             await store.append(owner, conversation.id, [user("12345")])
@@ -188,7 +189,7 @@ class ValueContract(Contract):
                 NewMessage(**{"role": "user", "content": "hello", **values})
 
     async def test_imports_keep_what_happened(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """Imported messages may be blank, long, or deleted already."""
+        """Imported messages may be blank, long, or already deleted."""
         new = [
             ImportedMessage(role=Role.USER, content=""),
             ImportedMessage(role=Role.SYSTEM, content="x" * 20_000),
@@ -207,5 +208,5 @@ class ValueContract(Contract):
         await store.append(owner, conversation.id, [ImportedMessage(role=Role.USER, content="sage tea, 花草茶")])
         for query in ("sage", "花草"):
             async with asyncio.timeout(10):
-                while await found(store, owner, query) != {"sage tea, 花草茶"}:  # noqa: ASYNC110 - nothing tells
+                while await found(store, owner, query) != {"sage tea, 花草茶"}:  # noqa: ASYNC110 - there is no event to wait for
                     await asyncio.sleep(0.01)
