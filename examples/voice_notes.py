@@ -1,7 +1,7 @@
-"""Voice notes: a Pipecat conversation that is recorded. It needs no microphone, no network and no model.
+"""Records a conversation with Pipecat, without a microphone, a network or a model.
 
-The user and the bot follow a script. In your application, a transport and services for speech recognition,
-language and speech stand where `Bot` does, and the user speaks for themselves; recorded is what `attach` is given.
+The user and the bot follow a script. Your application has a transport, and services for speech recognition, language
+and speech, in place of `Bot`. `attach` records what passes the pair.
 
     python examples/voice_notes.py
 """
@@ -35,13 +35,13 @@ from chatkeep import NewConversation, open_store
 from chatkeep.integrations.pipecat import attach
 from chatkeep.recorder import Recorder
 
-logger.remove()  # Pipecat tells much on stderr
+logger.remove()  # Pipecat logs a lot to stderr
 OWNER = "local"
 URL = "sqlite:///voice.db"
 
 
 async def main() -> None:
-    """Record a conversation, and say how to look at it."""
+    """Record a conversation, and print the command that shows it."""
     async with open_store(URL) as store, Recorder(store, journal="voice.journal") as recorder:
         conversation = await store.create_conversation(OWNER, NewConversation(title="Voice notes"))
         strategies = UserTurnStrategies(stop=[SpeechTimeoutUserTurnStopStrategy(user_speech_timeout=0.1)])
@@ -49,13 +49,13 @@ async def main() -> None:
             LLMContext(), user_params=LLMUserAggregatorParams(user_turn_strategies=strategies)
         )
         attach(pair, recorder, owner=OWNER, conversation_id=conversation.id)
-        await talk(pair)
+        await run_pipeline(pair)
         await recorder.flush(timeout=10)
     print(f"chatkeep show {conversation.id} --database-url {URL}")  # noqa: T201
 
 
-async def talk(pair: LLMContextAggregatorPair) -> None:
-    """Run the pipeline until the user has ended the conversation."""
+async def run_pipeline(pair: LLMContextAggregatorPair) -> None:
+    """Run the pipeline until the user ends the conversation."""
     bot = Bot()
     worker = PipelineWorker(
         Pipeline([pair.user(), bot, pair.assistant()]), enable_rtvi=False, cancel_on_idle_timeout=False
@@ -77,7 +77,7 @@ async def talk(pair: LLMContextAggregatorPair) -> None:
 
 
 async def say(worker: PipelineWorker, text: str) -> None:
-    """Speak: what a detector of voices and the recognition of speech make of it."""
+    """Send the frames of voice activity detection and speech recognition for a sentence."""
     await worker.queue_frame(VADUserStartedSpeakingFrame(start_secs=0.2))
     await asyncio.sleep(0.3)
     await worker.queue_frame(VADUserStoppedSpeakingFrame(stop_secs=0.2))
@@ -85,14 +85,14 @@ async def say(worker: PipelineWorker, text: str) -> None:
 
 
 class Bot(FrameProcessor):
-    """Repeats what it hears, a word every tenth of a second."""
+    """Repeats what the user says, a word every tenth of a second."""
 
     def __init__(self) -> None:
         super().__init__()
         self._said: asyncio.Queue[str] = asyncio.Queue()
 
     async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
-        """Answer the user; pass everything else on."""
+        """Answer the user; push all other frames on."""
         await super().process_frame(frame, direction)
         if isinstance(frame, LLMContextFrame):
             await self._speak(f"Noted: {frame.context.messages[-1]['content']}")

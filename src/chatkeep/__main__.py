@@ -1,10 +1,10 @@
-"""`chatkeep`, and `python -m chatkeep`: the command line, or how to get it."""
+"""The command line, `chatkeep` or `python -m chatkeep`, if its packages are installed."""
 
 import sys
 
 
 def main() -> None:
-    """Run the command line; say what is missing where chatkeep was installed without it."""
+    """Run the command line, or exit with the extra to install."""
     try:
         from chatkeep.cli.app import app
     except ModuleNotFoundError as error:

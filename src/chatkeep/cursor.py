@@ -1,7 +1,7 @@
-"""Cursors: where the next page begins, as text that a client hands back unread.
+"""Cursors: the position of the next page, as opaque text.
 
-A cursor holds its version, its kind, a hash of the list it belongs to, and a position. It is refused for
-another list: other owner, other filters, other order.
+A cursor has a version, its kind, a hash of its list, and a position. It is refused for another list: another owner,
+other filters, another order.
 """
 
 import base64
@@ -17,13 +17,13 @@ _ENCODE = json.JSONEncoder(separators=(",", ":")).encode
 
 
 def encode_cursor(kind: str, scope: tuple[object, ...], *position: int | str) -> str:
-    """Return the cursor of `position` in the list that `kind` and `scope` name."""
+    """Return the cursor of `position` in the list that `kind` and `scope` identify."""
     text = _ENCODE([VERSION, kind, _hash(scope), *position])
     return base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
 
 
 def decode_cursor(cursor: str, kind: str, scope: tuple[object, ...], *types: type) -> list[Any]:
-    """Return the position in `cursor`, whose values have `types`. Raises InvalidInput."""
+    """Return the position in `cursor`, as values of `types`. Raises InvalidInput."""
     try:
         padded = cursor.encode("ascii") + b"=" * (-len(cursor) % 4)
         position: list[Any]

@@ -1,27 +1,26 @@
-"""Everything that chatkeep raises on purpose.
+"""The errors that chatkeep raises.
 
     ChatkeepError
     ├── InvalidId (ValueError)      an id is not a UUID
-    ├── InvalidInput (ValueError)   anything else the caller got wrong
-    ├── Conflict                    same id with other content, or expected_seq missed
-    ├── NotFound                    there is no such thing
-    ├── NotYours                    it exists and belongs to another owner
-    ├── Unauthenticated             it is not known for whom a request acts
-    ├── SchemaMismatch              the database's schema is not the one this version works with
-    ├── UnsafeDatabase              the database is set up so that it could lose what it acknowledged
-    ├── StoreUnavailable            the database cannot be used now; repeating the call later is safe
-    ├── RecorderFull                a recorder holds as much as it may, and was told to say so
+    ├── InvalidInput (ValueError)   another argument is invalid
+    ├── Conflict                    same id with other content, or another expected_seq
+    ├── NotFound                    no such conversation or message
+    ├── NotYours                    the conversation belongs to another owner
+    ├── Unauthenticated             no valid token or API key
+    ├── SchemaMismatch              this version does not support the database's schema
+    ├── UnsafeDatabase              the database's settings risk acknowledged writes
+    ├── StoreUnavailable            the database is unavailable; retrying the call is safe
+    ├── RecorderFull                the recorder has reached max_bytes, and when_full is `raise`
     └── JournalInUse                another recorder uses the journal
 
-A record that is built from bad values raises pydantic's ValidationError, which is a ValueError too.
+A record with invalid values raises pydantic's ValidationError, which is a ValueError, too.
 """
 
 
 class ChatkeepError(Exception):
-    """An error of chatkeep.
+    """Base class of chatkeep's errors.
 
-    `detail` is the sentence without any value in it: it can be shown to a stranger. `str(error)` also
-    names the value that was wrong.
+    `detail` is the message without values, and safe to show to anyone. `str(error)` adds the invalid value.
     """
 
     def __init__(self, detail: str, *, got: object = None) -> None:
@@ -38,11 +37,11 @@ class InvalidId(ChatkeepError, ValueError):
 
 
 class InvalidInput(ChatkeepError, ValueError):
-    """An argument is outside what its contract allows."""
+    """An argument is outside its contract."""
 
 
 class Conflict(ChatkeepError):
-    """The same id was used with other content, or the conversation is not where the caller expected it."""
+    """The id is in use with other content, or `last_seq` is not the `expected_seq`."""
 
 
 class NotFound(ChatkeepError):
@@ -54,24 +53,24 @@ class NotYours(ChatkeepError):
 
 
 class Unauthenticated(ChatkeepError):
-    """It is not known for whom a request acts: its token or API key is missing, or not valid."""
+    """The token or API key of a request is missing or invalid."""
 
 
 class SchemaMismatch(ChatkeepError):
-    """The database's schema is not the one that this version of chatkeep works with."""
+    """This version of chatkeep does not support the database's schema."""
 
 
 class UnsafeDatabase(ChatkeepError):
-    """The database is set up so that it could lose, or half store, what it acknowledged; it is not used."""
+    """With its settings the database could lose acknowledged writes, or store half of them; it is not used."""
 
 
 class StoreUnavailable(ChatkeepError):
-    """The database cannot be used at the moment. Every call is safe to repeat with the same ids."""
+    """The database is unavailable. Every call is safe to retry with the same ids."""
 
 
 class RecorderFull(ChatkeepError):
-    """A recorder holds as many messages as it may that the store has not acknowledged."""
+    """The recorder has reached the limit of messages that the store has not acknowledged."""
 
 
 class JournalInUse(ChatkeepError):
-    """Another recorder, of this process or another one, uses the journal."""
+    """Another recorder, in this process or another one, uses the journal."""

@@ -1,9 +1,8 @@
-"""How a conversation branches: runs and paths, as plain arithmetic on sequence numbers.
+"""Runs and paths of a branching conversation, as arithmetic on seqs.
 
-A message on the tip of its parent's run continues that run; any other message opens a run of its own. A
-conversation keeps the short list of its runs, and the path from the root to any message is one range of
-seq per run on the way. No query ever has to follow parents one by one, and a conversation that never
-branched needs no list at all.
+A run is a stretch of a branch without a fork. A message whose parent is the tip of a run continues that run; any other
+message starts a run. A path, from the root to a leaf, is one range of seq per run. A conversation stores the list of
+its runs, so that no query follows parents one by one. A conversation without branches stores no list.
 
     seq   1 ─ 2 ─ 3 ─ 4 ─ 7          run 0: 1, 2, 3, 4, 7
                   └── 5 ─ 6          run 1: 5, 6            (forks from 3)
@@ -23,7 +22,7 @@ MAX_RUNS = 10_000
 
 
 class Position(NamedTuple):
-    """Where a message stands: its place in the log, its run, and the length of the path that ends with it."""
+    """The place of a message: its seq, its run, and the length of its path."""
 
     seq: int
     run: int
@@ -32,7 +31,7 @@ class Position(NamedTuple):
 
 @dataclass(slots=True)
 class Run:
-    """Messages that follow each other without a fork between them. `parent_run` -1: it starts at the root."""
+    """A stretch of a branch without a fork. It starts at the root if `parent_run` is -1."""
 
     parent_run: int
     fork_seq: int
@@ -45,7 +44,7 @@ _values = attrgetter("parent_run", "fork_seq", "first_seq", "tip_seq", "tip_dept
 
 
 class Segment(NamedTuple):
-    """The messages of `run` with low ≤ seq ≤ high. On the trunk, before the first fork, those are all messages."""
+    """The messages of `run` with low ≤ seq ≤ high. On the trunk, before the first fork, there are no others."""
 
     run: int
     low: int
@@ -62,24 +61,24 @@ class Tree:
 
     @classmethod
     def load(cls, last_seq: int, runs: str | None) -> "Tree":
-        """Restore what `dump` gave; None stands for a conversation that never branched."""
+        """Return the tree that `dump` serialised; None is a conversation that never branched."""
         if runs is not None:
             return cls(last_seq, [Run(*values) for values in json.loads(runs)])
         return cls(last_seq, [Run(-1, 0, 1, last_seq, last_seq)] if last_seq else [])
 
     def dump(self) -> str | None:
-        """The runs as JSON text, None where last_seq alone says it."""
+        """Return the runs as JSON; None if the conversation never branched."""
         if len(self.runs) <= 1:
             return None
         return json.dumps([_values(run) for run in self.runs], separators=(",", ":"))
 
     @property
     def trunk_end(self) -> int:
-        """The last seq before the first fork: up to there every message follows the one before it."""
+        """The last seq before the first fork: up to it each message follows the one before."""
         return self.runs[1].first_seq - 1 if len(self.runs) > 1 else self.last_seq
 
     def find(self, seq: int) -> Position | None:
-        """The position of message `seq` where it is on the trunk or the tip of a run; None says: look it up."""
+        """Return the position of message `seq` if it is on the trunk or the tip of a run; else None."""
         if seq <= self.trunk_end:
             return Position(seq, 0, seq)
         for number, run in enumerate(self.runs):
@@ -88,7 +87,7 @@ class Tree:
         return None
 
     def add(self, parent: Position | None) -> Position:
-        """Give the next message its place after `parent` (None: at the root). Raises Conflict at 10,000 runs."""
+        """Add a message after `parent` (None: at the root); return its position. Raises Conflict at 10,000 runs."""
         self.last_seq = seq = self.last_seq + 1
         if parent is not None and (run := self.runs[parent.run]).tip_seq == parent.seq:
             run.tip_seq, run.tip_depth = seq, parent.depth + 1
@@ -101,7 +100,7 @@ class Tree:
         return Position(seq, len(self.runs) - 1, depth)
 
     def path(self, run: int, seq: int) -> list[Segment]:
-        """The segments that lead to message `seq` of `run`, root first."""
+        """Return the segments of the path to message `seq` of `run`, root first."""
         segments = []
         while run >= 0:
             segments += self._split(run, self.runs[run].first_seq, seq)
@@ -109,7 +108,7 @@ class Tree:
         return segments[::-1]
 
     def _split(self, run: int, low: int, high: int) -> list[Segment]:
-        """One run's part of a path, last segment first; run 0 is cut where the trunk ends."""
+        """Return one run's part of a path, last segment first; run 0 is split at the end of the trunk."""
         trunk_end = self.trunk_end
         if run > 0 or low > trunk_end:
             return [Segment(run, low, high, trunk=False)]
@@ -118,5 +117,5 @@ class Tree:
         return [Segment(run, trunk_end + 1, high, trunk=False), Segment(run, low, trunk_end, trunk=True)]
 
     def runs_from(self, run: int, seq: int) -> list[int]:
-        """First seqs of the runs that fork from message `seq` of `run`; run -1 and seq 0 stand for the root."""
+        """Return the first seqs of the runs that fork from message `seq` of `run`; run -1, seq 0 is the root."""
         return [child.first_seq for child in self.runs if (child.parent_run, child.fork_seq) == (run, seq)]

@@ -1,9 +1,8 @@
-"""What a word is, in every script: one answer for all stores' full-text search.
+"""The tokenizer of full-text search, the same for all stores and scripts.
 
-Text is compared in one form: compatibility forms folded, case folded, accents of Latin, Greek and Cyrillic
-letters dropped. Scripts that are written without spaces between words, and Korean, whose words carry
-endings, are taken character by character, and a query's run of such characters must stand together: so
-any part of a Chinese, Japanese, Thai or Korean sentence is found.
+Text is normalised: compatibility forms and case are folded, accents of Latin, Greek and Cyrillic letters removed.
+Scripts without spaces between words, and Korean, whose words have endings, are tokenised by character. Consecutive
+characters of them in a query are a phrase, so that any part of a Chinese, Japanese, Thai or Korean sentence is found.
 """
 
 import hashlib
@@ -16,10 +15,10 @@ import regex
 from chatkeep.errors import InvalidInput
 
 MAX_INDEXED_CHARS = 200_000
-"""How much of a message is searched, in characters from its start."""
+"""Indexed length of a message, in characters from its start."""
 
 MAX_TERM_CHARS = 255
-"""Longest term of an index of single words, in characters: databases limit the size of a key."""
+"""Longest term of an index of single words, in characters: databases limit the size of an index key."""
 
 MAX_QUERY_WORDS = 32
 """Most words of one query."""
@@ -34,14 +33,14 @@ _SINGLE = (
 _ALONE = rf"[[{_SINGLE}]&&[\p{{L}}\p{{N}}\p{{M}}]]"
 _TOGETHER = rf"[[\p{{L}}\p{{N}}\p{{M}}]--[{_SINGLE}]]"
 _WORD = regex.compile(rf"(?V1){_ALONE}|{_TOGETHER}+")
-_RUN = regex.compile(rf"(?V1){_ALONE}+|{_TOGETHER}+")
+_PHRASE = regex.compile(rf"(?V1){_ALONE}+|{_TOGETHER}+")
 _ACCENTS = regex.compile(r"[\u0300-\u036f]+")
 _CHUNK = regex.compile(r"\S+")
 _CLUSTER = regex.compile(r"\X")
 
 
 def fold(text: str) -> str:
-    """Return `text` in the form in which words are compared."""
+    """Return `text` normalised for comparison."""
     if text.isascii():
         return text.lower()
     plain = _ACCENTS.sub("", unicodedata.normalize("NFKD", text.casefold()))
@@ -49,55 +48,54 @@ def fold(text: str) -> str:
 
 
 def index_text(content: str) -> str:
-    """Return the words of `content`, in order, divided by what is not a letter or digit of ASCII.
+    """Return the words of `content`, in order, for a tokenizer that splits at anything but ASCII letters and digits.
 
-    ASCII text is returned as it is: a reader that splits at everything but letters and digits, and folds
-    ASCII case, finds the same words in it.
+    ASCII text is returned unchanged: such a tokenizer, folding ASCII case, finds the same words in it.
     """
     content = content[:MAX_INDEXED_CHARS]
     return content if content.isascii() else " ".join(_WORD.findall(fold(content)))
 
 
 def index_terms(owner: str, content: str) -> list[str]:
-    """Return the terms under which an index of single words finds `content`, for this owner only.
+    """Return the terms of `content` for an index of single words that all owners share.
 
-    Each is a word behind a mark of its owner, so that a search reads that owner's part of the index. No
-    term holds a space. Words of more than 255 characters are cut.
+    A term is a word with a prefix for its owner, so that a search reads that owner's part of the index. No term has a
+    space. Words are cut to 255 characters.
     """
-    mark = _mark(owner)
-    return [f"{mark}{word}" for word in index_words(content)]
+    prefix = _prefix(owner)
+    return [f"{prefix}{word}" for word in index_words(content)]
 
 
 def index_words(content: str) -> list[str]:
-    """Return the words under which an index that names the owner by itself finds `content`, each once."""
+    """Return the distinct words of `content` for an index with the owner in a column of its own."""
     return list({word[:MAX_TERM_CHARS] for word in _WORD.findall(fold(content[:MAX_INDEXED_CHARS]))})
 
 
 def query_terms(owner: str, phrases: list[list[str]]) -> tuple[list[str], bool]:
-    """Return the terms that a message with these phrases has, and whether every message that has them is a hit.
+    """Return the terms of a query's phrases, and whether every message with these terms is a hit.
 
-    Where not, `holds` decides: the terms do not say which words stand together.
+    If not, check the hits with `holds`: the terms do not tell which words are adjacent.
     """
-    mark = _mark(owner)
+    prefix = _prefix(owner)
     words, exact = query_words(phrases)
-    return [f"{mark}{word}" for word in words], exact
+    return [f"{prefix}{word}" for word in words], exact
 
 
 def query_words(phrases: list[list[str]]) -> tuple[list[str], bool]:
-    """The same as `query_terms`, without the owner's mark: what `index_words` gives."""
+    """As `query_terms`, but without the owner's prefix: for an index of `index_words`."""
     words = {word for phrase in phrases for word in phrase}
     exact = all(len(phrase) == 1 for phrase in phrases) and all(len(word) <= MAX_TERM_CHARS for word in words)
     return [word[:MAX_TERM_CHARS] for word in words], exact
 
 
 @lru_cache(maxsize=4096)
-def _mark(owner: str) -> str:
+def _prefix(owner: str) -> str:
     return hashlib.sha256(owner.encode()).hexdigest()[:8]
 
 
 def query_phrases(query: str) -> list[list[str]]:
-    """Return what a message must hold: each phrase is words that stand together. Raises InvalidInput."""
-    phrases = [_WORD.findall(run) for run in _RUN.findall(fold(query[:MAX_INDEXED_CHARS]))]
+    """Return the phrases of a query: lists of words that must be adjacent in a message. Raises InvalidInput."""
+    phrases = [_WORD.findall(phrase) for phrase in _PHRASE.findall(fold(query[:MAX_INDEXED_CHARS]))]
     if not phrases:
         raise InvalidInput("a search needs at least one word")
     if len(phrases) > MAX_QUERY_WORDS:
@@ -106,14 +104,14 @@ def query_phrases(query: str) -> list[list[str]]:
 
 
 def holds(content: str, phrases: list[list[str]]) -> bool:
-    """Whether `content` holds every phrase: the meaning of a search, for stores without an index."""
+    """Return whether `content` contains every phrase: the definition of a hit, for stores without an index."""
     text = f" {' '.join(_WORD.findall(fold(content[:MAX_INDEXED_CHARS])))} "
     return all(f" {' '.join(phrase)} " in text for phrase in phrases)
 
 
 def snippet(content: str, phrases: list[list[str]]) -> str:
-    """Return the part of `content` around the first phrase found, on one line."""
-    start = max(0, next(_places(content[:MAX_INDEXED_CHARS], phrases), 0) - SNIPPET_CHARS // 3)
+    """Return the text of `content` around the first match, on one line."""
+    start = max(0, next(_matches(content[:MAX_INDEXED_CHARS], phrases), 0) - SNIPPET_CHARS // 3)
     end = start + SNIPPET_CHARS
     if start:
         start = content.find(" ", start, start + SNIPPET_CHARS // 4) + 1 or start
@@ -121,28 +119,27 @@ def snippet(content: str, phrases: list[list[str]]) -> str:
     return f"{'… ' if start else ''}{text}{' …' if end < len(content) else ''}"
 
 
-def _places(content: str, phrases: list[list[str]]) -> Iterator[int]:
-    """Where a phrase begins in `content` as it was written."""
-    firsts = {phrase[0]: phrase for phrase in phrases}
-    words = list(_written(content))
-    for number, (word, place) in enumerate(words):
-        phrase = firsts.get(word)
+def _matches(content: str, phrases: list[list[str]]) -> Iterator[int]:
+    """Yield the offsets in `content` at which a phrase starts."""
+    by_first_word = {phrase[0]: phrase for phrase in phrases}
+    words = list(_words_with_offsets(content))
+    for number, (word, offset) in enumerate(words):
+        phrase = by_first_word.get(word)
         if phrase and [w for w, _ in words[number : number + len(phrase)]] == phrase:
-            yield place
+            yield offset
 
 
-def _written(content: str) -> Iterator[tuple[str, int]]:
-    """The words of `content`, each with the place at which it begins there."""
+def _words_with_offsets(content: str) -> Iterator[tuple[str, int]]:
     for chunk in _CHUNK.finditer(content):
-        folded, places = _fold_in_place(chunk.group())
+        folded, offsets = _fold_with_offsets(chunk.group())
         for match in _WORD.finditer(folded):
-            yield match.group(), chunk.start() + places[match.start()]
+            yield match.group(), chunk.start() + offsets[match.start()]
 
 
-def _fold_in_place(text: str) -> tuple[str, Sequence[int]]:
-    """The folded text, and for each of its characters where it stands in `text`: folding changes lengths."""
+def _fold_with_offsets(text: str) -> tuple[str, Sequence[int]]:
+    """Return the folded text, and the offset in `text` of each of its characters: folding changes lengths."""
     folded = fold(text)
     if len(folded) == len(text):
         return folded, range(len(text))
     clusters = [(match.start(), fold(match.group())) for match in _CLUSTER.finditer(text)]
-    return "".join(part for _, part in clusters), [place for place, part in clusters for _ in part]
+    return "".join(part for _, part in clusters), [offset for offset, part in clusters for _ in part]

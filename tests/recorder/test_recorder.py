@@ -49,8 +49,9 @@ from chatkeep import (
 from chatkeep.cli import terminal
 from chatkeep.cli.app import app
 from chatkeep.integrations.prometheus import watch
-from chatkeep.recorder.journal import Dead, Journal, dead_letters, open_journal, revive, standing
+from chatkeep.recorder.journal import Dead, dead_letters, open_journal, revive, standing
 from chatkeep.recorder.recorder import BATCH_BYTES
+from chatkeep.recorder.writer import JournalWriter
 from chatkeep.testing import whole_log
 
 OWNER = "ada"
@@ -72,7 +73,7 @@ async def store(tmp_path: Path) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-async def talk(store: Store) -> Conversation:
+async def conversation(store: Store) -> Conversation:
     """A conversation to record."""
     return await store.create_conversation(OWNER, NewConversation())
 
@@ -117,15 +118,15 @@ def letters(journal: Path) -> list[Dead]:
 async def test_what_is_recorded_is_stored_once_in_order_on_every_store(store_url: str, journal: Path) -> None:
     """A hundred messages of three conversations arrive, each conversation in the order of the calls."""
     async with open_store(store_url) as store:
-        talks = [await store.create_conversation(OWNER, NewConversation()) for _ in range(3)]
+        conversations = [await store.create_conversation(OWNER, NewConversation()) for _ in range(3)]
         async with Recorder(store, journal) as recorder:
             ids = [
-                recorder.record(OWNER, talks[n % 3].id, "user" if n % 2 else "assistant", f"word {n}")
+                recorder.record(OWNER, conversations[n % 3].id, "user" if n % 2 else "assistant", f"word {n}")
                 for n in range(100)
             ]
             await recorder.flush(PATIENCE)
             stats = recorder.stats()
-        logs = [await whole_log(store, OWNER, talk.id) for talk in talks]
+        logs = [await whole_log(store, OWNER, conversation.id) for conversation in conversations]
     assert [contents(log) for log in logs] == [[f"word {n}" for n in range(100) if n % 3 == t] for t in range(3)]
     assert {message.id for log in logs for message in log} == set(ids)
     assert all(message.role == ("user" if int(message.content.split()[1]) % 2 else "assistant")
@@ -135,17 +136,24 @@ async def test_what_is_recorded_is_stored_once_in_order_on_every_store(store_url
     )  # fmt: skip
 
 
-async def test_every_value_arrives(store: Store, journal: Path, talk: Conversation) -> None:
+async def test_every_value_arrives(store: Store, journal: Path, conversation: Conversation) -> None:
     """Id, status, metadata and the time it was said come as they were given; text with NUL, too."""
     said, id_ = datetime(2026, 1, 31, 12, 0, 0, 123456, UTC), uuid4()
     metadata: dict[str, Any] = {"turn": {"interrupted": True, "n": 2**70}, "nul": "\0"}
     async with Recorder(store, journal) as recorder:
         recorder.record(
-            OWNER, str(talk.id), Role.ASSISTANT, "so\0me", sent_at=said, metadata=metadata, status="interrupted", id=id_
+            OWNER,
+            str(conversation.id),
+            Role.ASSISTANT,
+            "so\0me",
+            sent_at=said,
+            metadata=metadata,
+            status="interrupted",
+            id=id_,
         )
         metadata["turn"]["interrupted"] = False  # what was given is copied
         await recorder.flush(PATIENCE)
-    (message,) = await whole_log(store, OWNER, talk.id)
+    (message,) = await whole_log(store, OWNER, conversation.id)
     assert (message.id, message.content, message.status, message.sent_at) == (
         id_, "so\0me", Status.INTERRUPTED, said,
     )  # fmt: skip
@@ -153,28 +161,28 @@ async def test_every_value_arrives(store: Store, journal: Path, talk: Conversati
 
 
 async def test_text_that_is_not_unicode_is_mended_and_takes_no_other_with_it(
-    store: Store, journal: Path, talk: Conversation
+    store: Store, journal: Path, conversation: Conversation
 ) -> None:
     """Surrogates are joined or replaced, as everywhere; messages of the same moment arrive all the same."""
     async with Recorder(store, journal) as recorder:
         for text in ("before", "pair \ud83c\udf75", "lone \ud83c", "nul \0", "after"):
-            recorder.record(OWNER, talk.id, "user", text)
+            recorder.record(OWNER, conversation.id, "user", text)
         await recorder.flush(PATIENCE)
-    assert contents(await whole_log(store, OWNER, talk.id)) == [
+    assert contents(await whole_log(store, OWNER, conversation.id)) == [
         "before", "pair \U0001f375", "lone \ufffd", "nul \0", "after",
     ]  # fmt: skip
 
 
-async def test_a_message_is_said_when_it_is_recorded(store: Store, journal: Path, talk: Conversation) -> None:
+async def test_a_message_is_said_when_it_is_recorded(store: Store, journal: Path, conversation: Conversation) -> None:
     """Without a time of the caller's, `sent_at` is the time of the call, however late it is delivered."""
     before = datetime.now(UTC)
     with Recorder_without_delivery(store, journal) as recorder:
-        recorder.record(OWNER, talk.id, "user", "early")
+        recorder.record(OWNER, conversation.id, "user", "early")
     after = datetime.now(UTC)
     await asyncio.sleep(0.05)
     async with Recorder(store, journal) as recorder:
         await recorder.flush(PATIENCE)
-    (message,) = await whole_log(store, OWNER, talk.id)
+    (message,) = await whole_log(store, OWNER, conversation.id)
     assert message.sent_at is not None
     assert before - timedelta(milliseconds=1) <= message.sent_at <= after
     assert message.created_at > after
@@ -226,15 +234,15 @@ def test_the_journal_changes_nothing(
 
     async def check() -> None:
         async with open_store("memory://") as store:
-            talk = await store.create_conversation(OWNER, NewConversation())
+            conversation = await store.create_conversation(OWNER, NewConversation())
             async with Recorder(store, folder / "journal") as recorder:
-                recorder.record(OWNER, talk.id, role, content, id=id_, **values)
-                recorder.record(OWNER, talk.id, role, content, **values)
+                recorder.record(OWNER, conversation.id, role, content, id=id_, **values)
+                recorder.record(OWNER, conversation.id, role, content, **values)
                 await recorder.flush(PATIENCE)
                 assert recorder.stats().dead == 0
             same = NewMessage(id=id_, role=role, content=content, **values)
-            assert (await store.append(OWNER, talk.id, [same]))[0].seq == 1
-            log = await whole_log(store, OWNER, talk.id)
+            assert (await store.append(OWNER, conversation.id, [same]))[0].seq == 1
+            log = await whole_log(store, OWNER, conversation.id)
             first, second = (repr((one.role, one.content, one.status, one.metadata)) for one in log)
             assert first == second
             assert [one.sent_at for one in log] == [sent_at, sent_at or log[1].sent_at]
@@ -242,16 +250,16 @@ def test_the_journal_changes_nothing(
     asyncio.run(check())
 
 
-async def test_the_same_id_twice_is_one_message(store: Store, journal: Path, talk: Conversation) -> None:
+async def test_the_same_id_twice_is_one_message(store: Store, journal: Path, conversation: Conversation) -> None:
     """A caller that retries with an id of its own doubles nothing."""
     id_ = uuid4()
     async with Recorder(store, journal) as recorder:
         for _ in range(3):
-            assert recorder.record(OWNER, talk.id, "user", "once", id=id_) == id_
+            assert recorder.record(OWNER, conversation.id, "user", "once", id=id_) == id_
             await asyncio.sleep(0.02)
         await recorder.flush(PATIENCE)
         assert recorder.stats().dead == 0
-    assert contents(await whole_log(store, OWNER, talk.id)) == ["once"]
+    assert contents(await whole_log(store, OWNER, conversation.id)) == ["once"]
 
 
 MISTAKES: dict[str, dict[str, Any]] = {
@@ -285,7 +293,7 @@ async def test_a_programmers_mistake_is_said_at_once(store: Store, journal: Path
 
 
 async def test_ids_are_prepared_by_the_journals_thread(
-    store: Store, journal: Path, talk: Conversation, monkeypatch: pytest.MonkeyPatch
+    store: Store, journal: Path, conversation: Conversation, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Making ids in advance is never the caller's work, after the first ones."""
     make, threads = ids._timeless_ids, set[str]()
@@ -295,29 +303,29 @@ async def test_ids_are_prepared_by_the_journals_thread(
         return make()
 
     async with Recorder(store, journal) as recorder:
-        recorder.record(OWNER, talk.id, "user", "hello")
+        recorder.record(OWNER, conversation.id, "user", "hello")
         await recorder.flush(PATIENCE)
         monkeypatch.setattr(ids, "_timeless_ids", made)
         for number in range(2 * ids.IDS_AT_ONCE):
-            recorder.record(OWNER, talk.id, "user", f"word {number}")
+            recorder.record(OWNER, conversation.id, "user", f"word {number}")
             if number % 100 == 0:
                 await recorder.flush(PATIENCE)
     assert threads == {"chatkeep-journal"}
 
 
-async def test_threads_record_too(store: Store, journal: Path, talk: Conversation) -> None:
+async def test_threads_record_too(store: Store, journal: Path, conversation: Conversation) -> None:
     """Eight threads record at once: nothing is lost, and what one thread said stays in its order."""
     async with Recorder(store, journal) as recorder:
 
         def speak(thread: int) -> None:
             for number in range(200):
-                recorder.record(OWNER, talk.id, "user", f"{thread} {number}")
+                recorder.record(OWNER, conversation.id, "user", f"{thread} {number}")
 
         with ThreadPoolExecutor(8) as threads:
             await asyncio.gather(*(asyncio.get_running_loop().run_in_executor(threads, speak, n) for n in range(8)))
             await asyncio.get_running_loop().run_in_executor(threads, recorder.wait, PATIENCE)
         stats = recorder.stats()
-    said = contents(await whole_log(store, OWNER, talk.id))
+    said = contents(await whole_log(store, OWNER, conversation.id))
     assert (stats.recorded, stats.sent, stats.unsent_bytes, len(said)) == (1_600, 1_600, 0, 1_600)
     for thread in range(8):
         of_thread = [text for text in said if text.startswith(f"{thread} ")]
@@ -343,14 +351,14 @@ def test_a_program_without_an_event_loop_records(tmp_path: Path) -> None:
 
 
 async def test_a_database_that_is_down_costs_the_caller_nothing(
-    store: Store, journal: Path, talk: Conversation, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: Store, journal: Path, conversation: Conversation, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Messages are taken while nobody can write, the fault is logged once, and they arrive when it is over."""
     caplog.set_level(logging.INFO, "chatkeep.recorder.recorder")
     async with Recorder(store, journal) as recorder:
         with down(tmp_path):
             for number in range(50):
-                recorder.record(OWNER, talk.id, "user", f"word {number}")
+                recorder.record(OWNER, conversation.id, "user", f"word {number}")
                 await asyncio.sleep(0.01)
             await until(lambda: recorder.stats().retried >= 2 and recorder.stats().oldest_unsent > 0)
             held = recorder.stats()
@@ -362,7 +370,7 @@ async def test_a_database_that_is_down_costs_the_caller_nothing(
     assert held.oldest_unsent > 0.4
     assert (stats.sent, stats.unsent, stats.dead) == (50, 0, 0)
     assert stats.highest_lag > 0.4
-    assert contents(await whole_log(store, OWNER, talk.id)) == [f"word {number}" for number in range(50)]
+    assert contents(await whole_log(store, OWNER, conversation.id)) == [f"word {number}" for number in range(50)]
     assert [record.levelname for record in caplog.records if record.name == "chatkeep.recorder.recorder"] == [
         "WARNING",
         "INFO",
@@ -401,28 +409,34 @@ async def test_what_comes_during_an_append_is_delivered_after_it(journal: Path) 
 
     url = databases().clean()
     async with open_store(url) as store, Recorder(store, journal) as recorder:
-        talk = await store.create_conversation(OWNER, NewConversation())
+        conversation = await store.create_conversation(OWNER, NewConversation())
         other = await asyncpg.connect(url)
         async with other.transaction():
-            await other.execute("SELECT 1 FROM conversations WHERE id = $1 FOR UPDATE", talk.id)
-            recorder.record(OWNER, talk.id, "user", "first")
-            await until(lambda: recorder._under_way)
-            recorder.record(OWNER, talk.id, "user", "second")
+            await other.execute("SELECT 1 FROM conversations WHERE id = $1 FOR UPDATE", conversation.id)
+            recorder.record(OWNER, conversation.id, "user", "first")
+            await until(lambda: recorder._in_flight)
+            recorder.record(OWNER, conversation.id, "user", "second")
             await until(lambda: recorder.stats().queued == 0)
             await asyncio.sleep(0.05)
         await other.close()
         await recorder.flush(PATIENCE)
         assert (recorder.stats().sent, recorder.stats().retried) == (2, 0)
-        assert contents(await whole_log(store, OWNER, talk.id)) == ["first", "second"]
+        assert contents(await whole_log(store, OWNER, conversation.id)) == ["first", "second"]
 
 
-async def test_a_message_larger_than_a_batch_is_delivered(store: Store, journal: Path, talk: Conversation) -> None:
+async def test_a_message_larger_than_a_batch_is_delivered(
+    store: Store, journal: Path, conversation: Conversation
+) -> None:
     """It goes alone."""
     async with Recorder(store, journal) as recorder:
         for content in ("before", "x" * (3 * BATCH_BYTES), "after"):
-            recorder.record(OWNER, talk.id, "assistant", content)
+            recorder.record(OWNER, conversation.id, "assistant", content)
         await recorder.flush(PATIENCE)
-    assert [len(content) for content in contents(await whole_log(store, OWNER, talk.id))] == [6, 3 * BATCH_BYTES, 5]
+    assert [len(content) for content in contents(await whole_log(store, OWNER, conversation.id))] == [
+        6,
+        3 * BATCH_BYTES,
+        5,
+    ]
 
 
 async def test_a_database_that_turned_unsafe_is_waited_for(journal: Path) -> None:
@@ -435,7 +449,7 @@ async def test_a_database_that_turned_unsafe_is_waited_for(journal: Path) -> Non
     name = urlsplit(url).path.removeprefix("/")
     admin = await asyncpg.connect(url)
     async with open_store(url) as store:
-        talk = await store.create_conversation(OWNER, NewConversation())
+        conversation = await store.create_conversation(OWNER, NewConversation())
     try:
         async with open_store(url) as store, Recorder(store, journal) as recorder:
             await admin.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
@@ -443,12 +457,12 @@ async def test_a_database_that_turned_unsafe_is_waited_for(journal: Path) -> Non
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
             )
-            recorder.record(OWNER, talk.id, "user", "hello")
+            recorder.record(OWNER, conversation.id, "user", "hello")
             await until(lambda: recorder.stats().retried > 0 or recorder.stats().dead > 0)
             assert (recorder.stats().dead, recorder.stats().unsent) == (0, 1)
             await admin.execute(f'ALTER DATABASE "{name}" RESET synchronous_commit')
             await recorder.flush(PATIENCE)
-            assert contents(await whole_log(store, OWNER, talk.id)) == ["hello"]
+            assert contents(await whole_log(store, OWNER, conversation.id)) == ["hello"]
     finally:
         await admin.execute(f'ALTER DATABASE "{name}" RESET synchronous_commit')
         await admin.close()
@@ -457,7 +471,7 @@ async def test_a_database_that_turned_unsafe_is_waited_for(journal: Path) -> Non
 async def test_a_fault_that_nobody_expected_is_tried_again(journal: Path) -> None:
     """A store that raises something of its own keeps nothing from being delivered later."""
     async with open_store("memory://") as store, Recorder(store, journal) as recorder:
-        talk = await store.create_conversation(OWNER, NewConversation())
+        conversation = await store.create_conversation(OWNER, NewConversation())
         append, faults = store.append, [RuntimeError("a bug"), OSError("no route")]
 
         async def faulty(*arguments: Any, **options: Any) -> list[Message]:
@@ -466,72 +480,74 @@ async def test_a_fault_that_nobody_expected_is_tried_again(journal: Path) -> Non
             return await append(*arguments, **options)
 
         store.append = faulty  # type: ignore[method-assign]
-        recorder.record(OWNER, talk.id, "user", "hello")
+        recorder.record(OWNER, conversation.id, "user", "hello")
         await recorder.flush(PATIENCE)
         assert recorder.stats().retried == 2
-        assert contents(await whole_log(store, OWNER, talk.id)) == ["hello"]
+        assert contents(await whole_log(store, OWNER, conversation.id)) == ["hello"]
 
 
 # --- restarts ------------------------------------------------------------------------------------------------
 
 
-async def test_the_next_recorder_delivers_what_is_left(store: Store, journal: Path, talk: Conversation) -> None:
+async def test_the_next_recorder_delivers_what_is_left(store: Store, journal: Path, conversation: Conversation) -> None:
     """What one recorder could not deliver is counted and delivered by the next one on the journal."""
     with Recorder_without_delivery(store, journal) as recorder:
-        recorder.record(OWNER, talk.id, "user", "one")
-        recorder.record(OWNER, talk.id, "user", "two")
+        recorder.record(OWNER, conversation.id, "user", "one")
+        recorder.record(OWNER, conversation.id, "user", "two")
     async with Recorder(store, journal) as recorder:
-        recorder.record(OWNER, talk.id, "user", "three")
+        recorder.record(OWNER, conversation.id, "user", "three")
         await recorder.flush(PATIENCE)
         stats = recorder.stats()
     assert (stats.recorded, stats.sent, stats.unsent, stats.unsent_bytes) == (1, 3, 0, 0)
-    assert contents(await whole_log(store, OWNER, talk.id)) == ["one", "two", "three"]
+    assert contents(await whole_log(store, OWNER, conversation.id)) == ["one", "two", "three"]
 
 
 async def test_what_was_stored_but_not_acknowledged_is_not_doubled(
-    store: Store, journal: Path, talk: Conversation
+    store: Store, journal: Path, conversation: Conversation
 ) -> None:
     """A journal that still has what the store took, as a kill leaves it, doubles nothing."""
     with Recorder_without_delivery(store, journal) as recorder:
-        recorder.record(OWNER, talk.id, "user", "one")
-        recorder.record(OWNER, talk.id, "user", "two")
+        recorder.record(OWNER, conversation.id, "user", "one")
+        recorder.record(OWNER, conversation.id, "user", "two")
     unaware = journal.with_name("copy")
     unaware.write_bytes(journal.read_bytes())
     for path in (journal, unaware):
         async with Recorder(store, path) as recorder:
             await recorder.flush(PATIENCE)
             assert (recorder.stats().sent, recorder.stats().dead) == (2, 0)
-    assert contents(await whole_log(store, OWNER, talk.id)) == ["one", "two"]
+    assert contents(await whole_log(store, OWNER, conversation.id)) == ["one", "two"]
 
 
 async def test_closing_waits_only_so_long(
-    store: Store, journal: Path, talk: Conversation, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    store: Store, journal: Path, conversation: Conversation, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """With the database down, closing returns after its timeout, says what stays, and takes nothing more."""
     recorder = Recorder(store, journal)
     await recorder.__aenter__()
     with down(tmp_path):
-        recorder.record(OWNER, talk.id, "user", "late")
+        recorder.record(OWNER, conversation.id, "user", "late")
         began = time.monotonic()
         await recorder.aclose(0.3)
         assert time.monotonic() - began < 5
     await recorder.aclose()
     assert "1 messages stay" in caplog.text
     with pytest.raises(InvalidInput, match="closed"):
-        recorder.record(OWNER, talk.id, "user", "too late")
+        recorder.record(OWNER, conversation.id, "user", "too late")
     async with Recorder(store, journal) as again:
         await again.flush(PATIENCE)
-    assert contents(await whole_log(store, OWNER, talk.id)) == ["late"]
+    assert contents(await whole_log(store, OWNER, conversation.id)) == ["late"]
 
 
-async def test_closing_delivers_what_was_recorded_just_before(store: Store, journal: Path, talk: Conversation) -> None:
+async def test_closing_delivers_what_was_recorded_just_before(
+    store: Store, journal: Path, conversation: Conversation
+) -> None:
     """The last words before a hang-up are stored when the block ends."""
     async with Recorder(store, journal) as recorder:
-        recorder.record(OWNER, talk.id, "assistant", "good-bye")
-    assert contents(await whole_log(store, OWNER, talk.id)) == ["good-bye"]
+        recorder.record(OWNER, conversation.id, "assistant", "good-bye")
+    assert contents(await whole_log(store, OWNER, conversation.id)) == ["good-bye"]
 
 
-async def test_what_was_taken_while_it_closes_is_kept(store: Store, journal: Path, talk: Conversation) -> None:
+async def test_what_was_taken_while_it_closes_is_kept(store: Store, journal: Path, conversation: Conversation) -> None:
     """Threads record until they are told that the recorder is closed: every call that returned is stored or kept."""
     recorder = await Recorder(store, journal).__aenter__()
     taken: list[UUID] = []
@@ -539,7 +555,7 @@ async def test_what_was_taken_while_it_closes_is_kept(store: Store, journal: Pat
     def speak() -> None:
         with suppress(InvalidInput):
             while True:
-                taken.append(recorder.record(OWNER, talk.id, "user", "hello"))
+                taken.append(recorder.record(OWNER, conversation.id, "user", "hello"))
                 time.sleep(0.0001)
 
     threads = [threading.Thread(target=speak) for _ in range(4)]
@@ -551,14 +567,14 @@ async def test_what_was_taken_while_it_closes_is_kept(store: Store, journal: Pat
         await asyncio.to_thread(thread.join)
     async with Recorder(store, journal) as again:
         await again.flush(PATIENCE)
-    stored = [message.id for message in await whole_log(store, OWNER, talk.id)]
+    stored = [message.id for message in await whole_log(store, OWNER, conversation.id)]
     assert sorted(stored) == sorted(taken)
 
 
 @pytest.mark.parametrize("look", range(1, 7))
 def test_what_comes_between_two_looks_of_the_closing_journal_is_written(journal: Path, look: int) -> None:
     """At one of the moments in which its thread finds nothing to do, a last entry comes and the journal closes."""
-    opened = Journal(journal, lambda _written: None)
+    opened = JournalWriter(journal, lambda _written: None)
 
     class Queue(deque[Any]):
         looks = 0
@@ -602,7 +618,9 @@ def test_a_program_that_ends_without_closing_loses_nothing(journal: Path) -> Non
     connection.close()
 
 
-async def test_flushes_wait_for_what_was_recorded_before_them(store: Store, journal: Path, talk: Conversation) -> None:
+async def test_flushes_wait_for_what_was_recorded_before_them(
+    store: Store, journal: Path, conversation: Conversation
+) -> None:
     """Many flushes at once all return, also while others go on recording."""
     async with Recorder(store, journal) as recorder:
         speaking = True
@@ -610,7 +628,7 @@ async def test_flushes_wait_for_what_was_recorded_before_them(store: Store, jour
         async def speak() -> None:
             number = 0
             while speaking:
-                recorder.record(OWNER, talk.id, "user", f"word {(number := number + 1)}")
+                recorder.record(OWNER, conversation.id, "user", f"word {(number := number + 1)}")
                 await asyncio.sleep(0.001)
 
         task = asyncio.create_task(speak())
@@ -700,30 +718,34 @@ async def test_only_its_owner_reads_a_journal(store: Store, tmp_path: Path) -> N
 
 
 async def test_a_full_disk_is_waited_for(
-    store: Store, journal: Path, talk: Conversation, caplog: pytest.LogCaptureFixture
+    store: Store, journal: Path, conversation: Conversation, caplog: pytest.LogCaptureFixture
 ) -> None:
     """While the journal cannot grow messages wait in memory; when it can, they are delivered in order."""
     async with Recorder(store, journal) as recorder:
         connection = recorder._journal._connection
         pages = connection.pragma("page_count")
-        await asyncio.wrap_future(recorder._journal.ask(lambda c: c.pragma("max_page_count", pages)))
+        await asyncio.wrap_future(recorder._journal.submit(lambda c: c.pragma("max_page_count", pages)))
         for number in range(40):
-            recorder.record(OWNER, talk.id, "user", f"{number} " + "x" * 5_000)
+            recorder.record(OWNER, conversation.id, "user", f"{number} " + "x" * 5_000)
         await until(lambda: recorder.stats().journal_failure)
         assert recorder.stats().unsent == 40
         connection.pragma("max_page_count", 1_000_000)
         await recorder.flush(PATIENCE)
         assert recorder.stats().journal_failure is None
-    assert [text.split()[0] for text in contents(await whole_log(store, OWNER, talk.id))] == list(map(str, range(40)))
+    assert [text.split()[0] for text in contents(await whole_log(store, OWNER, conversation.id))] == list(
+        map(str, range(40))
+    )
     assert caplog.text.count("cannot be written") == 1
 
 
-async def test_the_journal_shrinks_again(store: Store, journal: Path, talk: Conversation, tmp_path: Path) -> None:
+async def test_the_journal_shrinks_again(
+    store: Store, journal: Path, conversation: Conversation, tmp_path: Path
+) -> None:
     """After an outage with megabytes in it, the file and its log give their space back."""
     async with Recorder(store, journal) as recorder:
         with down(tmp_path):
             for number in range(3_000):
-                recorder.record(OWNER, talk.id, "assistant", f"{number} " + "word " * 1_000)
+                recorder.record(OWNER, conversation.id, "assistant", f"{number} " + "word " * 1_000)
             await until(lambda: recorder.stats().queued == 0)
             large = journal.stat().st_size + Path(f"{journal}-wal").stat().st_size
             assert large > 15_000_000
@@ -802,12 +824,12 @@ async def test_an_unknown_way_to_be_full_is_refused(store: Store, journal: Path)
 
 
 async def test_what_is_refused_for_good_stops_nothing_else(
-    store: Store, journal: Path, talk: Conversation, caplog: pytest.LogCaptureFixture
+    store: Store, journal: Path, conversation: Conversation, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A foreign conversation, an unknown one, a text that is too long and a conflict are dead letters, with reasons."""
     foreign = await store.create_conversation("bob", NewConversation())
     used = uuid4()
-    await store.append(OWNER, talk.id, [NewMessage(id=used, role=Role.USER, content="first")])
+    await store.append(OWNER, conversation.id, [NewMessage(id=used, role=Role.USER, content="first")])
     told: list[DeadLetter] = []
 
     def tell(letter: DeadLetter) -> None:
@@ -818,11 +840,11 @@ async def test_what_is_refused_for_good_stops_nothing_else(
         recorder.record(OWNER, foreign.id, "user", "not mine")
         recorder.record(OWNER, uuid4(), "user", "nowhere")
         for content, id_ in (("a", None), ("x" * 10_001, None), ("b", None), ("other", used), ("c", None)):
-            recorder.record(OWNER, talk.id, "user", content, id=id_)
+            recorder.record(OWNER, conversation.id, "user", content, id=id_)
         await recorder.flush(PATIENCE)
         stats = recorder.stats()
         assert (stats.dead, stats.sent, stats.unsent, stats.unsent_bytes) == (4, 3, 0, 0)
-    assert contents(await whole_log(store, OWNER, talk.id)) == ["first", "a", "b", "c"]
+    assert contents(await whole_log(store, OWNER, conversation.id)) == ["first", "a", "b", "c"]
     assert contents(await whole_log(store, "bob", foreign.id)) == []
     assert sorted(letter.error for letter in told) == ["Conflict", "InvalidInput", "NotFound", "NotYours"]
     dead = letters(journal)
@@ -832,13 +854,15 @@ async def test_what_is_refused_for_good_stops_nothing_else(
     assert "xxxx" not in caplog.text
 
 
-async def test_a_deleted_conversation_does_not_come_back(store: Store, journal: Path, talk: Conversation) -> None:
+async def test_a_deleted_conversation_does_not_come_back(
+    store: Store, journal: Path, conversation: Conversation
+) -> None:
     """What is recorded for it after it was deleted is a dead letter."""
     async with Recorder(store, journal) as recorder:
-        recorder.record(OWNER, talk.id, "user", "before")
+        recorder.record(OWNER, conversation.id, "user", "before")
         await recorder.flush(PATIENCE)
-        assert await store.delete_conversation(OWNER, talk.id)
-        recorder.record(OWNER, talk.id, "user", "after")
+        assert await store.delete_conversation(OWNER, conversation.id)
+        recorder.record(OWNER, conversation.id, "user", "after")
         await recorder.flush(PATIENCE)
         assert recorder.stats().dead == 1
     assert (await store.list_conversations(OWNER)).items == []
@@ -870,27 +894,29 @@ async def test_a_dead_letter_is_delivered_when_its_reason_is_gone(store: Store, 
     assert contents(await whole_log(store, OWNER, id_)) == ["early"]
 
 
-async def test_an_entry_that_cannot_be_read_is_a_dead_letter(store: Store, journal: Path, talk: Conversation) -> None:
+async def test_an_entry_that_cannot_be_read_is_a_dead_letter(
+    store: Store, journal: Path, conversation: Conversation
+) -> None:
     """One damaged entry does not keep the others from being delivered."""
     with Recorder_without_delivery(store, journal) as recorder:
         for content in ("one", "two", "three"):
-            recorder.record(OWNER, talk.id, "user", content)
+            recorder.record(OWNER, conversation.id, "user", content)
     connection = open_journal(journal)
     connection.execute("UPDATE entries SET message = '{\"role\": \"ro' WHERE message LIKE '%two%'")
     connection.close()
     async with Recorder(store, journal) as recorder:
         await recorder.flush(PATIENCE)
-    assert contents(await whole_log(store, OWNER, talk.id)) == ["one", "three"]
+    assert contents(await whole_log(store, OWNER, conversation.id)) == ["one", "three"]
     assert [letter.error for letter in letters(journal)] == ["InvalidInput"]
 
 
 # --- numbers -------------------------------------------------------------------------------------------------
 
 
-async def test_the_disk_is_followed(store: Store, journal: Path, talk: Conversation) -> None:
+async def test_the_disk_is_followed(store: Store, journal: Path, conversation: Conversation) -> None:
     """How far the disk is behind the journal is measured: it is what a power failure may take."""
     async with Recorder(store, journal) as recorder:
-        recorder.record(OWNER, talk.id, "user", "hello")
+        recorder.record(OWNER, conversation.id, "user", "hello")
         await recorder.flush(PATIENCE)
         await until(lambda: recorder.stats().sync_lag > 0)
         assert recorder.stats().highest_sync_lag >= recorder.stats().sync_lag > 0
@@ -898,14 +924,14 @@ async def test_the_disk_is_followed(store: Store, journal: Path, talk: Conversat
 
 
 async def test_a_disk_that_refuses_is_counted(
-    store: Store, journal: Path, talk: Conversation, caplog: pytest.LogCaptureFixture
+    store: Store, journal: Path, conversation: Conversation, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Messages are delivered all the same; that a power failure may take them is said."""
     async with Recorder(store, journal) as recorder:
         log, ends = recorder._journal._log, os.pipe()
         real = os.dup(log)
         os.dup2(ends[1], log)  # a pipe cannot be synced
-        recorder.record(OWNER, talk.id, "user", "hello")
+        recorder.record(OWNER, conversation.id, "user", "hello")
         await until(lambda: recorder.stats().sync_failures)
         os.dup2(real, log)
         await recorder.flush(PATIENCE)
@@ -925,7 +951,7 @@ sys.stdin.read()
 
 
 async def test_a_checkpoint_that_has_to_wait_is_no_fault(
-    store: Store, journal: Path, talk: Conversation, caplog: pytest.LogCaptureFixture
+    store: Store, journal: Path, conversation: Conversation, caplog: pytest.LogCaptureFixture
 ) -> None:
     """The log is copied to the journal another time; nothing was refused, and nothing is said."""
     async with Recorder(store, journal) as recorder:
@@ -934,12 +960,12 @@ async def test_a_checkpoint_that_has_to_wait_is_no_fault(
         assert other.stdout
         await other.stdout.readline()
         size = journal.stat().st_size
-        recorder.record(OWNER, talk.id, "assistant", "x" * 1_000_000)
+        recorder.record(OWNER, conversation.id, "assistant", "x" * 1_000_000)
         await recorder.flush(PATIENCE)
         await asyncio.sleep(0.6)  # it is tried where nothing came for a quarter of a second
         assert journal.stat().st_size == size
         await other.communicate()
-        recorder.record(OWNER, talk.id, "assistant", "hello")
+        recorder.record(OWNER, conversation.id, "assistant", "hello")
         await until(lambda: journal.stat().st_size > size)
         assert recorder.stats().sync_failures == 0
     assert caplog.text == ""
@@ -957,12 +983,12 @@ async def test_stats_are_read_from_any_thread(store: Store, journal: Path) -> No
         assert seen == sorted(seen)
 
 
-async def test_prometheus_sees_all_numbers(store: Store, journal: Path, talk: Conversation) -> None:
+async def test_prometheus_sees_all_numbers(store: Store, journal: Path, conversation: Conversation) -> None:
     """Every number of the stats is a metric with the recorder's name, and says what the stats say."""
     registry = CollectorRegistry()
     async with Recorder(store, journal) as recorder:
         watch(recorder, registry, recorder_name="kitchen")
-        recorder.record(OWNER, talk.id, "user", "hello")
+        recorder.record(OWNER, conversation.id, "user", "hello")
         recorder.record(OWNER, uuid4(), "user", "nowhere")
         await recorder.flush(PATIENCE)
         text = generate_latest(registry).decode()
@@ -1043,15 +1069,15 @@ async def test_the_pages_fastapi_example_works(tmp_path: Path, journal: Path) ->
     assert (str(message.id), message.content) == (reply.json()["id"], "hello")
 
 
-async def test_the_pages_handler_works(store: Store, journal: Path, talk: Conversation) -> None:
+async def test_the_pages_handler_works(store: Store, journal: Path, conversation: Conversation) -> None:
     """What a framework logs with a conversation and a role is stored."""
     names: dict[str, Any] = {"logging": logging}
     exec(HANDLER, names)
     logger = logging.getLogger("an agent framework")
     async with Recorder(store, journal) as recorder:
         logger.addHandler(names["ConversationHandler"](recorder, OWNER))
-        logger.warning("it is %s", "hot", extra={"conversation": talk.id, "role": "assistant"})
-    assert contents(await whole_log(store, OWNER, talk.id)) == ["it is hot"]
+        logger.warning("it is %s", "hot", extra={"conversation": conversation.id, "role": "assistant"})
+    assert contents(await whole_log(store, OWNER, conversation.id)) == ["it is hot"]
 
 
 def test_the_pages_other_examples_are_the_library(tmp_path: Path) -> None:

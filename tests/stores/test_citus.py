@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from chatkeep import InvalidInput, NewConversation, NotFound, NotYours, Store, open_store
 from chatkeep.cli.app import app
-from chatkeep.testing import Opener, StoreContract, dense, seqs, turns, user, whole_log
+from chatkeep.testing import Opener, StoreContract, dense, numbered, seqs, user, whole_log
 from servers.postgres import databases
 
 STAND_IN = """
@@ -160,7 +160,7 @@ async def test_statements_are_ones_that_citus_takes(url: str, asked: Asked) -> N
 async def test_whose_it_is_is_not_said(store: Store, url: str) -> None:
     """The question that would go to every machine is not asked, unless somebody wants the answer."""
     talk = await store.create_conversation("ada", NewConversation())
-    await store.append("ada", talk.id, turns(1))
+    await store.append("ada", talk.id, numbered(1))
     with pytest.raises(NotFound):
         await store.get_conversation("bob", talk.id)
     async with open_store(url, hide_foreign="off") as telling:

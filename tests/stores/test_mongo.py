@@ -43,8 +43,8 @@ from chatkeep.testing import (
     assistant,
     contents,
     dense,
+    numbered,
     seqs,
-    turns,
     user,
     whole_history,
     whole_list,
@@ -146,7 +146,7 @@ async def store(url: str) -> AsyncIterator[Store]:
 async def talk(store: Store) -> Conversation:
     """A conversation with three messages."""
     talk = await store.create_conversation(OWNER, NewConversation())
-    await store.append(OWNER, talk.id, turns(3))
+    await store.append(OWNER, talk.id, numbered(3))
     return talk
 
 
@@ -335,7 +335,7 @@ async def test_weak_concerns_are_refused(url: str, weak: str) -> None:
     if weak not in ("w=2", "readPreference=secondary"):  # which one node cannot serve
         async with open_store(f"{url}{mark}{weak}&durability=relaxed") as store:
             talk = await store.create_conversation(OWNER, NewConversation())
-            assert seqs(await store.append(OWNER, talk.id, turns(2))) == dense(2)
+            assert seqs(await store.append(OWNER, talk.id, numbered(2))) == dense(2)
 
 
 async def test_unacknowledged_writes_are_always_refused(url: str) -> None:
@@ -349,7 +349,7 @@ async def test_concerns_that_are_sent(url: str, sent: Commands) -> None:
     """Every write and commit asks for the majority's journals, every read for what the majority has."""
     async with open_store(url) as store:
         talk = await store.create_conversation(OWNER, NewConversation())
-        await store.append(OWNER, talk.id, turns(1))
+        await store.append(OWNER, talk.id, numbered(1))
         await store.history(OWNER, talk.id)
     durable = {"w": "majority", "j": True}
     named = [(next(iter(command)), command) for command in sent]
@@ -479,7 +479,7 @@ def filters(command: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 async def use_everything(store: Store, owner: str, other: str) -> None:
     """Call every method of both ports, with what is there and with what is not."""
     talk = await store.create_conversation(owner, NewConversation(context_id="c"))
-    stored = await store.append(owner, talk.id, turns(6))
+    stored = await store.append(owner, talk.id, numbered(6))
     await store.append(owner, talk.id, [user("a branch", parent_id=stored[1].id)])
     await asyncio.gather(*(store.append(owner, talk.id, [user(f"tea {n}", id=uuid4())]) for n in range(5)))
     imported = await store.create_conversation(owner, NewConversation())
@@ -604,7 +604,7 @@ async def test_conflicts_are_tried_again(store: Store, talk: Conversation, faili
         await asyncio.gather(*(store.append(OWNER, talk.id, [user("tea", id=id_)]) for id_ in ids))
     with failing({"times": 3}, command, **CONFLICT):
         if command != "findAndModify":
-            await store.append(OWNER, talk.id, turns(2))
+            await store.append(OWNER, talk.id, numbered(2))
     log = await whole_log(store, OWNER, talk.id)
     assert seqs(log) == dense(13 if command == "findAndModify" else 15)
     assert {message.id for message in log} >= set(ids)
@@ -626,7 +626,7 @@ async def test_unknown_commit_is_committed_again(
     with failing({"times": 2}, "commitTransaction", **how):
         (stored,) = await store.append(OWNER, talk.id, [user("tea")])
     with failing({"times": 2}, "commitTransaction", **how):
-        await store.append(OWNER, talk.id, turns(2))
+        await store.append(OWNER, talk.id, numbered(2))
     log = await whole_log(store, OWNER, talk.id)
     assert (seqs(log), log[3]) == (dense(6), stored)
 
@@ -651,7 +651,7 @@ async def test_lost_connections_are_made_anew(store: Store, talk: Conversation, 
         with failing({"times": 1}, command, closeConnection=True):
             await store.get_conversation(OWNER, talk.id)
             await store.create_conversation(OWNER, NewConversation())
-            assert await store.delete_message(OWNER, talk.id, (await store.append(OWNER, talk.id, turns(1)))[0].id)
+            assert await store.delete_message(OWNER, talk.id, (await store.append(OWNER, talk.id, numbered(1)))[0].id)
     assert seqs(await store.log(OWNER, talk.id)) == dense(6)
 
 
@@ -748,7 +748,7 @@ async def test_deletion_that_is_cut_off(
         return await purge(*arguments)
 
     async with open_store(url) as store:
-        stored = await store.append(OWNER, talk.id, turns(40, "sage"))
+        stored = await store.append(OWNER, talk.id, numbered(40, "sage"))
         monkeypatch.setattr(MongoRows, "purge_slice", killed)
         if steps < 7:
             with pytest.raises(Killed):
@@ -783,7 +783,7 @@ async def test_a_page_is_never_half_of_a_conversation(
 ) -> None:
     """Removing that begins while a page is read makes it NotFound: what is left for now is not shown."""
     monkeypatch.setattr(documents, "SLICE", 10)
-    await store.append(OWNER, talk.id, turns(57))
+    await store.append(OWNER, talk.id, numbered(57))
     read = MongoRows.segment
 
     async def late(rows: MongoRows, key: Any, *arguments: Any) -> Any:

@@ -41,7 +41,7 @@ from chatkeep import (
 from chatkeep.stores.postgres.address import written_address
 from chatkeep.stores.postgres.rows import PostgresRows
 from chatkeep.stores.postgres.store import PostgresStore
-from chatkeep.testing import CONVERSATION_CALLS, assistant, contents, dense, seqs, turns, user, whole_log
+from chatkeep.testing import CONVERSATION_CALLS, assistant, contents, dense, numbered, seqs, user, whole_log
 from chatkeep.values import decode_nul, encode_nul
 from servers.postgres import databases
 
@@ -73,7 +73,7 @@ async def store(url: str) -> AsyncIterator[Store]:
 async def talk(store: Store) -> Conversation:
     """A conversation with three messages."""
     talk = await store.create_conversation(OWNER, NewConversation())
-    await store.append(OWNER, talk.id, turns(3))
+    await store.append(OWNER, talk.id, numbered(3))
     return talk
 
 
@@ -123,7 +123,7 @@ async def test_database_refuses(url: str, talk: Conversation, statement: str, er
 async def test_database_cascades(url: str, store: Store, talk: Conversation) -> None:
     """Removing a user removes their conversations, removing a conversation its messages."""
     other = await store.create_conversation(OWNER, NewConversation())
-    await store.append(OWNER, other.id, turns(2))
+    await store.append(OWNER, other.id, numbered(2))
     async with raw(url) as connection:
         await connection.execute("DELETE FROM conversations WHERE id = $1", talk.id)
         assert await connection.fetchval("SELECT count(*) FROM messages") == 2
@@ -162,12 +162,12 @@ async def test_locked_row_stalls_nobody_else(url: str, store: Store) -> None:
         nonlocal slowest
         for _ in range(30):
             before = time.perf_counter()
-            await store.append(OWNER, talks[number].id, turns(1))
+            await store.append(OWNER, talks[number].id, numbered(1))
             slowest = max(slowest, time.perf_counter() - before)
 
     async with raw(url) as holder, holder.transaction():
         await holder.execute("SELECT 1 FROM conversations WHERE id = $1 FOR UPDATE", talks[0].id)
-        waiting = [asyncio.create_task(store.append(OWNER, talks[0].id, turns(1))) for _ in range(20)]
+        waiting = [asyncio.create_task(store.append(OWNER, talks[0].id, numbered(1))) for _ in range(20)]
         began = time.perf_counter()
         while time.perf_counter() - began < 1.5:
             await asyncio.gather(*map(write, range(1, 32)))
@@ -183,7 +183,7 @@ async def test_exhausted_pool_is_said(url: str) -> None:
         talks = [await store.create_conversation(OWNER, NewConversation()) for _ in range(3)]
         async with holder.transaction():
             await holder.execute("SELECT 1 FROM conversations FOR UPDATE")
-            stuck = [asyncio.create_task(store.append(OWNER, talk.id, turns(2))) for talk in talks]
+            stuck = [asyncio.create_task(store.append(OWNER, talk.id, numbered(2))) for talk in talks]
             await asyncio.sleep(0.2)
             with pytest.raises(StoreUnavailable, match=r"all 3 connections were in use for 0\.2 s.*pool_size"):
                 await store.get_conversation(OWNER, talks[0].id)
@@ -271,7 +271,7 @@ async def test_database_that_forgets_is_refused(empty_url: str) -> None:
 
 async def test_what_is_being_removed_is_not_shown(url: str, store: Store, talk: Conversation) -> None:
     """A conversation that is hidden, and removed in part, as after a kill, is not there for any call."""
-    stored = await store.append(OWNER, talk.id, turns(20, "sage"))
+    stored = await store.append(OWNER, talk.id, numbered(20, "sage"))
     async with raw(url) as connection:
         assert await PostgresRows(connection).hide((OWNER, talk.id))
         await connection.execute("DELETE FROM messages WHERE seq <= 10")
@@ -290,9 +290,9 @@ async def test_a_page_is_never_half_of_a_conversation(
     url: str, store: Store, talk: Conversation, monkeypatch: pytest.MonkeyPatch, page: dict[str, Any], part: int
 ) -> None:
     """Removing that begins before a part of a branched history is read makes the page NotFound, or is not seen."""
-    trunk = await store.append(OWNER, talk.id, turns(50))
+    trunk = await store.append(OWNER, talk.id, numbered(50))
     fork = NewMessage(role=Role.USER, content="fork", parent_id=trunk[30].id)
-    await store.append(OWNER, talk.id, [fork, *turns(20)])
+    await store.append(OWNER, talk.id, [fork, *numbered(20)])
     whole, fetch, calls = await store.history(OWNER, talk.id, **page), PostgresRows._messages, 0
 
     async def late(*arguments: Any) -> Any:

@@ -30,7 +30,7 @@ from chatkeep.stores.rows import Work, run
 from chatkeep.stores.sqlite import database as sqlite_file
 from chatkeep.stores.sqlite.database import SqliteFile, Transaction
 from chatkeep.stores.sqlite.rows import SqliteRows
-from chatkeep.testing import assistant, contents, dense, found, seqs, turns, user, whole_log
+from chatkeep.testing import assistant, contents, dense, found, numbered, seqs, user, whole_log
 
 OWNER = "ada"
 
@@ -116,7 +116,7 @@ async def test_closing_drains_to_the_disk(url: str) -> None:
     """Every append that returned while the store was being closed is in the file."""
     async with open_store(url) as store:
         talk = await store.create_conversation(OWNER, NewConversation())
-        waiting = [asyncio.create_task(store.append(OWNER, talk.id, turns(3))) for _ in range(100)]
+        waiting = [asyncio.create_task(store.append(OWNER, talk.id, numbered(3))) for _ in range(100)]
         await asyncio.sleep(0)
         await store.aclose()
         answers = await asyncio.gather(*waiting)
@@ -145,7 +145,7 @@ async def test_two_stores_on_one_file(url: str, store: Store) -> None:
     """Two stores of one process on the same file write to the same conversations, densely."""
     talk = await store.create_conversation(OWNER, NewConversation())
     async with open_store(url) as other:
-        calls = [each.append(OWNER, talk.id, turns(2)) for _ in range(50) for each in (store, other)]
+        calls = [each.append(OWNER, talk.id, numbered(2)) for _ in range(50) for each in (store, other)]
         answers = await asyncio.gather(*calls)
         log = await whole_log(other, OWNER, talk.id)
     assert sorted((m for answer in answers for m in answer), key=lambda m: m.seq) == log
@@ -184,7 +184,7 @@ async def test_cancelled_deletion_leaves_no_rows(store: Store, path: Path) -> No
     """A deletion whose caller is cancelled at any moment is finished at once, or not begun."""
     for pause in (None, 0.0, 0.0003, 0.001, 0.003):
         talk = await store.create_conversation(OWNER, NewConversation())
-        await store.append(OWNER, talk.id, turns(2_500))
+        await store.append(OWNER, talk.id, numbered(2_500))
         deleting = asyncio.create_task(store.delete_conversation(OWNER, talk.id))
         if pause is not None:
             await asyncio.sleep(pause)
@@ -200,7 +200,7 @@ async def test_cancelled_deletion_leaves_no_rows(store: Store, path: Path) -> No
 async def test_id_of_a_conversation_that_is_still_being_removed(store: Store, path: Path) -> None:
     """A conversation may be created again before the rows of the deleted one are gone; it gets none of them."""
     talk = await store.create_conversation(OWNER, NewConversation(title="Tea"))
-    await store.append(OWNER, talk.id, [user("saffron"), *turns(30)])
+    await store.append(OWNER, talk.id, [user("saffron"), *numbered(30)])
     other = apsw.Connection(str(path))
     other.execute("UPDATE conversations SET deleted_at = 1")
     other.close()
@@ -231,7 +231,7 @@ async def test_writes_of_all_kinds_at_the_same_moment(store: Store, path: Path) 
     """Whatever shares a commit with what, the file is sound and the index holds exactly what the messages hold."""
     for _ in range(8):
         talks = [await store.create_conversation(OWNER, NewConversation()) for _ in range(6)]
-        batches = [turns(3, "pebble") for _ in range(24)]
+        batches = [numbered(3, "pebble") for _ in range(24)]
         calls: list[Awaitable[object]] = []
         for number, batch in enumerate(batches):
             talk = talks[number % 6]
@@ -254,7 +254,7 @@ async def test_writes_that_share_a_commit_see_each_other(
 ) -> None:
     """What is held back until the commit is written before another job of the same commit looks for it."""
     talk = await store.create_conversation(OWNER, NewConversation())
-    first, second, third = turns(3, "pebble")
+    first, second, third = numbered(3, "pebble")
     answer = third.model_copy(update={"parent_id": first.id})
     answer.model_fields_set.add("parent_id")
     appends = asyncio.gather(
@@ -346,7 +346,7 @@ async def test_log_shrinks_when_idle(store: Store, path: Path, monkeypatch: pyte
 async def test_reads_do_not_wait_for_writes(store: Store, path: Path) -> None:
     """While another connection holds the write lock, everything that was committed can be read."""
     talk = await store.create_conversation(OWNER, NewConversation())
-    stored = await store.append(OWNER, talk.id, turns(3))
+    stored = await store.append(OWNER, talk.id, numbered(3))
     other = apsw.Connection(str(path))
     other.execute("BEGIN IMMEDIATE")
     other.execute("DELETE FROM messages")
@@ -438,7 +438,7 @@ async def test_file_that_is_damaged(path: Path, url: str) -> None:
     async with open_store(url) as store:
         talk = await store.create_conversation(OWNER, NewConversation())
         for _ in range(5):
-            await store.append(OWNER, talk.id, turns(200, "word " * 30))
+            await store.append(OWNER, talk.id, numbered(200, "word " * 30))
     damage(path)
     with pytest.raises(StoreUnavailable, match="damaged; restore a backup"):
         async with open_store(url) as store:
@@ -466,12 +466,12 @@ async def test_full_disk(url: str, path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(apsw, "connection_hooks", [*apsw.connection_hooks, connections.append])
     async with open_store(url) as store:
         talk = await store.create_conversation(OWNER, NewConversation())
-        stored: list[Message] = await store.append(OWNER, talk.id, turns(3))
+        stored: list[Message] = await store.append(OWNER, talk.id, numbered(3))
         writer = connections[0]
         pages = writer.execute("PRAGMA page_count").get
         assert isinstance(pages, int)
         writer.execute(f"PRAGMA max_page_count = {pages + 60}")
-        batches = [[*turns(2, "small"), assistant(f"large {n} " * 2_000, id=uuid4())] for n in range(40)]
+        batches = [[*numbered(2, "small"), assistant(f"large {n} " * 2_000, id=uuid4())] for n in range(40)]
         calls = (store.append(OWNER, talk.id, batch) for batch in batches)
         answers = await asyncio.gather(*calls, return_exceptions=True)
         refused = [answer for answer in answers if isinstance(answer, BaseException)]
@@ -508,7 +508,9 @@ async def test_index_catches_up_when_search_is_on_again(url: str, path: Path) ->
         talk = await store.create_conversation(OWNER, NewConversation())
         old = await store.append(OWNER, talk.id, [user("sage one"), user("sage two")])
     async with open_store(f"{url}?search=off") as store:
-        new = await store.append(OWNER, talk.id, [user("sage three"), assistant(""), user("花草 four"), *turns(4_500)])
+        new = await store.append(
+            OWNER, talk.id, [user("sage three"), assistant(""), user("花草 four"), *numbered(4_500)]
+        )
         await store.delete_message(OWNER, talk.id, old[0].id)
         await store.delete_message(OWNER, talk.id, new[0].id)
         gone = await store.create_conversation(OWNER, NewConversation())
@@ -574,9 +576,9 @@ def secret_owner(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_erased_text_is_not_in_the_file(store: Store, path: Path, secret_owner: None) -> None:
     """After erase_owner neither the file nor its log holds a word of what was erased; others' words stay."""
     theirs = await store.create_conversation("bob", NewConversation())
-    await store.append("bob", theirs.id, turns(50, "Butterblume"))
+    await store.append("bob", theirs.id, numbered(50, "Butterblume"))
     await confide(store)
-    await store.append("bob", theirs.id, turns(50, "Butterblume"))
+    await store.append("bob", theirs.id, numbered(50, "Butterblume"))
     assert remains(path)
     receipt = await store.erase_owner(OWNER)
     assert (receipt.conversations, receipt.messages, receipt.remaining) == (1, 30, 0)
@@ -587,7 +589,7 @@ async def test_erased_text_is_not_in_the_file(store: Store, path: Path, secret_o
 async def test_erased_text_is_not_in_the_file_while_others_read(store: Store, path: Path, secret_owner: None) -> None:
     """Readers that are busy during the erasure do not keep what was erased in the log."""
     theirs = await store.create_conversation("bob", NewConversation())
-    await store.append("bob", theirs.id, turns(200))
+    await store.append("bob", theirs.id, numbered(200))
     done = asyncio.Event()
 
     async def read() -> None:

@@ -18,7 +18,7 @@ import apsw
 import pytest
 
 from chatkeep import ConversationChange, NewConversation, StoreUnavailable, open_store
-from chatkeep.testing import dense, found, seqs, turns, user, whole_log
+from chatkeep.testing import dense, found, numbered, seqs, user, whole_log
 
 OWNER = "ada"
 
@@ -64,7 +64,7 @@ async def write(url: str, *conversations: str) -> None:
 
         async def task() -> None:
             for _ in range(25):
-                batch = turns(random.randint(1, 3))
+                batch = numbered(random.randint(1, 3))
                 target = random.choice(conversations)
                 for message in await store.append(OWNER, target, batch):
                     print(target, message.id, message.seq)
@@ -214,7 +214,7 @@ async def test_lock_that_is_held_shortly(path: Path, url: str) -> None:
         talk = await store.create_conversation(OWNER, NewConversation())
         with Child("hold", path) as child:
             assert child.is_ready()
-            waiting = [asyncio.create_task(store.append(OWNER, talk.id, turns(2))) for _ in range(5)]
+            waiting = [asyncio.create_task(store.append(OWNER, talk.id, numbered(2))) for _ in range(5)]
             await asyncio.sleep(0.2)
             assert not any(task.done() for task in waiting)
             child.tell()
@@ -228,7 +228,7 @@ async def test_interrupted_deletion_is_finished_at_the_next_open(path: Path, url
     async with open_store(url) as store:
         talk = await store.create_conversation(OWNER, NewConversation())
         for _ in range(8):
-            await store.append(OWNER, talk.id, turns(1_000, "pebble"))
+            await store.append(OWNER, talk.id, numbered(1_000, "pebble"))
     with Child("die_while_deleting", url, talk.id) as child:
         assert await asyncio.to_thread(child.process.wait, 60) == -signal.SIGKILL
     assert rows(path, "messages") > 0

@@ -9,7 +9,7 @@ import apsw
 import pytest
 
 from chatkeep import ConversationChange, NewConversation, NotFound, NotYours, Store, open_store
-from chatkeep.testing import assistant, turns, user
+from chatkeep.testing import assistant, numbered, user
 
 OWNER = "ada"
 OTHER_STATEMENTS = (
@@ -47,8 +47,8 @@ async def use_everything(store: Store) -> None:
     theirs = await store.create_conversation("other", NewConversation())
     await store.get_or_create_conversation(OWNER, NewConversation())
     await store.get_or_create_conversation(OWNER, NewConversation(context_id="kitchen"))
-    first = await store.append(OWNER, talk.id, turns(30))
-    branch = await store.append(OWNER, talk.id, [assistant("b", id=uuid4(), parent_id=first[10].id), *turns(20)])
+    first = await store.append(OWNER, talk.id, numbered(30))
+    branch = await store.append(OWNER, talk.id, [assistant("b", id=uuid4(), parent_id=first[10].id), *numbered(20)])
     for message in (first[3], first[20], branch[5]):
         await store.delete_message(OWNER, talk.id, message.id)
     for leaf in (None, first[-1].id, first[7].id, branch[7].id):

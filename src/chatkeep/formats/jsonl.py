@@ -1,17 +1,17 @@
-"""Conversations as lines of JSON: how they get in and out of a store.
+"""Imports and exports conversations as JSON Lines.
 
-One conversation a line, UTF-8, divided by "\\n" alone:
+One conversation a line, in UTF-8, separated by "\\n" alone:
 
     {"id", "title"?, "source"?, "lang"?, "context_id"?, "external_id"?, "metadata"?, "head"?,
      "messages": [{"id", "parent_id", "role", "content", "created_at"?, "status"?, "sources"?, "metadata"?,
                    "external_id"?}]}
 
-Messages stand in the order of seq, parents before their children. `source` and `lang` are kept in the
-conversation's metadata. `head` is there where history does not end with the last message.
+Messages are in the order of seq, parents before their children. `source` and `lang` are stored in the conversation's
+metadata. `head` is present if the history does not end with the last message.
 
-Ids may be anything. One that is a UUID is kept; any other is mapped to a UUID (version 5) and kept as
-external_id, so that importing a file twice doubles nothing, and an export says the id that the file had.
-A message's time is written where it is known: an import without times does not come back with invented ones.
+Ids may be any text. A UUID is kept; any other id is mapped to a UUID (version 5) and stored as external_id: importing a
+file twice stores nothing twice, and an export has the ids of the file. A message has a time only if it was given, so
+that an import without times is exported without them.
 """
 
 import asyncio
@@ -45,25 +45,25 @@ from chatkeep.store import MAX_LIMIT, Store
 from chatkeep.values import MAX_LABEL_CHARS, Label, dump_json, parse_json, title_from
 
 NAMESPACE = UUID("5e1c7a0e-0d5b-5f0c-9d5a-6b1f2a7c4e93")
-"""The namespace of ids that are made from other systems' ids. It must never change."""
+"""Namespace of the UUIDs that are derived from foreign ids. It must never change."""
 
 WINDOW_LINES = 256
 WINDOW_BYTES = 8 << 20
-"""How much is read before it is stored: what an import holds in memory at most, one longer line apart."""
+"""Most lines and bytes that are read ahead: what an import holds in memory, except for one longer line."""
 
 WRITERS = 64
-"""Lines that are stored at the same time. All of a window at once would wait in vain for a slow database: the last
-of them gets its connection only when the others are done."""
+"""Most lines that are stored concurrently. With a whole window at once, the last lines would time out on a slow
+database while they wait for a connection."""
 
 HUGE_NUMBERS = (re.compile(rb"e\+?\d{3,}\s*[,\]}]"), re.compile(rb"E\+?\d{3,}\s*[,\]}]"))
-"""What pydantic's parser makes infinite, as it takes NaN and Infinity for numbers. Two patterns: searching
-for a fixed letter is five times as fast as for either of two."""
+"""Numbers that pydantic's parser may read as infinite; it also accepts NaN and Infinity. Two patterns, because
+searching for a fixed letter is five times as fast as for a class of two."""
 
 FOREIGN_ID = Field(min_length=1, max_length=MAX_LABEL_CHARS)
 
 
 class LineMessage(Given):
-    """A message as a line has it."""
+    """A message of a line."""
 
     id: Annotated[str, FOREIGN_ID]
     parent_id: Annotated[str, FOREIGN_ID] | None = None
@@ -77,7 +77,7 @@ class LineMessage(Given):
 
 
 class Line(Given):
-    """A conversation as a line has it. A field that is not known here would be lost, so it is refused."""
+    """A conversation of a line. Unknown fields are errors: they would be lost."""
 
     id: Annotated[str, FOREIGN_ID]
     title: Label | None = None
@@ -92,7 +92,7 @@ class Line(Given):
 
 @dataclass(frozen=True)
 class Imported:
-    """What became of one line: how many messages it holds, or why it was refused."""
+    """The result of one line: its number of messages, or why it was refused."""
 
     number: int
     size: int
@@ -102,21 +102,21 @@ class Imported:
 
 @dataclass(frozen=True)
 class Parsed:
-    """A line as what a store takes."""
+    """A line, as the arguments for a store."""
 
     conversation: ImportedConversation
     messages: list[ImportedMessage]
     head_id: UUID | None
 
 
-# --- in --------------------------------------------------------------------------------------------------
+# --- import ----------------------------------------------------------------------------------------------
 
 
 async def import_lines(store: Store, owner: str, lines: Iterable[bytes]) -> AsyncIterator[Imported]:
-    """Store every line's conversation and say what became of it, in the order of the lines.
+    """Store the conversation of each line, and yield the results in the order of the lines.
 
-    A line is stored wholly or, where it is refused, not at all, and does not stop the others. Importing
-    again stores only what is new. Raises StoreUnavailable when the database fails.
+    A line is stored whole, or refused without an effect on the others. Importing again stores only what is new.
+    Raises StoreUnavailable if the database fails.
     """
     window: deque[asyncio.Task[Imported]] = deque()
     writers = asyncio.Semaphore(WRITERS)
@@ -125,7 +125,7 @@ async def import_lines(store: Store, owner: str, lines: Iterable[bytes]) -> Asyn
         for number, line in enumerate(lines, 1):
             window.append(asyncio.create_task(_import_line(store, owner, writers, number, line)))
             size += len(line)
-            await asyncio.sleep(0)  # the line is parsed now, while the store writes those before it
+            await asyncio.sleep(0)  # starts to parse the line, while the store writes those before it
             while len(window) >= WINDOW_LINES or size >= WINDOW_BYTES or (window and window[0].done()):
                 result = await window.popleft()
                 size -= result.size
@@ -155,23 +155,23 @@ async def _store_line(store: Store, owner: str, line: Parsed) -> None:
         conversation = await store.create_conversation(owner, line.conversation)
         messages = await store.append(owner, conversation.id, line.messages) if line.messages else []
     except Conflict:
-        if await _is_there(store, owner, line):
+        if await _is_stored(store, owner, line):
             return
         raise
     if line.head_id is not None and conversation.last_seq < len(messages):
         await store.update_conversation(owner, conversation.id, ConversationChange(head_id=line.head_id))
 
 
-async def _is_there(store: Store, owner: str, line: Parsed) -> bool:
-    """Whether the store has what the line says although it came there otherwise, as with a store's own export."""
+async def _is_stored(store: Store, owner: str, line: Parsed) -> bool:
+    """Return whether the store has the line's messages, though not from this file: as with a store's own export."""
     id_ = line.conversation.id
     assert id_ is not None  # noqa: S101 - parse_line sets it
-    said = [(m.id, m.role, m.content, m.status) async for page in _log(store, owner, id_) for m in page]
-    return said[: len(line.messages)] == [(m.id, m.role, m.content, m.status) for m in line.messages]
+    log = [(m.id, m.role, m.content, m.status) async for page in _log_pages(store, owner, id_) for m in page]
+    return log[: len(line.messages)] == [(m.id, m.role, m.content, m.status) for m in line.messages]
 
 
 def parse_line(owner: str, text: bytes) -> Parsed:
-    """Read one line. Raises InvalidInput, which says what is wrong with it."""
+    """Parse one line. Raises InvalidInput."""
     line = _read(text)
     id_, external_id = import_id(_namespace(owner, line.source), line.id)
     ids: dict[str, UUID] = {}
@@ -191,19 +191,19 @@ def parse_line(owner: str, text: bytes) -> Parsed:
 
 
 def _read(text: bytes) -> Line:
-    """Validate straight from the text, which is fast; only what that does not take goes the careful way."""
+    """Fast path: let pydantic parse the text. What it refuses, or would misread, takes the slow path."""
     try:
         if b"NaN" in text or b"Infinity" in text or any(pattern.search(text) for pattern in HUGE_NUMBERS):
             return Line.model_validate(parse_json(text.decode()))
         return Line.model_validate_json(text)
     except ValidationError:
-        return _read_carefully(text)
+        return _read_slowly(text)
     except ValueError as error:
         raise InvalidInput(f"not JSON in UTF-8: {error}") from None
 
 
-def _read_carefully(text: bytes) -> Line:
-    """Clean the text first: a lone surrogate is no reason to lose a conversation."""
+def _read_slowly(text: bytes) -> Line:
+    """Slow path: clean the text first, so that lone surrogates do not lose a conversation."""
     try:
         return Line.model_validate(parse_json(text.decode()))
     except ValidationError as error:
@@ -214,7 +214,7 @@ def _read_carefully(text: bytes) -> Line:
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
-    """Where in the line an error is, as a person counts."""
+    """Return the place of an error in the line, counted from 1."""
     parts = loc[1:] if len(loc) > 1 and loc[0] == "messages" else loc
     return ", ".join(f"message {part + 1}" if isinstance(part, int) else part for part in parts) or "the line"
 
@@ -226,7 +226,7 @@ def _to_message(conversation_id: UUID, line: LineMessage, ids: dict[str, UUID], 
         raise InvalidInput(f"message {number} follows a message that does not stand before it", got=line.parent_id)
     id_, external_id = import_id(conversation_id, line.id)
     if external_id is None and line.created_at is None:
-        external_id = line.id  # says that this message came without a time
+        external_id = line.id  # marks a message that was imported without a time
     ids[line.id] = id_
     if line.status is Status.DELETED and (line.content or line.metadata or line.sources):
         raise InvalidInput(f"message {number} is deleted and has content, metadata or sources all the same")
@@ -248,7 +248,7 @@ def _to_message(conversation_id: UUID, line: LineMessage, ids: dict[str, UUID], 
 
 
 def import_id(namespace: UUID, text: str) -> tuple[UUID, str | None]:
-    """Return the id for another system's id, and what to keep of that: nothing when it is a UUID itself."""
+    """Return the UUID of a foreign id, and the external_id to store with it: None if the foreign id is that UUID."""
     if len(text) == 36 and UUID_TEXT.fullmatch(text) and text == text.lower():
         return UUID(text), None
     digest = hashlib.sha1(namespace.bytes + text.encode(), usedforsecurity=False).digest()
@@ -261,11 +261,11 @@ def _namespace(owner: str, source: str | None) -> UUID:
     return uuid5(NAMESPACE, f"{owner}\n{source or ''}")
 
 
-# --- out -------------------------------------------------------------------------------------------------
+# --- export ----------------------------------------------------------------------------------------------
 
 
 async def export_lines(store: Store, owner: str) -> AsyncIterator[str]:
-    """Yield the owner's conversations as lines, ordered by id, in pieces: a conversation of any length fits."""
+    """Yield the owner's conversations as lines, ordered by id. Lines come in pieces, for long conversations."""
     cursor = None
     while True:
         page = await store.list_conversations(owner, order="id", limit=100, cursor=cursor)
@@ -280,32 +280,32 @@ async def export_lines(store: Store, owner: str) -> AsyncIterator[str]:
 async def _export(store: Store, owner: str, conversation: Conversation) -> AsyncIterator[str]:
     names: dict[UUID, str] = {}
     first = True
-    async for page in _log(store, owner, conversation.id):
+    async for page in _log_pages(store, owner, conversation.id):
         if first:
-            yield _head_of_line(owner, conversation, page)
+            yield _start_of_line(owner, conversation, page)
         lines = [_export_message(message, names) for message in page]
         yield ("" if first else ",") + ",".join(lines)
         first = False
     if first:
-        yield _head_of_line(owner, conversation, [])
+        yield _start_of_line(owner, conversation, [])
     last = next(reversed(names), None)
     head = conversation.head_id
     yield "]" + (f',"head":{dump_json(names[head])}' if head in names and head != last else "") + "}\n"
 
 
-async def _log(store: Store, owner: str, id_: UUID) -> AsyncIterator[list[Message]]:
+async def _log_pages(store: Store, owner: str, id_: UUID) -> AsyncIterator[list[Message]]:
     after = 0
     while page := await store.log(owner, id_, after=after, limit=MAX_LIMIT):
         yield page
         after = page[-1].seq
 
 
-def _head_of_line(owner: str, conversation: Conversation, page: list[Message]) -> str:
+def _start_of_line(owner: str, conversation: Conversation, page: list[Message]) -> str:
     metadata = dict(conversation.metadata)
     fields: dict[str, Any] = {"id": str(conversation.id)}
     for name in ("title", "source", "lang"):
         value = conversation.title if name == "title" else _take_text(metadata, name)
-        if value is not None and not (name == "title" and value == _made_title(page)):
+        if value is not None and not (name == "title" and value == _derived_title(page)):
             fields[name] = value
     external_id = conversation.external_id
     if external_id and import_id(_namespace(owner, fields.get("source")), external_id) == (
@@ -326,8 +326,8 @@ def _take_text(metadata: dict[str, Any], name: str) -> str | None:
     return metadata.pop(name) if isinstance(metadata.get(name), str) else None
 
 
-def _made_title(page: list[Message]) -> str | None:
-    """The title that appending these messages makes by itself; it need not be written."""
+def _derived_title(page: list[Message]) -> str | None:
+    """Return the title that appending these messages derives; it need not be written."""
     return next((title_from(m.content) for m in page if m.role == Role.USER and title_from(m.content)), None)
 
 

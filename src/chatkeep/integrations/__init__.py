@@ -1,1 +1,1 @@
-"""Other libraries' conversations, kept here: one module for each, and nothing imported before it is used."""
+"""Integrations with other libraries, a module for each; a library is imported when its integration is used."""

@@ -1,9 +1,9 @@
-"""A recorder's numbers for Prometheus.
+"""Metrics of a recorder for Prometheus.
 
     watch(recorder)                      # in the registry that prometheus_client serves
     watch(recorder, registry, recorder_name="kitchen")
 
-They are read when they are asked for: recording costs nothing more.
+They are read when Prometheus scrapes, and cost nothing in between.
 """
 
 from collections.abc import Iterator
@@ -37,7 +37,7 @@ GAUGES = {
 
 
 class _Collector:
-    """Reads a recorder's numbers when Prometheus asks."""
+    """Collects a recorder's metrics."""
 
     def __init__(self, recorder: "Recorder", name: str) -> None:
         self._recorder = recorder
@@ -47,9 +47,9 @@ class _Collector:
         from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily
 
         stats = self._recorder.stats()
-        for kind, numbers in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
-            for field, meaning in numbers.items():
-                family = kind(f"chatkeep_recorder_{field}", meaning, labels=["recorder"])
+        for family_type, metrics in ((CounterMetricFamily, COUNTERS), (GaugeMetricFamily, GAUGES)):
+            for field, help_text in metrics.items():
+                family = family_type(f"chatkeep_recorder_{field}", help_text, labels=["recorder"])
                 family.add_metric([self._name], getattr(stats, field))
                 yield family
         failing = GaugeMetricFamily(
@@ -60,10 +60,10 @@ class _Collector:
 
 
 def watch(recorder: "Recorder", registry: "CollectorRegistry | None" = None, *, recorder_name: str = "default") -> None:
-    """Let Prometheus see a recorder's numbers, with `recorder_name` as their label `recorder`.
+    """Register a recorder's metrics, with `recorder_name` as their label `recorder`.
 
-    registry: where they are registered; the one that prometheus_client serves when absent.
-    Raises InvalidInput where prometheus_client is not installed.
+    registry: defaults to the one that prometheus_client serves.
+    Raises InvalidInput if prometheus_client is not installed.
     """
     try:
         from prometheus_client import REGISTRY

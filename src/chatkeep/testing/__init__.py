@@ -7,16 +7,16 @@
         def open_store_with(self, tmp_path):
             return lambda **options: open_my_store(tmp_path / "chat", **options)
 
-`open_store_with` gives a function that takes options of `StoreOptions` and returns what `async with` opens.
-Every test works with owners of its own, so the store may hold other data, and stay between tests.
+`open_store_with` returns a function that takes the options of `StoreOptions` and returns an async context manager.
+Every test has owners of its own: the store may hold other data, and may be shared by the tests.
 
-Needs the extra `testing` (pip install 'chatkeep[testing]') and `asyncio_mode = "auto"` in pytest's settings.
-How many examples the property tests try is what the active profile of hypothesis says. Failures explain
-themselves better after `pytest.register_assert_rewrite("chatkeep.testing")` in your conftest.py.
+Needs the extra `testing` (pip install 'chatkeep[testing]') and `asyncio_mode = "auto"` in pytest's settings. The number
+of examples of property tests is that of hypothesis' active profile. For better failure messages, call
+`pytest.register_assert_rewrite("chatkeep.testing")` in your conftest.py.
 """
 
 try:
-    import hypothesis  # noqa: F401 - the suite needs both
+    import hypothesis  # noqa: F401 - to check that it is installed
     import pytest  # noqa: F401
 except ModuleNotFoundError as error:
     raise ModuleNotFoundError(
@@ -25,23 +25,6 @@ except ModuleNotFoundError as error:
     ) from error
 
 from chatkeep.testing.access import AccessContract
-from chatkeep.testing.answers import (
-    assistant,
-    contents,
-    dense,
-    found,
-    others_appending,
-    path_to,
-    seqs,
-    siblings_of,
-    someone,
-    turns,
-    user,
-    whole_history,
-    whole_list,
-    whole_log,
-    whole_search,
-)
 from chatkeep.testing.append import AppendContract
 from chatkeep.testing.branches import BranchContract
 from chatkeep.testing.calls import CONVERSATION_CALLS, OWNER_CALLS
@@ -53,8 +36,19 @@ from chatkeep.testing.examples import SENTENCES
 from chatkeep.testing.history import HistoryContract
 from chatkeep.testing.ids import IdContract
 from chatkeep.testing.lists import ListContract
+from chatkeep.testing.messages import assistant, contents, dense, numbered, seqs, someone, user
 from chatkeep.testing.owners import OwnerContract
 from chatkeep.testing.port import PortContract
+from chatkeep.testing.reference import (
+    found,
+    others_appending,
+    path_to,
+    siblings_of,
+    whole_history,
+    whole_list,
+    whole_log,
+    whole_search,
+)
 from chatkeep.testing.search import SearchContract
 from chatkeep.testing.values import ValueContract
 
@@ -68,12 +62,12 @@ __all__ = [
     "contents",
     "dense",
     "found",
+    "numbered",
     "others_appending",
     "path_to",
     "seqs",
     "siblings_of",
     "someone",
-    "turns",
     "user",
     "whole_history",
     "whole_list",
@@ -97,4 +91,4 @@ class StoreContract(
     EraseContract,
     AccessContract,
 ):
-    """All that the docstrings of `Store` promise, apart from durability, which each database shows in its own way."""
+    """The contract in the docstrings of `Store`, except for durability, which needs tests for each database."""

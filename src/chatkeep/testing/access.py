@@ -1,4 +1,4 @@
-"""API keys, requests that are sent twice, and owners who change their name."""
+"""API keys, idempotent requests, and renaming an owner."""
 
 import asyncio
 from typing import Any
@@ -10,15 +10,16 @@ from chatkeep.access import ApiKey, Reply
 from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.model import NewConversation
 from chatkeep.store import Store
-from chatkeep.testing.answers import assistant, someone, user, whole_log
 from chatkeep.testing.contract import Contract
+from chatkeep.testing.messages import assistant, someone, user
+from chatkeep.testing.reference import whole_log
 from chatkeep.values import now
 
 HASH = bytes(range(32))
 
 
 class AccessContract(Contract):
-    """API keys, requests that are sent twice, and owners who change their name."""
+    """API keys, idempotent requests, and renaming an owner."""
 
     async def test_api_keys(self, store: Store, owner: str) -> None:
         """A key is found by its id until it is revoked; an owner's keys are listed apart from others'."""
@@ -42,7 +43,7 @@ class AccessContract(Contract):
         assert await access.find_key(first.id) is None
 
     async def test_keys_of_unusual_owners(self, store: Store, owner: str) -> None:
-        """Owner and name come back as they went in, NUL included."""
+        """Owner and name are kept unchanged, NUL included."""
         odd = api_key(f"{owner}\0b\ufdd0", name="naïve\0 ключ 🔑")
         await store.access.create_key(odd, HASH)
         assert await store.access.find_key(odd.id) == (odd, HASH)
@@ -50,7 +51,7 @@ class AccessContract(Contract):
         assert await store.access.list_keys(owner) == []
 
     async def test_repeated_requests(self, store: Store, owner: str) -> None:
-        """One executes; others are told to wait; then all get its reply. Another request may not use the key."""
+        """One request executes, others are refused meanwhile, then get its reply. Other requests cannot use the key."""
         stranger = someone()
         access, reply = store.access, Reply(201, b'{"a": "\x00"}', "/somewhere")
         assert await access.begin_request(owner, "k", HASH) is None
@@ -67,16 +68,16 @@ class AccessContract(Contract):
         assert await access.begin_request(stranger, "k", HASH[::-1]) is None
 
     async def test_requests_at_once(self, store: Store, owner: str) -> None:
-        """Of twenty that begin at the same moment one executes."""
+        """Of twenty concurrent requests one executes."""
         began = [store.access.begin_request(owner, "k", HASH) for _ in range(20)]
         outcomes = await asyncio.gather(*began, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes if outcome is not None] == [Conflict] * 19
 
     async def test_renaming_an_owner(self, store: Store, owner: str) -> None:
-        """Everything goes to the new owner, is searched there, and is nobody's otherwise."""
+        """Everything moves to the new owner, in the search index, too."""
         stranger = someone()
-        talk = await store.create_conversation(owner, NewConversation(context_id="c"))
-        kept = await store.append(owner, talk.id, [user("green pebble"), assistant("тёплый чай")])
+        conversation = await store.create_conversation(owner, NewConversation(context_id="c"))
+        kept = await store.append(owner, conversation.id, [user("green pebble"), assistant("тёплый чай")])
         other = await store.create_conversation(stranger, NewConversation())
         await store.append(stranger, other.id, [user("blue pebble")])
         key = api_key(owner)
@@ -84,30 +85,30 @@ class AccessContract(Contract):
         await store.access.begin_request(owner, "k", HASH)
         assert await store.rename_owner(owner, stranger) == 1
         assert await store.rename_owner(owner, stranger) == 0
-        assert await whole_log(store, stranger, talk.id) == kept
-        assert (await store.get_conversation(stranger, talk.id)).owner_id == stranger
+        assert await whole_log(store, stranger, conversation.id) == kept
+        assert (await store.get_conversation(stranger, conversation.id)).owner_id == stranger
         assert len((await store.search_messages(stranger, "pebble")).items) == 2
         assert len((await store.search_messages(stranger, "чай")).items) == 1
         assert (await store.search_messages(owner, "pebble")).items == []
         assert (await store.list_conversations(owner)).items == []
         assert [one.id for one in await store.access.list_keys(stranger)] == [key.id]
         assert await store.access.begin_request(owner, "k", HASH) is None
-        await store.append(stranger, talk.id, [user("one more pebble")])
+        await store.append(stranger, conversation.id, [user("one more pebble")])
         assert len((await store.search_messages(stranger, "pebble")).items) == 3
         receipt = await store.erase_owner(stranger)
         assert (receipt.conversations, receipt.messages, receipt.search_entries, receipt.remaining) == (2, 4, 4, 0)
 
     async def test_renaming_refuses_a_clash(self, store: Store, owner: str) -> None:
-        """Two conversations with one id cannot both belong to one owner: nothing is changed then."""
+        """Renaming is refused, and changes nothing, if both owners have a conversation with the same id."""
         stranger = someone()
-        talk = await store.create_conversation(owner, NewConversation())
-        await store.create_conversation(stranger, NewConversation(id=talk.id))
+        conversation = await store.create_conversation(owner, NewConversation())
+        await store.create_conversation(stranger, NewConversation(id=conversation.id))
         with pytest.raises(Conflict, match="same id"):
             await store.rename_owner(owner, stranger)
-        assert (await store.get_conversation(owner, talk.id)).owner_id == owner
+        assert (await store.get_conversation(owner, conversation.id)).owner_id == owner
 
     async def test_erasure_takes_keys_and_replies(self, store: Store, owner: str) -> None:
-        """What an owner's erasure removes holds their keys and the replies kept for them, and nobody else's."""
+        """Erasing an owner removes their API keys and kept replies, and nobody else's."""
         stranger = someone()
         for name in (owner, stranger):
             await store.access.create_key(api_key(name), HASH)
@@ -120,5 +121,5 @@ class AccessContract(Contract):
 
 
 def api_key(owner: str, **values: Any) -> ApiKey:
-    """A key that was made now."""
+    """Return an API key that was created now."""
     return ApiKey(**{"id": uuid4().hex, "owner_id": owner, "name": "script", "created_at": now(), **values})

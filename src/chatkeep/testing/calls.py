@@ -5,10 +5,10 @@ from typing import Any
 
 from chatkeep.model import ConversationChange, NewConversation
 from chatkeep.store import Order, Store
-from chatkeep.testing.answers import user
+from chatkeep.testing.messages import user
 
 type Call = Callable[[Store, str, Any, Any], Awaitable[object]]
-"""One call of a method, with the owner, a conversation's id and a message's id."""
+"""Calls a method with an owner, a conversation's id and a message's id."""
 
 
 METHODS = sorted(name for name in Store.__abstractmethods__ if name != "access")
@@ -43,7 +43,7 @@ OWNER_CALLS: Mapping[str, Call] = {
 
 
 ORDERS: tuple[Order, ...] = ("desc", "asc")
-"""Both ways to page through a history."""
+"""Both orders of a history."""
 
 
 STORE_CALLS = frozenset({"migrate", "schema_revision", "ping", "aclose"})

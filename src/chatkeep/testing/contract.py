@@ -1,4 +1,4 @@
-"""What the tests of each topic begin with."""
+"""The base class of the contract's topics, with their fixtures."""
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager
@@ -7,18 +7,18 @@ import pytest
 
 from chatkeep.model import Conversation, NewConversation
 from chatkeep.store import Store
-from chatkeep.testing.answers import someone
+from chatkeep.testing.messages import someone
 
 type Opener = Callable[..., AbstractAsyncContextManager[Store]]
-"""Takes store options as keywords and returns what `async with` opens."""
+"""Takes store options as keywords; returns an async context manager of a store."""
 
 
 class Contract:
-    """What the tests of each topic begin with."""
+    """Base class of the contract's topics."""
 
     @pytest.fixture
     def open_store_with(self) -> Opener:
-        """The function that opens the store under test with the given options."""
+        """Return the function that opens the store under test with given options."""
         raise NotImplementedError("a StoreContract needs the fixture open_store_with: see chatkeep.testing")
 
     @pytest.fixture
@@ -29,10 +29,10 @@ class Contract:
 
     @pytest.fixture
     def owner(self) -> str:
-        """An owner whom no other test uses."""
+        """An owner that no other test uses."""
         return someone()
 
     @pytest.fixture
-    async def talk(self, store: Store, owner: str) -> Conversation:
+    async def conversation(self, store: Store, owner: str) -> Conversation:
         """An empty conversation of the owner's."""
         return await store.create_conversation(owner, NewConversation())

@@ -20,16 +20,17 @@ from chatkeep.model import (
     Role,
 )
 from chatkeep.store import Store
-from chatkeep.testing.answers import assistant, dense, found, others_appending, seqs, turns, user, whole_list, whole_log
 from chatkeep.testing.calls import CONVERSATION_CALLS
 from chatkeep.testing.contract import Contract
+from chatkeep.testing.messages import assistant, dense, numbered, seqs, user
+from chatkeep.testing.reference import found, others_appending, whole_list, whole_log
 
 
 class ConversationContract(Contract):
     """Creating, finding, changing and deleting conversations."""
 
     async def test_create_returns_what_is_stored(self, store: Store, owner: str) -> None:
-        """A new conversation has the values that were given, no messages, and the store's time."""
+        """A new conversation has the given values, no messages, and the store's time."""
         new = NewConversation(
             id=uuid4(), title="Tea", context_id="kitchen", external_id="k-1", metadata={"z": 1, "a": [None]}
         )
@@ -58,7 +59,7 @@ class ConversationContract(Contract):
         assert (await store.list_conversations(owner, total=True)).total == 1
 
     async def test_create_at_the_same_moment_creates_one(self, store: Store, owner: str) -> None:
-        """Thirty callers that create one conversation at once get one."""
+        """Thirty concurrent calls that create one conversation create it once."""
         new = NewConversation(id=uuid4(), title="Tea")
         answers = await asyncio.gather(*(store.create_conversation(owner, new) for _ in range(30)))
         assert answers == [answers[0]] * 30
@@ -69,7 +70,7 @@ class ConversationContract(Contract):
     async def test_create_with_other_values_is_a_conflict(
         self, store: Store, owner: str, change: dict[str, Any]
     ) -> None:
-        """An id that the owner used for other values is refused, and the conversation stays as it is."""
+        """A known id with other values raises Conflict, and the conversation stays as it is."""
         values: dict[str, Any] = {"id": uuid4(), "title": "Tea"}
         created = await store.create_conversation(owner, NewConversation(**values))
         with pytest.raises(Conflict):
@@ -77,7 +78,7 @@ class ConversationContract(Contract):
         assert await store.get_conversation(owner, created.id) == created
 
     async def test_get_or_create_at_the_same_moment_creates_one(self, store: Store, owner: str) -> None:
-        """However many ask at once, each context gets one conversation, and no context is a context of its own."""
+        """Concurrent calls create one conversation for each context; no context is a context of its own."""
         contexts = [None, "kitchen", "garden", "Kitchen"]
         calls = [store.get_or_create_conversation(owner, NewConversation(context_id=c)) for c in contexts * 50]
         answers = await asyncio.gather(*calls)
@@ -97,7 +98,7 @@ class ConversationContract(Contract):
         assert newest.title == "first"
 
     async def test_get_or_create_uses_the_values_when_it_creates(self, store: Store, owner: str) -> None:
-        """What get-or-create creates has the given values; after a deletion it creates anew."""
+        """A conversation that get-or-create creates has the given values; after a deletion it creates another."""
         asked = NewConversation(context_id="kitchen", title="Tea", metadata={"a": 1})
         created = await store.get_or_create_conversation(owner, asked)
         assert (created.title, created.metadata, created.context_id) == ("Tea", {"a": 1}, "kitchen")
@@ -106,7 +107,7 @@ class ConversationContract(Contract):
         assert again.id != created.id
 
     async def test_change_sets_only_what_it_names(self, store: Store, owner: str) -> None:
-        """A change leaves everything alone that it does not name; null takes a title or all metadata away."""
+        """Omitted fields of a change keep their value; null removes a title or all metadata."""
         created = await store.create_conversation(owner, NewConversation(title="Tea", metadata={"a": 1}))
         await store.append(owner, created.id, [user("hello")])
         before = await store.get_conversation(owner, created.id)
@@ -126,7 +127,7 @@ class ConversationContract(Contract):
         assert changed.metadata == {"keep": 1, "nested": {"keep": [1], "new": {"set": 1}}, "list": [3]}
 
     async def test_changes_of_different_keys_at_once_all_stay(self, store: Store, owner: str) -> None:
-        """Patches of different keys that are sent at the same moment are all kept."""
+        """Concurrent patches of different keys are all kept."""
         created = await store.create_conversation(owner, NewConversation(metadata={"start": 0}))
         changes = [ConversationChange(metadata={f"key {n}": n}) for n in range(30)]
         await asyncio.gather(*(store.update_conversation(owner, created.id, change) for change in changes))
@@ -135,11 +136,13 @@ class ConversationContract(Contract):
 
     async def test_title_is_made_from_the_first_user_message(self, store: Store, owner: str) -> None:
         """The first user message gives the title: its first line with text, at most 80 characters."""
-        talk = await store.create_conversation(owner, NewConversation())
-        await store.append(owner, talk.id, [assistant("Welcome!"), NewMessage(role=Role.SYSTEM, content="Be kind.")])
-        assert (await store.get_conversation(owner, talk.id)).title is None
-        await store.append(owner, talk.id, [user("\n  How  hot\tis tea?\nAnd coffee?"), user("Never mind.")])
-        assert (await store.get_conversation(owner, talk.id)).title == "How hot is tea?"
+        conversation = await store.create_conversation(owner, NewConversation())
+        await store.append(
+            owner, conversation.id, [assistant("Welcome!"), NewMessage(role=Role.SYSTEM, content="Be kind.")]
+        )
+        assert (await store.get_conversation(owner, conversation.id)).title is None
+        await store.append(owner, conversation.id, [user("\n  How  hot\tis tea?\nAnd coffee?"), user("Never mind.")])
+        assert (await store.get_conversation(owner, conversation.id)).title == "How hot is tea?"
         long = await store.create_conversation(owner, NewConversation())
         await store.append(owner, long.id, [user("word " * 40)])
         title = (await store.get_conversation(owner, long.id)).title
@@ -148,87 +151,89 @@ class ConversationContract(Contract):
         assert title.endswith("word…")
 
     async def test_title_that_is_set_stays(self, store: Store, owner: str) -> None:
-        """A title that somebody set is not replaced; where it was taken away, the next user message gives one."""
-        talk = await store.create_conversation(owner, NewConversation(title="Tea"))
-        await store.append(owner, talk.id, [user("How hot?")])
-        assert (await store.get_conversation(owner, talk.id)).title == "Tea"
-        await store.update_conversation(owner, talk.id, ConversationChange(title=None))
-        await store.append(owner, talk.id, [user("How strong?")])
-        assert (await store.get_conversation(owner, talk.id)).title == "How strong?"
+        """A title that was set is not replaced; if it was removed, the next user message gives one."""
+        conversation = await store.create_conversation(owner, NewConversation(title="Tea"))
+        await store.append(owner, conversation.id, [user("How hot?")])
+        assert (await store.get_conversation(owner, conversation.id)).title == "Tea"
+        await store.update_conversation(owner, conversation.id, ConversationChange(title=None))
+        await store.append(owner, conversation.id, [user("How strong?")])
+        assert (await store.get_conversation(owner, conversation.id)).title == "How strong?"
 
-    async def test_updated_at_is_moved_by_messages_only(self, store: Store, owner: str, talk: Conversation) -> None:
+    async def test_updated_at_is_moved_by_messages_only(
+        self, store: Store, owner: str, conversation: Conversation
+    ) -> None:
         """A message moves updated_at forward; changes, retries, deletions and reads do not."""
         new = user("hello", id=uuid4())
-        (message,) = await store.append(owner, talk.id, [new])
-        (second,) = await store.append(owner, talk.id, [user("again")])
-        moved = (await store.get_conversation(owner, talk.id)).updated_at
-        assert talk.updated_at <= message.created_at <= second.created_at == moved
+        (message,) = await store.append(owner, conversation.id, [new])
+        (second,) = await store.append(owner, conversation.id, [user("again")])
+        moved = (await store.get_conversation(owner, conversation.id)).updated_at
+        assert conversation.updated_at <= message.created_at <= second.created_at == moved
         await store.update_conversation(
-            owner, talk.id, ConversationChange(title="T", metadata={"a": 1}, head_id=message.id)
+            owner, conversation.id, ConversationChange(title="T", metadata={"a": 1}, head_id=message.id)
         )
-        await store.append(owner, talk.id, [new])
-        await store.delete_message(owner, talk.id, message.id)
-        await store.history(owner, talk.id)
-        assert (await store.get_conversation(owner, talk.id)).updated_at == moved
+        await store.append(owner, conversation.id, [new])
+        await store.delete_message(owner, conversation.id, message.id)
+        await store.history(owner, conversation.id)
+        assert (await store.get_conversation(owner, conversation.id)).updated_at == moved
 
     async def test_updated_at_never_moves_back(self, store: Store, owner: str) -> None:
-        """Times in the past and an updated_at in the future leave updated_at where it is."""
+        """Times in the past do not move updated_at, nor do any times if it is in the future."""
         future = datetime.now(UTC) + timedelta(days=400)
-        talk = await store.create_conversation(owner, ImportedConversation(updated_at=future))
-        assert talk.updated_at == future
-        await store.append(owner, talk.id, [user("now")])
+        conversation = await store.create_conversation(owner, ImportedConversation(updated_at=future))
+        assert conversation.updated_at == future
+        await store.append(owner, conversation.id, [user("now")])
         old = ImportedMessage(role=Role.USER, content="then", sent_at=future - timedelta(days=900))
-        await store.append(owner, talk.id, [old, ImportedMessage(role=Role.USER, content="some day")])
-        assert (await store.get_conversation(owner, talk.id)).updated_at == future
+        await store.append(owner, conversation.id, [old, ImportedMessage(role=Role.USER, content="some day")])
+        assert (await store.get_conversation(owner, conversation.id)).updated_at == future
 
     async def test_imported_messages_move_updated_at_to_their_own_time(self, store: Store, owner: str) -> None:
         """An import moves updated_at to the latest time of its messages, not to the time of the import."""
         year = [datetime(2020 + n, 1, 1, tzinfo=UTC) for n in range(4)]
-        talk = await store.create_conversation(owner, ImportedConversation(updated_at=year[0]))
+        conversation = await store.create_conversation(owner, ImportedConversation(updated_at=year[0]))
         times = (year[1], year[3], None, year[2])
         await store.append(
-            owner, talk.id, [ImportedMessage(role=Role.USER, content="then", sent_at=time) for time in times]
+            owner, conversation.id, [ImportedMessage(role=Role.USER, content="then", sent_at=time) for time in times]
         )
-        assert (await store.get_conversation(owner, talk.id)).updated_at == year[3]
+        assert (await store.get_conversation(owner, conversation.id)).updated_at == year[3]
 
     async def test_delete_removes_everything_in_it(self, store: Store, owner: str) -> None:
-        """A deleted conversation is gone from every read, with its messages; deleting again says False."""
-        talk = await store.create_conversation(owner, NewConversation(context_id="kitchen"))
-        (message,) = await store.append(owner, talk.id, [user("saffron tea")])
+        """A deleted conversation and its messages are in no read any more; deleting it again returns False."""
+        conversation = await store.create_conversation(owner, NewConversation(context_id="kitchen"))
+        (message,) = await store.append(owner, conversation.id, [user("saffron tea")])
         kept = await store.create_conversation(owner, NewConversation())
         await store.append(owner, kept.id, [user("plain tea")])
-        assert await store.delete_conversation(owner, talk.id) is True
+        assert await store.delete_conversation(owner, conversation.id) is True
         for name in sorted(set(CONVERSATION_CALLS) - {"delete_conversation"}):
             with pytest.raises(NotFound):
-                await CONVERSATION_CALLS[name](store, owner, talk.id, message.id)
+                await CONVERSATION_CALLS[name](store, owner, conversation.id, message.id)
         assert [c.id for c in await whole_list(store, owner)] == [kept.id]
         assert await found(store, owner, "tea") == {"plain tea"}
-        assert await store.delete_conversation(owner, talk.id) is False
+        assert await store.delete_conversation(owner, conversation.id) is False
 
     async def test_id_of_a_deleted_conversation_can_be_used_again(self, store: Store, owner: str) -> None:
-        """A conversation that is created with the id of a deleted one shows nothing of it."""
+        """A conversation with the id of a deleted one has nothing of it."""
         new, message_id = NewConversation(id=uuid4(), title="Tea"), uuid4()
-        talk = await store.create_conversation(owner, new)
-        await store.append(owner, talk.id, [user("saffron tea", id=message_id), *turns(1_500)])
-        await store.append(owner, talk.id, [user("a branch", parent_id=message_id)])
-        deleting = asyncio.create_task(store.delete_conversation(owner, talk.id))
-        while (await store.list_conversations(owner)).items:  # noqa: ASYNC110 - nothing tells when it is hidden
+        conversation = await store.create_conversation(owner, new)
+        await store.append(owner, conversation.id, [user("saffron tea", id=message_id), *numbered(1_500)])
+        await store.append(owner, conversation.id, [user("a branch", parent_id=message_id)])
+        deleting = asyncio.create_task(store.delete_conversation(owner, conversation.id))
+        while (await store.list_conversations(owner)).items:  # noqa: ASYNC110 - there is no event to wait for
             await asyncio.sleep(0)
         again = await store.create_conversation(owner, new.model_copy(update={"title": "Coffee"}))
         assert await deleting
         assert (again.title, again.last_seq, again.head_id) == ("Coffee", 0, None)
-        assert await store.log(owner, talk.id) == []
-        (message,) = await store.append(owner, talk.id, [user("mocha", id=message_id)])
+        assert await store.log(owner, conversation.id) == []
+        (message,) = await store.append(owner, conversation.id, [user("mocha", id=message_id)])
         assert (message.seq, message.parent_id) == (1, None)
-        assert (await store.history(owner, talk.id, total=True)).total == 1
+        assert (await store.history(owner, conversation.id, total=True)).total == 1
         assert await found(store, owner, "saffron") == set()
 
     async def test_large_conversation_is_deleted_whole(self, store: Store, owner: str) -> None:
-        """Several thousand messages are removed, in the index, too, while the owner's others stay in use."""
+        """Several thousand messages are removed, from the search index, too, while the owner's others are in use."""
         large = await store.create_conversation(owner, NewConversation())
         small = await store.create_conversation(owner, NewConversation())
         for part in range(5):
-            await store.append(owner, large.id, turns(700, f"pebble {part}"))
+            await store.append(owner, large.id, numbered(700, f"pebble {part}"))
         async with others_appending(store, owner, small.id):
             assert await store.delete_conversation(owner, large.id)
         with pytest.raises(NotFound):
@@ -238,28 +243,28 @@ class ConversationContract(Contract):
         assert seqs(log) == dense(len(log))
 
     async def test_cancelled_deletion_is_done_whole_or_not_at_all(self, store: Store, owner: str) -> None:
-        """A caller that is cancelled while it deletes leaves the whole conversation, or nothing of it."""
+        """A deletion that is cancelled leaves the whole conversation, or nothing of it."""
         for pause in (0, 0.0005, 0.002, 0.005):
-            talk = await store.create_conversation(owner, NewConversation())
-            await store.append(owner, talk.id, turns(1_500, "pebble"))
-            deleting = asyncio.create_task(store.delete_conversation(owner, talk.id))
+            conversation = await store.create_conversation(owner, NewConversation())
+            await store.append(owner, conversation.id, numbered(1_500, "pebble"))
+            deleting = asyncio.create_task(store.delete_conversation(owner, conversation.id))
             await asyncio.sleep(pause)
             deleting.cancel()
             await asyncio.gather(deleting, return_exceptions=True)
             try:
-                log = await whole_log(store, owner, talk.id)
+                log = await whole_log(store, owner, conversation.id)
             except NotFound:
                 log = []
             assert len(log) in {0, 1_500}
-            assert await store.delete_conversation(owner, talk.id) in {False, bool(log)}
+            assert await store.delete_conversation(owner, conversation.id) in {False, bool(log)}
             assert await found(store, owner, "pebble") == set()
 
     async def test_appends_to_a_conversation_that_is_deleted_fail(self, store: Store, owner: str) -> None:
-        """Appends that race with a deletion are stored before it, or raise NotFound; none stays behind."""
-        talk = await store.create_conversation(owner, NewConversation())
-        calls = [store.append(owner, talk.id, [user("sage tea")]) for _ in range(40)]
+        """Appends that race with a deletion are stored before it, or raise NotFound; none is left."""
+        conversation = await store.create_conversation(owner, NewConversation())
+        calls = [store.append(owner, conversation.id, [user("sage tea")]) for _ in range(40)]
         answers = await asyncio.gather(
-            *calls[:20], store.delete_conversation(owner, talk.id), *calls[20:], return_exceptions=True
+            *calls[:20], store.delete_conversation(owner, conversation.id), *calls[20:], return_exceptions=True
         )
         assert answers[20] is True
         assert {type(answer) for answer in answers} <= {list, bool, NotFound}

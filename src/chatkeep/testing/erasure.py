@@ -7,32 +7,23 @@ from uuid import uuid4
 from chatkeep.errors import NotFound
 from chatkeep.model import Conversation, NewConversation
 from chatkeep.store import Store
-from chatkeep.testing.answers import (
-    assistant,
-    dense,
-    found,
-    others_appending,
-    seqs,
-    someone,
-    turns,
-    user,
-    whole_list,
-    whole_log,
-    whole_search,
-)
 from chatkeep.testing.contract import Contract
+from chatkeep.testing.messages import assistant, dense, numbered, seqs, someone, user
+from chatkeep.testing.reference import found, others_appending, whole_list, whole_log, whole_search
 
 
 class EraseContract(Contract):
     """Erasing an owner."""
 
     async def test_receipt_counts_what_went(self, store: Store, owner: str) -> None:
-        """An erasure removes everything of one owner, counts it, and finds nothing left; again it counts zero."""
+        """Erasing an owner removes and counts everything of theirs; a second time it counts zero."""
         stranger = someone()
         for who in (owner, stranger):
             for number in range(3):
-                talk = await store.create_conversation(who, NewConversation(context_id="kitchen"))
-                await store.append(who, talk.id, [user(f"sage tea {number}"), assistant(""), assistant("mint tea")])
+                conversation = await store.create_conversation(who, NewConversation(context_id="kitchen"))
+                await store.append(
+                    who, conversation.id, [user(f"sage tea {number}"), assistant(""), assistant("mint tea")]
+                )
         before = datetime.now(UTC)
         receipt = await store.erase_owner(owner)
         assert (receipt.owner_id, receipt.remaining) == (owner, 0)
@@ -47,36 +38,36 @@ class EraseContract(Contract):
         assert len(await whole_search(store, stranger, "tea")) == 6
 
     async def test_owner_who_never_was(self, store: Store, owner: str) -> None:
-        """Erasing an owner who has nothing is no error."""
+        """Erasing an unknown owner is no error."""
         receipt = await store.erase_owner(owner)
         assert (receipt.conversations, receipt.messages, receipt.remaining) == (0, 0, 0)
 
     async def test_owner_begins_anew(self, store: Store, owner: str) -> None:
-        """After an erasure the owner, and their ids, can be used again; nothing old shows."""
+        """After an erasure the owner and their ids can be used again; nothing of before is visible."""
         new = NewConversation(id=uuid4(), title="Tea")
-        talk = await store.create_conversation(owner, new)
-        await store.append(owner, talk.id, [user("sage", id=uuid4()), *turns(1_200)])
+        conversation = await store.create_conversation(owner, new)
+        await store.append(owner, conversation.id, [user("sage", id=uuid4()), *numbered(1_200)])
         await store.erase_owner(owner)
         again = await store.create_conversation(owner, new)
         assert (again.last_seq, again.head_id) == (0, None)
-        (message,) = await store.append(owner, talk.id, [user("mint")])
-        assert await store.log(owner, talk.id) == [message]
+        (message,) = await store.append(owner, conversation.id, [user("mint")])
+        assert await store.log(owner, conversation.id) == [message]
         assert await found(store, owner, "sage") == set()
 
-    async def test_erasure_while_the_owner_writes(self, store: Store, owner: str, talk: Conversation) -> None:
-        """Appends that race with an erasure are erased with the rest, or raise NotFound; nothing is left."""
+    async def test_erasure_while_the_owner_writes(self, store: Store, owner: str, conversation: Conversation) -> None:
+        """Appends that race with an erasure are erased, too, or raise NotFound."""
         refused = asyncio.Event()
 
         async def write() -> None:
             while True:
                 try:
-                    await store.append(owner, talk.id, turns(5, "sage"))
+                    await store.append(owner, conversation.id, numbered(5, "sage"))
                 except NotFound:
                     refused.set()
                     return
                 await asyncio.sleep(0)
 
-        await store.append(owner, talk.id, turns(1_500, "sage"))
+        await store.append(owner, conversation.id, numbered(1_500, "sage"))
         writers = [asyncio.create_task(write()) for _ in range(4)]
         await asyncio.sleep(0.01)
         receipt = await store.erase_owner(owner)
@@ -88,11 +79,11 @@ class EraseContract(Contract):
         assert await whole_list(store, owner) == []
         assert await found(store, owner, "sage") == set()
 
-    async def test_erasure_beside_other_owners(self, store: Store, owner: str, talk: Conversation) -> None:
-        """Other owners keep writing and reading while somebody is erased, and lose nothing."""
+    async def test_erasure_beside_other_owners(self, store: Store, owner: str, conversation: Conversation) -> None:
+        """Other owners write and read during an erasure, and lose nothing."""
         stranger = someone()
         theirs = await store.create_conversation(stranger, NewConversation())
-        await store.append(owner, talk.id, turns(2_000))
+        await store.append(owner, conversation.id, numbered(2_000))
         async with others_appending(store, stranger, theirs.id):
             receipt = await store.erase_owner(owner)
         assert (receipt.messages, receipt.remaining) == (2_000, 0)

@@ -1,4 +1,4 @@
-"""Values that stores have to take, or to refuse."""
+"""Values that stores must accept or refuse."""
 
 import base64
 import json
@@ -23,7 +23,7 @@ MALFORMED_IDS: tuple[Any, ...] = (
     42,
     b"tea",
 )
-"""What is not a UUID; some of it passes `uuid.UUID(text)` and would name another id than it spells."""
+"""No UUIDs; `uuid.UUID(text)` accepts some of them, as another id than they spell."""
 
 
 SENTENCES = (
@@ -55,7 +55,7 @@ SENTENCES = (
 
 
 def forged(cursor: str) -> Iterator[str]:
-    """Cursors of chatkeep's form with impossible positions; nothing where the store's have another form."""
+    """Yield cursors in chatkeep's format with impossible positions; none if the store's format is another."""
     try:
         values = json.loads(base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)))
     except ValueError:
@@ -89,8 +89,8 @@ def forged(cursor: str) -> Iterator[str]:
 PROPERTY = settings(
     deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors]
 )
-"""For property tests: a disk has no deadline, and the store, which all examples share, is one per test
-function on purpose: each example takes an owner or conversation of its own."""
+"""Settings of property tests. A disk has no deadline. All examples of a test share the store, each with an owner or
+conversation of its own."""
 
 
 JSON = st.recursive(

@@ -7,10 +7,10 @@ import pytest
 from chatkeep.errors import InvalidId, NotFound
 from chatkeep.model import Conversation, ConversationChange, NewConversation
 from chatkeep.store import Store
-from chatkeep.testing.answers import user
 from chatkeep.testing.calls import CONVERSATION_CALLS, MESSAGE_CALLS
 from chatkeep.testing.contract import Contract
 from chatkeep.testing.examples import MALFORMED_IDS
+from chatkeep.testing.messages import user
 
 
 class IdContract(Contract):
@@ -18,22 +18,24 @@ class IdContract(Contract):
 
     @pytest.mark.parametrize("method", sorted(CONVERSATION_CALLS))
     async def test_malformed_conversation_id(self, store: Store, owner: str, method: str) -> None:
-        """What is not a UUID is InvalidId, a ValueError, in every method that takes a conversation's id."""
+        """A malformed id raises InvalidId, a ValueError, in every method that takes a conversation's id."""
         assert issubclass(InvalidId, ValueError)
         for bad in MALFORMED_IDS:
             with pytest.raises(InvalidId):
                 await CONVERSATION_CALLS[method](store, owner, bad, uuid4())
 
     @pytest.mark.parametrize("method", MESSAGE_CALLS)
-    async def test_malformed_message_id(self, store: Store, owner: str, talk: Conversation, method: str) -> None:
-        """What is not a UUID is InvalidId in every method that takes a message's id."""
+    async def test_malformed_message_id(
+        self, store: Store, owner: str, conversation: Conversation, method: str
+    ) -> None:
+        """A malformed id raises InvalidId in every method that takes a message's id."""
         for bad in MALFORMED_IDS:
             with pytest.raises(InvalidId):
-                await CONVERSATION_CALLS[method](store, owner, talk.id, bad)
+                await CONVERSATION_CALLS[method](store, owner, conversation.id, bad)
 
     @pytest.mark.parametrize("method", sorted(CONVERSATION_CALLS))
     async def test_unknown_conversation_is_not_found(self, store: Store, owner: str, method: str) -> None:
-        """An id that nobody uses is NotFound; deleting it says that there was none."""
+        """An unknown id raises NotFound; deleting it returns False."""
         if method == "delete_conversation":
             assert await store.delete_conversation(owner, uuid4()) is False
         else:
@@ -42,18 +44,18 @@ class IdContract(Contract):
 
     @pytest.mark.parametrize("method", MESSAGE_CALLS)
     async def test_unknown_message_is_not_found(
-        self, store: Store, owner: str, talk: Conversation, method: str
+        self, store: Store, owner: str, conversation: Conversation, method: str
     ) -> None:
-        """A message id that the conversation does not have is NotFound; deleting it says that there was none."""
-        await store.append(owner, talk.id, [user("hello")])
+        """A message id that the conversation does not have raises NotFound; deleting it returns False."""
+        await store.append(owner, conversation.id, [user("hello")])
         if method == "delete_message":
-            assert await store.delete_message(owner, talk.id, uuid4()) is False
+            assert await store.delete_message(owner, conversation.id, uuid4()) is False
         else:
             with pytest.raises(NotFound):
-                await CONVERSATION_CALLS[method](store, owner, talk.id, uuid4())
+                await CONVERSATION_CALLS[method](store, owner, conversation.id, uuid4())
 
     async def test_malformed_ids_in_records(self) -> None:
-        """What is not a UUID is refused when a record is built, as a ValueError that names the field."""
+        """A malformed id in a record raises a ValueError that names the field."""
         for bad in MALFORMED_IDS:
             for name in ("id", "parent_id"):
                 with pytest.raises(ValueError, match=name):
@@ -65,7 +67,7 @@ class IdContract(Contract):
 
     @pytest.mark.parametrize("version", [1, 3, 4, 5, 7])
     async def test_ids_of_every_version_are_taken(self, store: Store, owner: str, version: int) -> None:
-        """Ids are UUIDs of any version, given as UUID or text."""
+        """Ids may be UUIDs of any version, as UUID or text."""
         text = str(uuid4())
         id_ = UUID(f"{text[:14]}{version}{text[15:]}")
         created = await store.create_conversation(owner, NewConversation(id=id_))

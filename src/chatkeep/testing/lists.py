@@ -8,15 +8,16 @@ import pytest
 from chatkeep.errors import InvalidInput
 from chatkeep.model import ImportedConversation, NewConversation
 from chatkeep.store import ListOrder, Store
-from chatkeep.testing.answers import someone, user, whole_list
 from chatkeep.testing.contract import Contract
+from chatkeep.testing.messages import someone, user
+from chatkeep.testing.reference import whole_list
 
 
 class ListContract(Contract):
     """Pages of conversations."""
 
     async def test_most_recently_updated_first(self, store: Store, owner: str) -> None:
-        """The list begins with the conversation that got the last message; it has ten unless told otherwise."""
+        """The list starts with the conversation of the last message; its default limit is ten."""
         made = [await store.create_conversation(owner, NewConversation()) for _ in range(12)]
         for number in (3, 7):
             await store.append(owner, made[number].id, [user("hello")])
@@ -27,7 +28,7 @@ class ListContract(Contract):
         assert page.items[0] == await store.get_conversation(owner, made[7].id)
 
     async def test_every_page_by_cursor(self, store: Store, owner: str) -> None:
-        """Pages joined by cursor give the whole list once, also where all times are equal, in both orders."""
+        """Following the cursor gives the whole list once, in both orders, even if all times are equal."""
         noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
         made = [await store.create_conversation(owner, ImportedConversation(updated_at=noon)) for _ in range(11)]
         made += [await store.create_conversation(owner, NewConversation()) for _ in range(6)]
@@ -37,7 +38,7 @@ class ListContract(Contract):
             assert await whole_list(store, owner, order="id", limit=limit) == sorted(made, key=lambda c: c.id)
 
     async def test_pages_by_offset_and_total(self, store: Store, owner: str) -> None:
-        """Offset skips that many, total counts the whole list; behind the end a page is empty."""
+        """An offset skips as many, the total counts the whole list; a page after the end is empty."""
         for _ in range(7):
             await store.create_conversation(owner, NewConversation())
         everything = await whole_list(store, owner, limit=100)
@@ -58,12 +59,12 @@ class ListContract(Contract):
         assert (await store.list_conversations(owner, context_id="cellar", total=True)).total == 0
 
     async def test_context_with_a_lone_surrogate(self, store: Store, owner: str) -> None:
-        """A context is found by the text that it was created with, also where that is not valid Unicode."""
+        """A context is found by the text that it was created with, even if that is not valid Unicode."""
         created = await store.create_conversation(owner, NewConversation(context_id="k\ud800"))
         assert (await store.list_conversations(owner, context_id="k\ud800")).items == [created]
 
     async def test_paging_while_conversations_are_touched(self, store: Store, owner: str) -> None:
-        """By time, a list that changes meanwhile shows nothing twice; by id it shows everything once."""
+        """While conversations change, a list by time has nothing twice; a list by id has everything once."""
         made = [await store.create_conversation(owner, NewConversation()) for _ in range(30)]
         touched = iter(made * 2)
 

@@ -1,4 +1,4 @@
-"""Nobody reads or writes what is not theirs."""
+"""Owners cannot read or write each other's data."""
 
 from uuid import uuid4
 
@@ -9,34 +9,37 @@ from hypothesis import strategies as st
 from chatkeep.errors import InvalidInput, NotFound, NotYours
 from chatkeep.model import Conversation, ConversationChange, Message, NewConversation
 from chatkeep.store import Store
-from chatkeep.testing.answers import found, someone, user, whole_list
 from chatkeep.testing.calls import CONVERSATION_CALLS, MESSAGE_CALLS, OWNER_CALLS
 from chatkeep.testing.contract import Contract, Opener
 from chatkeep.testing.examples import PROPERTY
+from chatkeep.testing.messages import someone, user
+from chatkeep.testing.reference import found, whole_list
 
 
 class OwnerContract(Contract):
-    """Nobody reads or writes what is not theirs."""
+    """Owners cannot read or write each other's data."""
 
     @pytest.fixture
     async def theirs(self, store: Store) -> Message:
-        """A message of somebody else's."""
+        """A message of another owner."""
         return await self._someone_elses(store)
 
     async def _someone_elses(self, store: Store) -> Message:
         stranger = someone()
-        talk = await store.create_conversation(stranger, NewConversation(title="Private"))
-        (message,) = await store.append(stranger, talk.id, [user("private saffron tea", metadata={"s": stranger})])
+        conversation = await store.create_conversation(stranger, NewConversation(title="Private"))
+        (message,) = await store.append(
+            stranger, conversation.id, [user("private saffron tea", metadata={"s": stranger})]
+        )
         return message
 
     @pytest.mark.parametrize("method", sorted(CONVERSATION_CALLS))
     async def test_foreign_conversation_is_refused(
         self, store: Store, owner: str, theirs: Message, method: str
     ) -> None:
-        """Every method that takes a conversation's id raises NotYours for somebody else's, and changes nothing."""
+        """Every method that takes a conversation's id raises NotYours for another owner's, and changes nothing."""
         stranger = theirs.metadata["s"]
         before = await store.get_conversation(stranger, theirs.conversation_id)
-        for _ in range(2):  # first the asker has nothing at all, then a conversation of their own
+        for _ in range(2):  # first without, then with a conversation of their own
             with pytest.raises(NotYours):
                 await CONVERSATION_CALLS[method](store, owner, theirs.conversation_id, theirs.id)
             await store.create_conversation(owner, NewConversation())
@@ -47,7 +50,7 @@ class OwnerContract(Contract):
     async def test_hidden_foreign_conversation_is_not_found(
         self, open_store_with: Opener, owner: str, method: str
     ) -> None:
-        """With hide_foreign, somebody else's conversation and one that never was get the same answer."""
+        """With hide_foreign, a foreign conversation and an unknown one have the same result."""
         async with open_store_with(hide_foreign=True) as store:
             theirs = await self._someone_elses(store)
             answers = []
@@ -62,22 +65,22 @@ class OwnerContract(Contract):
 
     @pytest.mark.parametrize("method", MESSAGE_CALLS)
     async def test_foreign_message_is_not_found(
-        self, store: Store, owner: str, talk: Conversation, theirs: Message, method: str
+        self, store: Store, owner: str, conversation: Conversation, theirs: Message, method: str
     ) -> None:
-        """Somebody else's message is not in one's own conversation."""
-        await store.append(owner, talk.id, [user("mine")])
+        """Another owner's message is not found in one's own conversation."""
+        await store.append(owner, conversation.id, [user("mine")])
         if method == "delete_message":
-            assert await store.delete_message(owner, talk.id, theirs.id) is False
+            assert await store.delete_message(owner, conversation.id, theirs.id) is False
         else:
             with pytest.raises(NotFound):
-                await CONVERSATION_CALLS[method](store, owner, talk.id, theirs.id)
+                await CONVERSATION_CALLS[method](store, owner, conversation.id, theirs.id)
         with pytest.raises(NotFound):
-            await store.append(owner, talk.id, [user("after theirs", parent_id=theirs.id)])
+            await store.append(owner, conversation.id, [user("after theirs", parent_id=theirs.id)])
         with pytest.raises(NotFound):
-            await store.update_conversation(owner, talk.id, ConversationChange(head_id=theirs.id))
+            await store.update_conversation(owner, conversation.id, ConversationChange(head_id=theirs.id))
 
     async def test_foreign_id_is_free(self, store: Store, owner: str, theirs: Message) -> None:
-        """A conversation may be created with an id that somebody else uses: the two know nothing of each other."""
+        """A conversation may have the id of another owner's; the two are independent."""
         stranger, id_ = theirs.metadata["s"], theirs.conversation_id
         mine = await store.create_conversation(owner, NewConversation(id=id_))
         assert (mine.owner_id, mine.title, mine.last_seq) == (owner, None, 0)
@@ -116,18 +119,18 @@ class OwnerContract(Contract):
         ],
     )
     async def test_owners_are_compared_exactly(self, store: Store, one: str, other: str) -> None:
-        """Two owners are one only when they are the same text: case, accents, blanks and NUL count."""
+        """Owners are equal only if they are the same text: case, accents, blanks and NUL count."""
         prefix = someone()
         one, other = prefix + one, prefix + other
-        talk = await store.create_conversation(one, NewConversation())
-        await store.append(one, talk.id, [user("sesame")])
+        conversation = await store.create_conversation(one, NewConversation())
+        await store.append(one, conversation.id, [user("sesame")])
         with pytest.raises(NotYours):
-            await store.log(other, talk.id)
+            await store.log(other, conversation.id)
         assert await whole_list(store, other) == []
         assert await found(store, other, "sesame") == set()
         assert (await store.erase_owner(other)).messages == 0
         assert await found(store, one, "sesame") == {"sesame"}
-        assert (await store.get_conversation(one, talk.id)).owner_id == one
+        assert (await store.get_conversation(one, conversation.id)).owner_id == one
 
     @pytest.mark.parametrize("method", sorted({*CONVERSATION_CALLS, *OWNER_CALLS}))
     async def test_impossible_owners_are_refused(self, store: Store, method: str) -> None:
@@ -139,9 +142,9 @@ class OwnerContract(Contract):
     @PROPERTY
     @given(name=st.text(max_size=40))
     async def test_any_text_can_be_an_owner(self, store: Store, name: str) -> None:
-        """Every valid Unicode text can be an owner, and comes back as it is."""
+        """Every valid Unicode text can be an owner, and is kept unchanged."""
         owner = f"{uuid4()}{name}"
-        talk = await store.create_conversation(owner, NewConversation())
-        await store.append(owner, talk.id, [user("sesame")])
-        assert (await store.get_conversation(owner, talk.id)).owner_id == owner
+        conversation = await store.create_conversation(owner, NewConversation())
+        await store.append(owner, conversation.id, [user("sesame")])
+        assert (await store.get_conversation(owner, conversation.id)).owner_id == owner
         assert await found(store, owner, "sesame") == {"sesame"}

@@ -9,23 +9,23 @@ import pytest
 from chatkeep.errors import StoreUnavailable
 from chatkeep.model import NewConversation
 from chatkeep.store import Store
-from chatkeep.testing.answers import dense, seqs, turns
 from chatkeep.testing.calls import CONVERSATION_CALLS, MESSAGE_CALLS, METHODS, OWNER_CALLS, STORE_CALLS
 from chatkeep.testing.contract import Contract, Opener
+from chatkeep.testing.messages import dense, numbered, seqs
 
 
 class PortContract(Contract):
     """The shape of the port."""
 
     async def test_methods_have_the_ports_parameters(self, store: Store) -> None:
-        """Every method has the parameters of the port: the same names, kinds and defaults."""
+        """Every method has the port's parameters: the same names, kinds and defaults."""
         for name in METHODS:
             expected = inspect.signature(getattr(Store, name)).parameters.values()
             actual = inspect.signature(getattr(type(store), name)).parameters.values()
             assert [(p.name, p.kind, p.default) for p in expected] == [(p.name, p.kind, p.default) for p in actual]
 
     async def test_every_method_of_the_port_is_in_a_table_of_calls(self) -> None:
-        """The tests of owners and ids go through every method of the port: a new one must be added to them."""
+        """The tables of calls have every method of the port, so that the tests of owners and ids cover new ones."""
         parameters = {name: inspect.signature(getattr(Store, name)).parameters for name in METHODS}
         assert set(CONVERSATION_CALLS) == {name for name, p in parameters.items() if "conversation_id" in p}
         assert set(MESSAGE_CALLS) == {name for name, p in parameters.items() if {"message_id", "leaf"} & set(p)}
@@ -35,7 +35,7 @@ class PortContract(Contract):
         assert set(parameters) == {*CONVERSATION_CALLS, *OWNER_CALLS, *STORE_CALLS}
 
     async def test_ping_answers_and_migrating_again_changes_nothing(self, store: Store, owner: str) -> None:
-        """A store that is open is at its newest schema, and bringing it there again keeps what is in it."""
+        """An open store has the newest schema; migrating again keeps its data."""
         conversation = await store.create_conversation(owner, NewConversation(title="Tea"))
         revision = await store.schema_revision()
         await store.migrate()
@@ -56,10 +56,10 @@ class PortContract(Contract):
             await store.aclose()
 
     async def test_closing_finishes_the_writes_that_were_taken(self, open_store_with: Opener, owner: str) -> None:
-        """Appends that wait when the store is closed are stored and return."""
+        """Appends that are pending when the store is closed are stored and return."""
         async with open_store_with() as store:
             conversation = await store.create_conversation(owner, NewConversation())
-            waiting = [asyncio.create_task(store.append(owner, conversation.id, turns(2))) for _ in range(60)]
+            waiting = [asyncio.create_task(store.append(owner, conversation.id, numbered(2))) for _ in range(60)]
             await asyncio.sleep(0)
             await store.aclose()
             stored = [message for batch in await asyncio.gather(*waiting) for message in batch]

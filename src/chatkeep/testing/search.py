@@ -7,31 +7,32 @@ from hypothesis import strategies as st
 from chatkeep.errors import InvalidInput
 from chatkeep.model import Conversation, NewConversation
 from chatkeep.store import Store
-from chatkeep.testing.answers import assistant, contents, found, someone, user, whole_search
 from chatkeep.testing.contract import Contract, Opener
 from chatkeep.testing.examples import PROPERTY, SENTENCES
+from chatkeep.testing.messages import assistant, contents, someone, user
+from chatkeep.testing.reference import found, whole_search
 
 
 class SearchContract(Contract):
     """Full-text search."""
 
-    async def test_words_of_every_script(self, store: Store, owner: str, talk: Conversation) -> None:
-        """A word of a sentence is found in every script, in that sentence only, and shown in the snippet."""
-        await store.append(owner, talk.id, [user(sentence) for _, sentence, _ in SENTENCES])
+    async def test_words_of_every_script(self, store: Store, owner: str, conversation: Conversation) -> None:
+        """A word of a sentence is found in every script, in that sentence only, and is in the snippet."""
+        await store.append(owner, conversation.id, [user(sentence) for _, sentence, _ in SENTENCES])
         for script, sentence, word in SENTENCES:
             hits = await whole_search(store, owner, word)
             assert [hit.message.content for hit in hits] == [sentence], script
             assert word in hits[0].snippet, script
 
     async def test_parts_of_unspaced_sentences_stand_together(
-        self, store: Store, owner: str, talk: Conversation
+        self, store: Store, owner: str, conversation: Conversation
     ) -> None:
-        """In scripts without spaces a query is found where its characters stand together, in that order."""
-        await store.append(owner, talk.id, [user("我们明天去图书馆"), user("书店里有地图")])
+        """In scripts without spaces a query matches if its characters are adjacent, in that order."""
+        await store.append(owner, conversation.id, [user("我们明天去图书馆"), user("书店里有地图")])
         assert await found(store, owner, "图书") == {"我们明天去图书馆"}
         assert await found(store, owner, "书图") == set()
         assert await found(store, owner, "图 书") == {"我们明天去图书馆", "书店里有地图"}
-        await store.append(owner, talk.id, [user("iPhone15手机很贵")])
+        await store.append(owner, conversation.id, [user("iPhone15手机很贵")])
         assert await found(store, owner, "手机") == await found(store, owner, "iphone15") == {"iPhone15手机很贵"}
 
     @pytest.mark.parametrize(
@@ -54,16 +55,16 @@ class SearchContract(Contract):
         ],
     )
     async def test_words_are_compared_without_case_accents_and_form(
-        self, store: Store, owner: str, talk: Conversation, content: str, query: str
+        self, store: Store, owner: str, conversation: Conversation, content: str, query: str
     ) -> None:
-        """Case, accents and compatibility forms make no difference, in the text and in the query."""
-        await store.append(owner, talk.id, [assistant(content), assistant("something else, 别的, 다른 것")])
+        """Case, accents and compatibility forms are ignored, in the text and in the query."""
+        await store.append(owner, conversation.id, [assistant(content), assistant("something else, 别的, 다른 것")])
         assert await found(store, owner, query) == {content}
 
-    async def test_several_words_must_all_be_there(self, store: Store, owner: str, talk: Conversation) -> None:
-        """Every word of the query must be in the message, in any order; parts of words are not found."""
+    async def test_several_words_must_all_be_there(self, store: Store, owner: str, conversation: Conversation) -> None:
+        """Every word of the query must be in the message, in any order; parts of words do not match."""
         texts = ["green tea with mint", "black tea", "mint and green apples", "greenest teapot, minty"]
-        await store.append(owner, talk.id, [user(text) for text in texts])
+        await store.append(owner, conversation.id, [user(text) for text in texts])
         assert await found(store, owner, "mint green") == {texts[0], texts[2]}
         assert await found(store, owner, "tea green mint") == {texts[0]}
         assert await found(store, owner, "tea tea tea") == {texts[0], texts[1]}
@@ -77,13 +78,13 @@ class SearchContract(Contract):
          "tea\x00", "(tea", "tea)", "$where tea"],
     )  # fmt: skip
     async def test_operators_are_words_or_nothing(
-        self, store: Store, owner: str, talk: Conversation, query: str
+        self, store: Store, owner: str, conversation: Conversation, query: str
     ) -> None:
-        """Quotes and operators of search engines do nothing: what is left of them are words to be found."""
+        """Quotes and operators of search engines have no meaning: only their words are searched."""
         stranger = someone()
         theirs = await store.create_conversation(stranger, NewConversation())
         await store.append(stranger, theirs.id, [user("tea or coffee and not words owner near where drop table")])
-        await store.append(owner, talk.id, [user("milk")])
+        await store.append(owner, conversation.id, [user("milk")])
         try:
             assert await found(store, owner, query) == set()
         except InvalidInput:
@@ -92,9 +93,9 @@ class SearchContract(Contract):
     @PROPERTY
     @given(text=st.text(max_size=80) | st.text("tea茶 \"*'():^-+{}OR\x00\ud7a3ｶﾞé", max_size=40))
     async def test_any_text_finds_itself(self, store: Store, owner: str, text: str) -> None:
-        """Any text is a query: it finds the message that says it, or is InvalidInput where it has no words."""
-        talk = await store.create_conversation(owner, NewConversation())
-        (message,) = await store.append(owner, talk.id, [assistant(text)])
+        """Any text is a query that finds its own message, or raises InvalidInput if it has no words."""
+        conversation = await store.create_conversation(owner, NewConversation())
+        (message,) = await store.append(owner, conversation.id, [assistant(text)])
         try:
             page = await store.search_messages(owner, text, limit=1)
         except InvalidInput:
@@ -109,12 +110,12 @@ class SearchContract(Contract):
             await store.search_messages(owner, query)
 
     async def test_pages_of_hits(self, store: Store, owner: str) -> None:
-        """Hits come stored last first, page by page, over all conversations of the owner, none twice."""
-        talks = [await store.create_conversation(owner, NewConversation(title=f"Talk {n}")) for n in range(3)]
+        """Hits of all the owner's conversations come in pages, newest first, none twice."""
+        conversations = [await store.create_conversation(owner, NewConversation(title=f"Talk {n}")) for n in range(3)]
         for number in range(31):
-            await store.append(owner, talks[number % 3].id, [user(f"tea {number}"), user(f"coffee {number}")])
+            await store.append(owner, conversations[number % 3].id, [user(f"tea {number}"), user(f"coffee {number}")])
         page = await store.search_messages(owner, "tea", limit=10)
-        await store.append(owner, talks[0].id, [user("tea, too late")])
+        await store.append(owner, conversations[0].id, [user("tea, too late")])
         hits = page.items
         while page.next:
             page = await store.search_messages(owner, "tea", limit=10, cursor=page.next)
@@ -123,41 +124,43 @@ class SearchContract(Contract):
         assert [hit.title for hit in hits[:3]] == ["Talk 0", "Talk 2", "Talk 1"]
         assert len(await whole_search(store, owner, "tea", limit=1)) == 32
 
-    async def test_cursor_belongs_to_its_search(self, store: Store, owner: str, talk: Conversation) -> None:
+    async def test_cursor_belongs_to_its_search(self, store: Store, owner: str, conversation: Conversation) -> None:
         """A cursor is refused for another query or owner."""
-        await store.append(owner, talk.id, [user("tea 1"), user("tea 2")])
+        await store.append(owner, conversation.id, [user("tea 1"), user("tea 2")])
         cursor = (await store.search_messages(owner, "tea", limit=1)).next
         assert cursor is not None
         for who, query in ((owner, "tea 1"), (someone(), "tea")):
             with pytest.raises(InvalidInput):
                 await store.search_messages(who, query, cursor=cursor)
 
-    async def test_snippet_shows_the_place(self, store: Store, owner: str, talk: Conversation) -> None:
-        """The snippet is one line around the first word found, cut to a readable length."""
+    async def test_snippet_shows_the_place(self, store: Store, owner: str, conversation: Conversation) -> None:
+        """The snippet is one line around the first match, cut to a readable length."""
         for word, filler in (("saffron", "Plain words here.\n"), ("番红花", "这里只有普通的文字。")):
-            await store.append(owner, talk.id, [assistant(f"{filler * 50} {word} {filler * 50}")])
+            await store.append(owner, conversation.id, [assistant(f"{filler * 50} {word} {filler * 50}")])
             (hit,) = await whole_search(store, owner, word)
             assert word in hit.snippet
             assert len(hit.snippet) <= 170
             assert "\n" not in hit.snippet
 
-    async def test_first_200000_characters_are_searched(self, store: Store, owner: str, talk: Conversation) -> None:
-        """Of a long message the first 200,000 characters are searched; all of it is stored."""
+    async def test_first_200000_characters_are_searched(
+        self, store: Store, owner: str, conversation: Conversation
+    ) -> None:
+        """Only the first 200,000 characters of a message are searched; all of it is stored."""
         filler = "tea " * 50_000
-        await store.append(owner, talk.id, [assistant(f"{filler[:-8]} sage {filler} thyme")])
-        await store.append(owner, talk.id, [assistant(f"{'茶' * 199_998}花草薄荷")])
+        await store.append(owner, conversation.id, [assistant(f"{filler[:-8]} sage {filler} thyme")])
+        await store.append(owner, conversation.id, [assistant(f"{'茶' * 199_998}花草薄荷")])
         assert len(await whole_search(store, owner, "sage")) == 1
         assert len(await whole_search(store, owner, "花草")) == 1
         assert await whole_search(store, owner, "thyme") == []
         assert await whole_search(store, owner, "薄荷") == []
 
     async def test_search_can_be_off(self, open_store_with: Opener, owner: str) -> None:
-        """A store that was opened with search=off stores and reads as before, and refuses to search."""
+        """A store with search=off stores and reads, and refuses to search."""
         async with open_store_with(search=False) as store:
-            talk = await store.create_conversation(owner, NewConversation())
-            stored = await store.append(owner, talk.id, [user("tea"), user("coffee")])
-            await store.delete_message(owner, talk.id, stored[0].id)
-            assert contents((await store.history(owner, talk.id)).items) == ["coffee"]
+            conversation = await store.create_conversation(owner, NewConversation())
+            stored = await store.append(owner, conversation.id, [user("tea"), user("coffee")])
+            await store.delete_message(owner, conversation.id, stored[0].id)
+            assert contents((await store.history(owner, conversation.id)).items) == ["coffee"]
             with pytest.raises(InvalidInput, match="search"):
                 await store.search_messages(owner, "tea")
             receipt = await store.erase_owner(owner)

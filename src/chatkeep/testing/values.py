@@ -1,4 +1,4 @@
-"""Text, JSON, times and lengths come back as they went in."""
+"""Text, JSON, times and lengths are kept unchanged."""
 
 import asyncio
 import json
@@ -13,13 +13,14 @@ from hypothesis import strategies as st
 from chatkeep.errors import InvalidInput
 from chatkeep.model import Conversation, ConversationChange, ImportedMessage, NewConversation, NewMessage, Role, Status
 from chatkeep.store import Store
-from chatkeep.testing.answers import assistant, contents, dense, found, seqs, user
 from chatkeep.testing.contract import Contract, Opener
 from chatkeep.testing.examples import JSON_OBJECTS, LABELS, PROPERTY
+from chatkeep.testing.messages import assistant, contents, dense, seqs, user
+from chatkeep.testing.reference import found
 
 
 class ValueContract(Contract):
-    """Text, JSON, times and lengths come back as they went in."""
+    """Text, JSON, times and lengths are kept unchanged."""
 
     @PROPERTY
     @given(content=st.text(), title=LABELS, context=LABELS, metadata=JSON_OBJECTS)
@@ -28,54 +29,58 @@ class ValueContract(Contract):
     ) -> None:
         """Every valid Unicode text in content, title, context and metadata is kept, character by character."""
         new = NewConversation(title=title, context_id=context, external_id=title, metadata=metadata)
-        talk = await store.create_conversation(owner, new)
-        assert (talk.title, talk.context_id, talk.external_id) == (title, context, title)
-        (message,) = await store.append(owner, talk.id, [assistant(content, metadata=metadata, external_id=title)])
-        read = await store.get_message(owner, talk.id, message.id)
+        conversation = await store.create_conversation(owner, new)
+        assert (conversation.title, conversation.context_id, conversation.external_id) == (title, context, title)
+        (message,) = await store.append(
+            owner, conversation.id, [assistant(content, metadata=metadata, external_id=title)]
+        )
+        read = await store.get_message(owner, conversation.id, message.id)
         assert (read.content, read.external_id) == (content, title)
-        for value in (read.metadata, (await store.get_conversation(owner, talk.id)).metadata):
+        for value in (read.metadata, (await store.get_conversation(owner, conversation.id)).metadata):
             assert json.dumps(value) == json.dumps(metadata)
         listed = await store.list_conversations(owner, context_id=context, limit=1)
-        assert [c.id for c in listed.items] == [talk.id]
+        assert [c.id for c in listed.items] == [conversation.id]
 
     @pytest.mark.parametrize(
         "text",
         ["\x00", "a\x00b", "\ufdd0", "\ufffe\uffff", "\U0010ffff", "\ufdd00000", "\ufeffx", "e\u0301é", "\r\n\t "],
     )
-    async def test_rare_characters(self, store: Store, owner: str, talk: Conversation, text: str) -> None:
+    async def test_rare_characters(self, store: Store, owner: str, conversation: Conversation, text: str) -> None:
         """NUL, noncharacters, marks and line ends are kept in content and in metadata's keys and values."""
-        (stored,) = await store.append(owner, talk.id, [assistant(text, metadata={text: [text]})])
-        read = await store.get_message(owner, talk.id, stored.id)
+        (stored,) = await store.append(owner, conversation.id, [assistant(text, metadata={text: [text]})])
+        read = await store.get_message(owner, conversation.id, stored.id)
         assert (read.content, read.metadata) == (text, {text: [text]})
-        changed = await store.update_conversation(owner, talk.id, ConversationChange(metadata={text: text}))
+        changed = await store.update_conversation(owner, conversation.id, ConversationChange(metadata={text: text}))
         assert changed.metadata == {text: text}
-        assert (await store.get_conversation(owner, talk.id)).metadata == {text: text}
+        assert (await store.get_conversation(owner, conversation.id)).metadata == {text: text}
 
     async def test_lone_surrogates_become_replacement_characters(self, store: Store, owner: str) -> None:
         """Surrogates never fail a write: pairs are joined, lone ones become U+FFFD, everywhere."""
         broken, whole = "a\ud800b \ud83d\ude00 \udfff", "a\ufffdb 😀 \ufffd"
         new = NewConversation(title=broken, context_id=broken, external_id=broken, metadata={broken: [broken]})
-        talk = await store.create_conversation(owner, new)
-        assert (talk.title, talk.context_id, talk.external_id) == (whole, whole, whole)
-        assert talk.metadata == {whole: [whole]}
-        (message,) = await store.append(owner, talk.id, [user(broken, metadata={broken: broken})])
+        conversation = await store.create_conversation(owner, new)
+        assert (conversation.title, conversation.context_id, conversation.external_id) == (whole, whole, whole)
+        assert conversation.metadata == {whole: [whole]}
+        (message,) = await store.append(owner, conversation.id, [user(broken, metadata={broken: broken})])
         assert (message.content, message.metadata) == (whole, {whole: whole})
-        assert await store.log(owner, talk.id) == [message]
-        again = await store.append(owner, talk.id, [user(broken, id=message.id, metadata={broken: broken})])
+        assert await store.log(owner, conversation.id) == [message]
+        again = await store.append(owner, conversation.id, [user(broken, id=message.id, metadata={broken: broken})])
         assert again == [message]
 
-    async def test_json_keeps_what_databases_like_to_change(self, store: Store, owner: str, talk: Conversation) -> None:
+    async def test_json_keeps_what_databases_like_to_change(
+        self, store: Store, owner: str, conversation: Conversation
+    ) -> None:
         """Big integers, order of keys, kinds of numbers and the sign of zero are kept in metadata."""
         metadata = {"z": 2**80, "a": -(10**40), "f": 1e2, "n": -0.0, "i": 1, "t": True, "x": 1e-300, "e": {}, "l": []}
-        (stored,) = await store.append(owner, talk.id, [user("numbers", metadata=metadata)])
-        read = await store.get_message(owner, talk.id, stored.id)
+        (stored,) = await store.append(owner, conversation.id, [user("numbers", metadata=metadata)])
+        read = await store.get_message(owner, conversation.id, stored.id)
         expected = '{"z": 1208925819614629174706176, "a": -10000000000000000000000000000000000000000, "f": 100.0, '
         expected += '"n": -0.0, "i": 1, "t": true, "x": 1e-300, "e": {}, "l": []}'
         assert json.dumps(read.metadata) == json.dumps(stored.metadata) == expected
 
     @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf"), {1, 2}, b"raw", datetime.now(UTC)])
     async def test_metadata_that_is_not_json_is_refused(self, value: object) -> None:
-        """What JSON cannot hold is refused when the record is built."""
+        """Values that JSON does not have are refused by the record."""
         for build in (
             lambda: user("hello", metadata={"v": [value]}),
             lambda: NewConversation(metadata={"v": value}),
@@ -86,9 +91,9 @@ class ValueContract(Contract):
 
     @pytest.mark.parametrize("depth", [50, 250, 2_000, 5_000, 100_000])
     async def test_deep_metadata_is_kept_whole_or_refused(
-        self, store: Store, owner: str, talk: Conversation, depth: int
+        self, store: Store, owner: str, conversation: Conversation, depth: int
     ) -> None:
-        """Metadata that a record takes can be stored, merged, read and serialised, however deep it nests."""
+        """Metadata that a record accepts can be stored, merged, read and serialised, however deeply it is nested."""
         nested: dict[str, Any] = {}
         for _ in range(depth):
             nested = {"a": nested}
@@ -99,37 +104,37 @@ class ValueContract(Contract):
             return
         failure = None
         try:
-            (message,) = await store.append(owner, talk.id, [new])
-            changed = await store.update_conversation(owner, talk.id, change)
+            (message,) = await store.append(owner, conversation.id, [new])
+            changed = await store.update_conversation(owner, conversation.id, change)
             message.model_dump_json(), changed.model_dump_json()
         except Exception as error:  # noqa: BLE001 - pytest would compare the frames of a recursion for minutes
             failure = type(error).__name__
         assert failure is None
 
     async def test_records_are_copies(self, store: Store, owner: str) -> None:
-        """What a caller does to the values it gave or got changes nothing in the store."""
+        """Changes to values that a caller gave or got do not affect the store."""
         given_metadata = {"list": [1]}
         new = NewConversation(id=uuid4(), metadata=given_metadata)
-        talk = await store.create_conversation(owner, new)
+        conversation = await store.create_conversation(owner, new)
         message = user("hello", id=uuid4(), metadata=given_metadata)
-        (stored,) = await store.append(owner, talk.id, [message])
+        (stored,) = await store.append(owner, conversation.id, [message])
         change = ConversationChange(metadata={"more": [2]})
-        changed = await store.update_conversation(owner, talk.id, change)
+        changed = await store.update_conversation(owner, conversation.id, change)
         given_metadata["list"].append(9)
-        for record in (new, talk, message, stored, change, changed):
+        for record in (new, conversation, message, stored, change, changed):
             assert record.metadata is not None
             for key in record.metadata:
                 record.metadata[key].append("changed from outside")
-        assert (await store.get_conversation(owner, talk.id)).metadata == {"list": [1], "more": [2]}
-        assert (await store.get_message(owner, talk.id, stored.id)).metadata == {"list": [1]}
-        for page in (await store.history(owner, talk.id), await store.list_conversations(owner)):
+        assert (await store.get_conversation(owner, conversation.id)).metadata == {"list": [1], "more": [2]}
+        assert (await store.get_message(owner, conversation.id, stored.id)).metadata == {"list": [1]}
+        for page in (await store.history(owner, conversation.id), await store.list_conversations(owner)):
             page.items[0].metadata.clear()
             page.items.clear()
-        assert (await store.get_conversation(owner, talk.id)).metadata == {"list": [1], "more": [2]}
-        assert (await store.log(owner, talk.id))[0].metadata == {"list": [1]}
+        assert (await store.get_conversation(owner, conversation.id)).metadata == {"list": [1], "more": [2]}
+        assert (await store.log(owner, conversation.id))[0].metadata == {"list": [1]}
 
-    async def test_times_are_exact_and_in_utc(self, store: Store, owner: str, talk: Conversation) -> None:
-        """Times keep their microseconds, from year 1 to 9999, and come back in UTC; naive ones are refused."""
+    async def test_times_are_exact_and_in_utc(self, store: Store, owner: str, conversation: Conversation) -> None:
+        """Times keep their microseconds, from year 1 to 9999, and are returned in UTC; naive ones are refused."""
         east = timezone(timedelta(hours=5, minutes=45))
         times = [
             datetime(2026, 1, 31, 23, 59, 59, 999999, tzinfo=UTC),
@@ -138,39 +143,39 @@ class ValueContract(Contract):
             datetime(1, 1, 1, tzinfo=UTC),
             datetime(9999, 12, 31, 23, 59, 59, 999999, tzinfo=UTC),
         ]
-        await store.append(owner, talk.id, [user("when", sent_at=time) for time in times])
-        stored = [message.sent_at for message in await store.log(owner, talk.id)]
+        await store.append(owner, conversation.id, [user("when", sent_at=time) for time in times])
+        stored = [message.sent_at for message in await store.log(owner, conversation.id)]
         assert stored == times
         assert all(time is not None and time.utcoffset() == timedelta(0) for time in stored)
         for wrong in (datetime(2026, 1, 31), "2026-01-31T12:00:00", 1_769_860_800, "tomorrow"):  # noqa: DTZ001
             with pytest.raises(ValueError, match="sent_at"):
                 user("when", sent_at=wrong)
 
-    async def test_long_answers_are_kept(self, store: Store, owner: str, talk: Conversation) -> None:
-        """An assistant's or a tool's message may have a megabyte, or nothing at all."""
+    async def test_long_answers_are_kept(self, store: Store, owner: str, conversation: Conversation) -> None:
+        """An assistant's or a tool's message may have a megabyte, or be empty."""
         long = "Tea, 茶, чай. " * 80_000
         new = [assistant(long), NewMessage(role=Role.TOOL, content=long[::-1]), assistant(""), assistant("  \n")]
-        await store.append(owner, talk.id, new)
-        assert contents((await store.history(owner, talk.id)).items) == [m.content for m in new]
+        await store.append(owner, conversation.id, new)
+        assert contents((await store.history(owner, conversation.id)).items) == [m.content for m in new]
 
-    async def test_long_questions_are_refused(self, store: Store, owner: str, talk: Conversation) -> None:
+    async def test_long_questions_are_refused(self, store: Store, owner: str, conversation: Conversation) -> None:
         """A user's or system's message has at most max_content_chars characters; the error names the limit."""
-        await store.append(owner, talk.id, [user("😀" * 10_000)])
+        await store.append(owner, conversation.id, [user("😀" * 10_000)])
         for role in (Role.USER, Role.SYSTEM):
             with pytest.raises(InvalidInput, match="10,000 characters"):
-                await store.append(owner, talk.id, [user("first"), NewMessage(role=role, content="x" * 10_001)])
-        assert (await store.get_conversation(owner, talk.id)).last_seq == 1
+                await store.append(owner, conversation.id, [user("first"), NewMessage(role=role, content="x" * 10_001)])
+        assert (await store.get_conversation(owner, conversation.id)).last_seq == 1
 
     async def test_max_content_chars_can_be_set(self, open_store_with: Opener, owner: str) -> None:
-        """Another limit can be set when the store is opened; 0 is none."""
+        """A store may be opened with another limit; 0 means no limit."""
         async with open_store_with(max_content_chars=5) as store:
-            talk = await store.create_conversation(owner, NewConversation())
-            await store.append(owner, talk.id, [user("12345")])
+            conversation = await store.create_conversation(owner, NewConversation())
+            await store.append(owner, conversation.id, [user("12345")])
             with pytest.raises(InvalidInput, match="at most 5 characters"):
-                await store.append(owner, talk.id, [user("123456")])
+                await store.append(owner, conversation.id, [user("123456")])
         async with open_store_with(max_content_chars=0) as store:
-            talk = await store.create_conversation(owner, NewConversation())
-            (message,) = await store.append(owner, talk.id, [user("x" * 1_000_000)])
+            conversation = await store.create_conversation(owner, NewConversation())
+            (message,) = await store.append(owner, conversation.id, [user("x" * 1_000_000)])
             assert len(message.content) == 1_000_000
 
     @pytest.mark.parametrize("content", ["", " ", "\n\t\u3000\u00a0"])
@@ -183,25 +188,25 @@ class ValueContract(Contract):
             with pytest.raises(ValueError, match=r"role|status|deleted"):
                 NewMessage(**{"role": "user", "content": "hello", **values})
 
-    async def test_imports_keep_what_happened(self, store: Store, owner: str, talk: Conversation) -> None:
-        """Imported messages may be blank, long, or deleted already."""
+    async def test_imports_keep_what_happened(self, store: Store, owner: str, conversation: Conversation) -> None:
+        """Imported messages may be blank, long, or already deleted."""
         new = [
             ImportedMessage(role=Role.USER, content=""),
             ImportedMessage(role=Role.SYSTEM, content="x" * 20_000),
             ImportedMessage(role=Role.USER, content="", status=Status.DELETED),
             ImportedMessage(role=Role.ASSISTANT, content="half an ans", status=Status.FAILED),
         ]
-        stored = await store.append(owner, talk.id, new)
+        stored = await store.append(owner, conversation.id, new)
         assert contents(stored) == [m.content for m in new]
         assert [m.status for m in stored] == [m.status for m in new]
-        page = await store.history(owner, talk.id, total=True)
+        page = await store.history(owner, conversation.id, total=True)
         assert (seqs(page.items), page.total) == ([1, 2, 4], 3)
-        assert seqs(await store.log(owner, talk.id)) == dense(4)
+        assert seqs(await store.log(owner, conversation.id)) == dense(4)
 
-    async def test_imports_are_found_soon(self, store: Store, owner: str, talk: Conversation) -> None:
+    async def test_imports_are_found_soon(self, store: Store, owner: str, conversation: Conversation) -> None:
         """Imported messages are found a moment after they are stored."""
-        await store.append(owner, talk.id, [ImportedMessage(role=Role.USER, content="sage tea, 花草茶")])
+        await store.append(owner, conversation.id, [ImportedMessage(role=Role.USER, content="sage tea, 花草茶")])
         for query in ("sage", "花草"):
             async with asyncio.timeout(10):
-                while await found(store, owner, query) != {"sage tea, 花草茶"}:  # noqa: ASYNC110 - nothing tells
+                while await found(store, owner, query) != {"sage tea, 花草茶"}:  # noqa: ASYNC110 - there is no event to wait for
                     await asyncio.sleep(0.01)

@@ -1,37 +1,18 @@
-"""Short forms of messages, and slow but obvious answers to compare a store's with."""
+"""Reads that follow every page, reference results that are slow but obvious, and concurrent writers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
-from uuid import UUID, uuid4
+from uuid import UUID
 
-from chatkeep.model import Conversation, Message, NewMessage, Role, SearchHit, Status
+from chatkeep.model import Conversation, Message, SearchHit, Status
 from chatkeep.store import Store
-
-
-def user(content: str, **values: Any) -> NewMessage:
-    """A user's message."""
-    return NewMessage(role=Role.USER, content=content, **values)
-
-
-def assistant(content: str, **values: Any) -> NewMessage:
-    """An assistant's message."""
-    return NewMessage(role=Role.ASSISTANT, content=content, **values)
-
-
-def turns(count: int, prefix: str = "turn") -> list[NewMessage]:
-    """Messages with ids and contents that differ."""
-    return [assistant(f"{prefix} {number}", id=uuid4()) for number in range(count)]
-
-
-def someone() -> str:
-    """An owner whom nobody else uses."""
-    return f"owner-{uuid4()}"
+from chatkeep.testing.messages import assistant
 
 
 async def whole_log(store: Store, owner: str, conversation_id: UUID) -> list[Message]:
-    """Everything that was appended to a conversation."""
+    """Return all messages of a conversation, on all branches."""
     messages: list[Message] = []
     while part := await store.log(owner, conversation_id, after=len(messages)):
         messages += part
@@ -39,7 +20,7 @@ async def whole_log(store: Store, owner: str, conversation_id: UUID) -> list[Mes
 
 
 async def whole_history(store: Store, owner: str, conversation_id: UUID, **arguments: Any) -> list[Message]:
-    """All pages of a history, joined by cursor, oldest message first."""
+    """Return all pages of a history, followed by cursor, oldest message first."""
     page = await store.history(owner, conversation_id, **arguments)
     messages = page.items
     while page.next:
@@ -49,7 +30,7 @@ async def whole_history(store: Store, owner: str, conversation_id: UUID, **argum
 
 
 async def whole_list(store: Store, owner: str, **arguments: Any) -> list[Conversation]:
-    """All pages of an owner's conversations, joined by cursor."""
+    """Return all pages of an owner's conversations, followed by cursor."""
     page = await store.list_conversations(owner, **arguments)
     conversations = page.items
     while page.next:
@@ -59,7 +40,7 @@ async def whole_list(store: Store, owner: str, **arguments: Any) -> list[Convers
 
 
 async def whole_search(store: Store, owner: str, query: str, limit: int = 20) -> list[SearchHit]:
-    """All pages of a search, joined by cursor."""
+    """Return all pages of a search, followed by cursor."""
     page = await store.search_messages(owner, query, limit=limit)
     hits = page.items
     while page.next:
@@ -69,12 +50,12 @@ async def whole_search(store: Store, owner: str, query: str, limit: int = 20) ->
 
 
 async def found(store: Store, owner: str, query: str) -> set[str]:
-    """The contents of all messages that a search finds."""
+    """Return the contents of all hits of a search."""
     return {hit.message.content for hit in await whole_search(store, owner, query)}
 
 
 def path_to(leaf: UUID | None, log: Sequence[Message]) -> list[Message]:
-    """The messages from the root to `leaf`, found by following parents one by one, without deleted ones."""
+    """Return the path from the root to `leaf` without deleted messages, by following parents one by one."""
     by_id = {message.id: message for message in log}
     path: list[Message] = []
     while leaf is not None:
@@ -84,28 +65,13 @@ def path_to(leaf: UUID | None, log: Sequence[Message]) -> list[Message]:
 
 
 def siblings_of(message: Message, log: Sequence[Message]) -> list[Message]:
-    """The messages that follow the same parent, found by looking at every message."""
+    """Return the messages with the same parent, by looking at every message."""
     return [m for m in log if m.parent_id == message.parent_id and m.status != Status.DELETED]
-
-
-def seqs(messages: Sequence[Message]) -> list[int]:
-    """The seqs of messages."""
-    return [message.seq for message in messages]
-
-
-def contents(messages: Sequence[Message]) -> list[str]:
-    """The contents of messages."""
-    return [message.content for message in messages]
-
-
-def dense(count: int) -> list[int]:
-    """1, 2, 3 … count."""
-    return list(range(1, count + 1))
 
 
 @asynccontextmanager
 async def others_appending(store: Store, owner: str, conversation_id: UUID, writers: int = 3) -> AsyncIterator[None]:
-    """Other tasks append to a conversation, without a pause, as long as the block runs."""
+    """Append to a conversation from other tasks, without a pause, while the block runs."""
     done = asyncio.Event()
 
     async def write() -> None:
