@@ -1,9 +1,7 @@
 """Who sends a request: a token of an issuer, or an API key of chatkeep's."""
 
-import hashlib
 import hmac
 import logging
-import secrets
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -13,17 +11,11 @@ import jwt
 from chatkeep.access import Access, ApiKey
 from chatkeep.api.jwks import Issuer
 from chatkeep.errors import InvalidInput, StoreUnavailable, Unauthenticated
+from chatkeep.keys import ADMIN, PREFIX, READ, SCOPES, WRITE, hash_secret, parse_key
 from chatkeep.settings import LOCAL_OWNER, Settings
 from chatkeep.values import now, valid_owner
 
 logger = logging.getLogger(__name__)
-
-READ, WRITE, ADMIN = "chatkeep:read", "chatkeep:write", "chatkeep:admin"
-SCOPES = (READ, WRITE, ADMIN)
-"""What a key or a token may do: read, read and write, and change what belongs to the whole installation."""
-
-PREFIX = "ck_"
-"""What an API key begins with, and no token does."""
 
 LEEWAY = timedelta(seconds=30)
 """How far the clocks of an issuer and of this server may be apart."""
@@ -71,7 +63,7 @@ class Authenticator:
     # --- API keys -----------------------------------------------------------------------------------------
 
     async def _of_key(self, credential: str) -> Principal:
-        key_id, _, secret = credential.removeprefix(PREFIX).partition("_")
+        key_id, secret = parse_key(credential)
         found = await self._access.find_key(key_id) if key_id.isascii() and key_id.isalnum() else None
         # A hash is compared in any case: how long it takes says nothing about which ids there are.
         key, expected = found or (None, bytes(32))
@@ -136,30 +128,3 @@ def _scopes(claims: dict[str, Any]) -> frozenset[str]:
     given = claims.get("scope", "")
     named = set(given.split() if isinstance(given, str) else map(str, given)) & set(SCOPES)
     return frozenset(named if named & {READ, WRITE} else {*named, READ, WRITE})
-
-
-def hash_secret(secret: str) -> bytes:
-    """The hash of an API key's secret. It has 256 random bits, so that a fast hash keeps it."""
-    return hashlib.sha256(secret.encode()).digest()
-
-
-def make_key(owner: str, name: str, scopes: tuple[str, ...], lifetime: timedelta | None) -> tuple[ApiKey, str]:
-    """Return a new key, and the text that is shown once and sent with requests. Raises InvalidInput."""
-    unknown = set(scopes) - set(SCOPES)
-    if unknown:
-        raise InvalidInput(f"the scopes are {', '.join(SCOPES)}", got=", ".join(sorted(unknown)))
-    moment = now()
-    key = ApiKey(
-        id=secrets.token_hex(8),
-        owner_id=valid_owner(owner),
-        name=name,
-        scopes=scopes,
-        created_at=moment,
-        expires_at=None if lifetime is None else moment + lifetime,
-    )
-    return key, f"{PREFIX}{key.id}_{secrets.token_urlsafe(32)}"
-
-
-def secret_of(text: str) -> str:
-    """The secret in the text of a key."""
-    return text.removeprefix(PREFIX).partition("_")[2]

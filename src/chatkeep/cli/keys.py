@@ -9,6 +9,7 @@ from rich.table import Table
 from chatkeep.cli.options import DatabaseUrl, OwnerName, existing, store_url
 from chatkeep.cli.terminal import err, out, plain, run, when
 from chatkeep.errors import NotFound
+from chatkeep.keys import READ, WRITE, make_key
 
 app = typer.Typer(no_args_is_help=True, help="API keys, for scripts.")
 
@@ -29,14 +30,12 @@ def create_key(
 
 
 async def _create_key(url: str, owner: str, name: str, scopes: tuple[str, ...], days: int | None) -> None:
-    from chatkeep.api.auth import READ, WRITE, hash_secret, make_key, secret_of
-
     lifetime = None if days is None else timedelta(days=days)
-    key, text = make_key(owner, name, scopes or (READ, WRITE), lifetime)
+    new = make_key(owner, name, scopes or (READ, WRITE), lifetime)
     async with existing(url) as store:
-        await store.access.create_key(key, hash_secret(secret_of(text)))
+        await store.access.create_key(new.key, new.secret_hash)
     err.print("Keep it safe: it is not shown again. Send it as: Authorization: Bearer KEY")
-    typer.echo(text)
+    typer.echo(new.text)
 
 
 @app.command("list")
