@@ -27,9 +27,9 @@ def serve(
     settings = given_settings().model_copy(update={name: value for name, value in given.items() if value is not None})
     _refuse_what_cannot_be_served(settings)
     # Here, because it is a second of start-up that the other commands need not take.
-    from chatkeep.api.server import Server, Workers, config_of
+    from chatkeep.api.server import Server, Workers, uvicorn_config
 
-    config = config_of(settings)
+    config = uvicorn_config(settings)
     with _listening(settings, config.backlog) as listening:  # who connects from here on is served, if not at once
         run(_prepare(settings))
         _say_where(settings, f"http://{_in_url(settings.host)}:{listening.getsockname()[1]}")
@@ -80,9 +80,9 @@ def _cannot_listen(settings: Settings, error: OSError) -> typer.BadParameter:
 
 async def _prepare(settings: Settings) -> None:
     """Bring the schema up to date once, before several processes open the store, and say early what is wrong."""
-    from chatkeep.api.app import quotas_of
+    from chatkeep.api.rate_limit import rate_limiters
 
-    quotas_of(settings)
+    rate_limiters(settings)
     async with open_store(settings.store_url):
         pass
 
