@@ -68,7 +68,7 @@ class FieldError(Record):
 class Problem(Record):
     """Why a request failed (RFC 9457). It repeats nothing of the request."""
 
-    type: str = Field("about:blank", description="The status says it all.")
+    type: str = Field("about:blank", description="Always about:blank: the status is the type.")
     title: str = Field(description="The name of the status.")
     status: int
     detail: str = Field(description="What is wrong, what the limit is, and what to do about it.")
@@ -93,11 +93,11 @@ STATUS_TEXTS: Mapping[int, StatusText] = {
     ),
     403: StatusText(
         "Forbidden",
-        "The conversation is somebody else's, the key may only read, or the request comes from another web site.",
+        "The conversation belongs to another owner, the key may only read, or a page of another site sent the request.",
         "this conversation belongs to somebody else",
     ),
     404: StatusText(
-        "Not Found", "There is no such thing.", "there is nothing at this path; the paths are listed at /api/docs"
+        "Not Found", "The resource does not exist.", "there is nothing at this path; the paths are listed at /api/docs"
     ),
     405: StatusText(
         "Method Not Allowed",

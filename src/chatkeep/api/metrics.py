@@ -23,21 +23,21 @@ SIZE_BUCKETS = (1, 2, 4, 8, 16, 32, 64, 128, 256)
 
 REQUESTS = Counter("chatkeep_requests", "Requests answered.", ["method", "route", "status"], registry=REGISTRY)
 REQUEST_SECONDS = Histogram(
-    "chatkeep_request_seconds", "From a request's head to its answer's end.", ["method", "route"],
+    "chatkeep_request_seconds", "Time from the head of a request to the end of its response.", ["method", "route"],
     buckets=SECONDS_BUCKETS, registry=REGISTRY,
 )  # fmt: skip
-REJECTED = Counter("chatkeep_rejected", "Requests not let in, by status.", ["status"], registry=REGISTRY)
+REJECTED = Counter(
+    "chatkeep_rejected", "Requests refused before they reached a route, by status.", ["status"], registry=REGISTRY
+)
 STORE_SECONDS = Histogram(
     "chatkeep_store_seconds", "Operations of the store.", ["operation"], buckets=SECONDS_BUCKETS, registry=REGISTRY
 )
 STORE_ERRORS = Counter(
     "chatkeep_store_errors", "Operations of the store that raised.", ["operation", "error"], registry=REGISTRY
 )
-COMMIT_ITEMS = Histogram(
-    "chatkeep_commit_items", "Writes that one commit took along.", buckets=SIZE_BUCKETS, registry=REGISTRY
-)
+COMMIT_ITEMS = Histogram("chatkeep_commit_items", "Writes in one commit.", buckets=SIZE_BUCKETS, registry=REGISTRY)
 STORE_STATE = Gauge(
-    "chatkeep_store_state", "Connections in use, and what else the store tells of itself.", ["what"],
+    "chatkeep_store_state", "State of the store, such as connections in use.", ["what"],
     registry=REGISTRY, multiprocess_mode="livesum",
 )  # fmt: skip
 

@@ -53,7 +53,7 @@ def _complete(operation: dict[str, Any]) -> None:
         if JSON in response.get("content", {}):
             response["content"][JSON]["example"] = RESPONSE_EXAMPLES[name]
         if status == "201":
-            location = {"description": "The path of what was made.", "schema": {"type": "string"}}
+            location = {"description": "The path of the created resource.", "schema": {"type": "string"}}
             response["headers"] = {"Location": location, REPLAYED: REPLAYED_HEADER}
 
 

@@ -77,9 +77,9 @@ async def create_conversation(
     """Create an empty conversation, or, with `reuse_latest`, get the most recently updated one of the context.
 
     Sending the same id with the same values again changes nothing and returns the conversation; the same id
-    with other values is a conflict (409). With `reuse_latest` the answer has status 200, and one conversation
-    is created however many requests ask at the same moment. With an `Idempotency-Key` the same request can be
-    sent again for 24 hours: it is executed once, and later answers say `Idempotency-Replayed: true`.
+    with other values is a conflict (409). With `reuse_latest` the status is 200, and concurrent requests create
+    one conversation only. With an `Idempotency-Key` the same request can be sent again for 24 hours: it is executed
+    once, and later responses have `Idempotency-Replayed: true`.
     """
     if idempotency_key is not None and new.id is None:
         # The id follows from the key: a server that dies before it keeps the reply does not cause a second one.
@@ -106,7 +106,7 @@ async def list_conversations(owner: Owner, store: OpenedStore, request: Request)
     """List the conversations, the most recently updated first.
 
     Read on with `cursor`, or by `page` or `offset`. With a cursor nothing is returned twice, and a conversation
-    that is touched meanwhile may be missed; `order=id` is stable.
+    that is updated meanwhile may be missed; `order=id` is stable.
     """
     query = read_query(ConversationsQuery, request)
     page = await store.list_conversations(
@@ -173,7 +173,7 @@ async def update_conversation(
     "/{conversation_id}",
     status_code=204,
     responses=api_problems(403, 404, 422),
-    response_description="It is gone, with everything in it.",
+    response_description="The conversation and everything in it is deleted.",
     summary="Delete a conversation",
 )
 async def delete_conversation(owner: Owner, store: OpenedStore, conversation_id: ConversationId) -> Response:

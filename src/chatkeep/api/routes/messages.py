@@ -60,12 +60,12 @@ async def append_message(
     message: Annotated[NewMessage, Body()],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Append a message. When the answer arrives the message is on the disk.
+    """Append a message. When the response arrives, the message is on the disk.
 
     The message id is the idempotency key: sending the same message with the same id again changes nothing and
     returns it; the same id with other content is a conflict (409). Without an id in the body, the header
-    `Idempotency-Key` makes one; the answer to a repeated request says `Idempotency-Replayed: true` then.
-    A message follows the conversation's head unless it names a `parent_id`, where null means the root.
+    `Idempotency-Key` makes one; the response to a repeated request has `Idempotency-Replayed: true` then.
+    A message follows the conversation's head unless it has a `parent_id`; null means the root.
     """
     replayed = False
     if idempotency_key is not None:
@@ -120,7 +120,7 @@ async def list_messages(request: Request, conversation_id: ConversationId) -> Re
 async def get_message(
     owner: Owner, store: OpenedStore, conversation_id: ConversationId, message_id: MessageId
 ) -> Response:
-    """Get one message of a conversation, on whatever branch it is."""
+    """Get one message of a conversation, on any branch."""
     return reply(await store.get_message(owner, conversation_id, message_id))
 
 

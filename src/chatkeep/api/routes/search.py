@@ -25,7 +25,7 @@ class SearchQuery(Given):
     "",
     response_model=Page[SearchHit],
     responses=api_problems(422),
-    response_description="A page of what was found.",
+    response_description="A page of search hits.",
     summary="Search all messages",
     openapi_extra=openapi_query(SearchQuery),
 )
