@@ -15,7 +15,7 @@ SOURCE = ROOT / "src" / "chatkeep"
 LAYERS = (
     {"errors", "py"},
     {"ids", "values", "model", "tree", "words", "cursor", "migrations"},
-    {"access"},
+    {"access", "keys"},
     {"store"},
     {"stores"},
     {"formats", "recorder", "settings"},

@@ -21,7 +21,7 @@ from chatkeep import (
     UnsafeDatabase,
     open_store,
 )
-from chatkeep.api.errors import STATUS
+from chatkeep.api.errors import ERROR_STATUS
 from conftest import STORES
 from servers.api import Api, assert_problem, serving
 
@@ -217,7 +217,9 @@ async def test_client_that_goes_away(api: Api, caplog: pytest.LogCaptureFixture)
 
 async def test_every_error_has_a_status() -> None:
     """There is no error of chatkeep that the API does not know."""
-    assert {kind for kind in ChatkeepError.__subclasses__() if kind.__module__ == "chatkeep.errors"} == set(STATUS)
+    assert {kind for kind in ChatkeepError.__subclasses__() if kind.__module__ == "chatkeep.errors"} == set(
+        ERROR_STATUS
+    )
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
 from chatkeep import InvalidInput, Store, Unauthenticated, open_store
-from chatkeep.api.auth import ADMIN, READ, Authenticator, hash_secret, make_key, secret_of
-from chatkeep.api.jwks import COOLDOWN_SECONDS, LIFETIME_SECONDS, Issuer, IssuerUnavailable
+from chatkeep.api.auth import Authenticator
+from chatkeep.api.jwks import COOLDOWN_SECONDS, LIFETIME_SECONDS, IssuerUnavailable, JwksClient
+from chatkeep.keys import ADMIN, READ, make_key, parse_key
 from chatkeep.settings import Settings
 from servers.api import Api, assert_problem, serving
 
@@ -251,7 +252,7 @@ class Clock:
 async def test_keys_are_fetched_once(issuer: FakeIssuer) -> None:
     """A hundred that ask at the same moment cause one fetch; made-up key ids cause none."""
     clock = Clock()
-    keys = Issuer(issuer.url, clock=clock)
+    keys = JwksClient(issuer.url, clock=clock)
     await asyncio.gather(*(keys.key("rsa") for _ in range(100)))
     for number in range(20):
         with pytest.raises(Unauthenticated):
@@ -265,7 +266,7 @@ async def test_keys_are_fetched_once(issuer: FakeIssuer) -> None:
 async def test_keys_rotate(issuer: FakeIssuer) -> None:
     """A new key is found when it is named; an old one is no longer taken when the keys are fetched again."""
     clock = Clock()
-    keys = Issuer(issuer.url, clock=clock)
+    keys = JwksClient(issuer.url, clock=clock)
     await keys.key("rsa")
     issuer.keys = {"new": EC_KEY}
     clock.now += COOLDOWN_SECONDS + 1
@@ -278,7 +279,7 @@ async def test_issuer_that_is_down() -> None:
     """The last keys serve on; without any, nobody knows, which is not the same as a token that is wrong."""
     clock = Clock()
     async with issuing() as issuer:
-        keys, late = Issuer(issuer.url, clock=clock), Issuer(issuer.url, clock=clock)
+        keys, late = JwksClient(issuer.url, clock=clock), JwksClient(issuer.url, clock=clock)
         await keys.key("rsa")
     clock.now += LIFETIME_SECONDS + 1
     assert await keys.key("rsa")
@@ -290,7 +291,7 @@ async def test_discovery_of_another_issuer(issuer: FakeIssuer) -> None:
     """A document that names another issuer is not believed, and neither are symmetric keys."""
     issuer.issuer = "https://zq7.example"
     with pytest.raises(IssuerUnavailable):
-        await Issuer(issuer.url).key("rsa")
+        await JwksClient(issuer.url).key("rsa")
 
 
 # --- API keys --------------------------------------------------------------------------------------------
@@ -298,9 +299,9 @@ async def test_discovery_of_another_issuer(issuer: FakeIssuer) -> None:
 
 async def new_key(store: Store, *scopes: str, lifetime: timedelta | None = None) -> str:
     """The text of a new key of ada's."""
-    key, text = make_key("ada", "script", scopes, lifetime)
-    await store.access.create_key(key, hash_secret(secret_of(text)))
-    return text
+    new = make_key("ada", "script", scopes, lifetime)
+    await store.access.create_key(new.key, new.secret_hash)
+    return new.text
 
 
 async def test_api_keys(store: Store) -> None:
@@ -314,7 +315,7 @@ async def test_api_keys(store: Store) -> None:
     await authenticator.principal(f"Bearer {text}")
     assert [key.last_used_at for key in await store.access.list_keys()] == [used]
     expired = await new_key(store, READ, lifetime=timedelta(seconds=-1))
-    for wrong in (text[:-1], text + "x", f"ck_{'0' * 16}_{secret_of(text)}", "ck_", "ck__", "ck_é_x", expired):
+    for wrong in (text[:-1], text + "x", f"ck_{'0' * 16}_{parse_key(text)[1]}", "ck_", "ck__", "ck_é_x", expired):
         with pytest.raises(Unauthenticated):
             await authenticator.principal(f"Bearer {wrong}")
     (key, _) = [*await store.access.list_keys()]
@@ -327,14 +328,14 @@ def test_keys_have_known_scopes() -> None:
     """A scope that nothing asks for is a mistake."""
     with pytest.raises(InvalidInput, match="chatkeep:read"):
         make_key("ada", "x", ("read",), None)
-    assert make_key("ada", "x", (ADMIN,), None)[0].scopes == (ADMIN,)
+    assert make_key("ada", "x", (ADMIN,), None).key.scopes == (ADMIN,)
 
 
 # --- over HTTP -------------------------------------------------------------------------------------------
 
 
 @asynccontextmanager
-async def guarded(store: Store, **settings: Any) -> AsyncIterator[Api]:
+async def serving_jwt(store: Store, **settings: Any) -> AsyncIterator[Api]:
     """A server that asks for tokens."""
     async with serving(store, auth="jwt", jwt_secret=SECRET, **settings) as api:
         yield api
@@ -347,7 +348,7 @@ def bearer(owner: str = "ada", **values: Any) -> dict[str, str]:
 
 async def test_refusals_say_how_to_come_in(store: Store) -> None:
     """Each 401 has a challenge, and comes before a body is looked at."""
-    async with guarded(store, max_body_bytes=100) as api:
+    async with serving_jwt(store, max_body_bytes=100) as api:
         for headers, challenge in (({}, 'Bearer realm="chatkeep"'), ({"Authorization": "Bearer x"}, "invalid_token")):
             for path in ("/api/conversations", "/api/absent", "/api"):
                 reply = await api.client.post(path, content=b"x" * 1000, headers=headers)
@@ -363,7 +364,7 @@ async def test_refusals_say_how_to_come_in(store: Store) -> None:
 
 async def test_read_only_keys(store: Store) -> None:
     """A key that may only read is refused what changes something."""
-    async with guarded(store) as api:
+    async with serving_jwt(store) as api:
         headers = {"Authorization": f"Bearer {await new_key(store, READ)}"}
         assert (await api.client.get("/api/conversations", headers=headers)).status_code == 200
         assert_problem(await api.client.post("/api/conversations", json={}, headers=headers), 403)
@@ -372,7 +373,7 @@ async def test_read_only_keys(store: Store) -> None:
 
 async def test_rate_limits(store: Store) -> None:
     """An owner who sends too much waits, and is told for how long; nobody else does."""
-    async with guarded(store, rate_limit="3/minute") as api:
+    async with serving_jwt(store, rate_limit="3/minute") as api:
         replies = [await api.client.get("/api/conversations", headers=bearer()) for _ in range(4)]
         assert [reply.status_code for reply in replies] == [200, 200, 200, 429]
         assert [reply.headers["ratelimit"].partition(";t=")[0] for reply in replies] == [
@@ -387,7 +388,7 @@ async def test_rate_limits(store: Store) -> None:
 
 async def test_guessing_is_limited_by_address(store: Store) -> None:
     """Sixty wrong tokens in a minute are all that one address may try."""
-    async with guarded(store) as api:
+    async with serving_jwt(store) as api:
         wrong = [await api.client.get("/api/conversations", headers=bearer(exp=1)) for _ in range(61)]
         assert [reply.status_code for reply in wrong] == [401] * 60 + [429]
         assert (await api.client.get("/api/conversations", headers=bearer())).status_code == 200
@@ -395,7 +396,7 @@ async def test_guessing_is_limited_by_address(store: Store) -> None:
 
 async def test_erasing_oneself(store: Store) -> None:
     """Everything of the owner goes, the receipt says what, and others keep theirs."""
-    async with guarded(store) as api:
+    async with serving_jwt(store) as api:
         for owner in ("ada", "bob"):
             await api.client.post("/api/conversations", json={}, headers=bearer(owner))
         receipt = (await api.client.delete("/api/me", headers=bearer())).json()
@@ -406,7 +407,7 @@ async def test_erasing_oneself(store: Store) -> None:
 
 async def test_pages_of_other_origins(store: Store) -> None:
     """Only origins that are configured may call the API from a browser; they are answered as CORS asks."""
-    async with guarded(store, cors_origins=["https://app.example"]) as api:
+    async with serving_jwt(store, cors_origins=["https://app.example"]) as api:
         ask = {"Origin": "https://app.example", "Access-Control-Request-Method": "POST"}
         assert (await api.client.options("/api/conversations", headers=ask)).status_code == 200
         page = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}
@@ -420,7 +421,7 @@ async def test_pages_of_other_origins(store: Store) -> None:
 
 async def test_security_headers(store: Store) -> None:
     """Every response says what browsers may do with it; what is somebody's is not kept by caches."""
-    async with guarded(store) as api:
+    async with serving_jwt(store) as api:
         for path, policy in (("/api/conversations", "default-src 'none'"), ("/api/docs", "default-src 'self'")):
             reply = await api.client.get(path)
             assert reply.headers["content-security-policy"].startswith(policy)

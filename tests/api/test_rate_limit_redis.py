@@ -25,8 +25,7 @@ from test_auth import SECRET, bearer
 from test_server import log_of, served
 
 from chatkeep import InvalidInput, open_store
-from chatkeep.api.app import quotas_of
-from chatkeep.api.rate_limit import PAUSE_SECONDS, TIMEOUT_SECONDS, Quota
+from chatkeep.api.rate_limit import PROBE_SECONDS, TIMEOUT_SECONDS, RateLimiter, rate_limiters
 from chatkeep.api.server import Server
 from chatkeep.settings import Settings
 from servers import redis as redis_server
@@ -80,7 +79,7 @@ def remaining(reply: httpx2.Response) -> int:
 
 
 def records(caplog: pytest.LogCaptureFixture, level: int) -> list[str]:
-    """What the quotas logged at a level."""
+    """The messages that the rate limiters logged at a level."""
     return [record.getMessage() for record in caplog.records if record.name == LOGGER and record.levelno == level]
 
 
@@ -104,13 +103,16 @@ async def test_requests_at_once_are_counted_once_each(
     """Of the first two hundred requests, within a few milliseconds, exactly as many are let in as may be."""
     # Who waits too long is let in, and the machine may be busy.
     monkeypatch.setattr("chatkeep.api.rate_limit.TIMEOUT_SECONDS", 20)
-    async with aclosing(Quota("40/minute", redis.url)) as one, aclosing(Quota("40/minute", redis.url)) as two:
+    async with (
+        aclosing(RateLimiter("40/minute", redis.url)) as one,
+        aclosing(RateLimiter("40/minute", redis.url)) as two,
+    ):
 
-        async def take(number: int) -> bool:
+        async def hit(number: int) -> bool:
             await asyncio.sleep(number * microseconds / 1e6)
-            return (await (one, two)[number % 2].take("ada")).allowed
+            return (await (one, two)[number % 2].hit("ada")).allowed
 
-        assert sum(await asyncio.gather(*map(take, range(200)))) == 40
+        assert sum(await asyncio.gather(*map(hit, range(200)))) == 40
     assert not caplog.records
 
 
@@ -152,27 +154,21 @@ async def test_retry_after_is_long_enough(redis: redis_server.Server) -> None:
 
 
 async def test_owners_have_counts_of_their_own(redis: redis_server.Server) -> None:
-    """Names that differ are counted apart, as are an owner and an address of the same name, and each is forgotten
-    without the others."""
+    """Names that differ are counted apart, as are an owner and an address of the same name."""
     names = ("ada", "ada/2", "Ada", "zoë 🙂", "{ada}", "10.0.0.7")
     async with (
-        aclosing(Quota("2/minute", redis.url)) as owners,
-        aclosing(Quota("2/minute", redis.url, kind="address")) as addresses,
-        asking(redis) as client,
+        aclosing(RateLimiter("2/minute", redis.url)) as owners,
+        aclosing(RateLimiter("2/minute", redis.url, kind="address")) as addresses,
     ):
-        assert [(await owners.take(name)).remaining for name in names for _ in range(2)] == [1, 0] * len(names)
-        assert (await addresses.take("10.0.0.7")).headers["RateLimit"].startswith('"address";r=1;')
-        await client.set("LIMITS:somebody else's", "1")
-        await addresses.reset()
-        assert await client.get("LIMITS:somebody else's") == "1"
-        assert (await addresses.take("10.0.0.7")).remaining == 1
-        assert not (await owners.take("ada")).allowed
+        assert [(await owners.hit(name)).remaining for name in names for _ in range(2)] == [1, 0] * len(names)
+        assert (await addresses.hit("10.0.0.7")).headers["RateLimit"].startswith('"address";r=1;')
+        assert not (await owners.hit("ada")).allowed
 
 
 async def test_redis_learns_no_names(redis: redis_server.Server) -> None:
     """No key has a name in it, and every key ends by itself."""
-    async with aclosing(Quota("2/minute", redis.url)) as quota, asking(redis) as client:
-        await quota.take("zq7ada")
+    async with aclosing(RateLimiter("2/minute", redis.url)) as limiter, asking(redis) as client:
+        await limiter.hit("zq7ada")
         keys = sorted(await client.keys("*"))
         lifetimes = [await client.ttl(key) for key in keys]
     assert keys
@@ -198,7 +194,7 @@ async def test_redis_that_fails(
         replies = await asyncio.gather(*(api.client.get(PATH) for _ in range(20)))
         assert [reply.status_code for reply in replies] == [200] * 20
         assert time.monotonic() - began < 1.5
-        assert await slow_requests(api, PAUSE_SECONDS + TIMEOUT_SECONDS) <= 3
+        assert await slow_requests(api, PROBE_SECONDS + TIMEOUT_SECONDS) <= 3
         getattr(redis, revive)()
         await until_counted(api)
         statuses = [(await api.client.get(PATH)).status_code for _ in range(6)]
@@ -212,33 +208,33 @@ async def test_redis_that_fails(
 
 async def test_redis_that_restarts(redis: redis_server.Server) -> None:
     """A Redis that was started anew counts again without a pause, after letting in who came at that moment."""
-    async with aclosing(Quota("60/minute", redis.url)) as quota:
-        assert (await quota.take("ada")).remaining == 59
+    async with aclosing(RateLimiter("60/minute", redis.url)) as limiter:
+        assert (await limiter.hit("ada")).remaining == 59
         redis.stop()
         await asyncio.to_thread(redis.start)
-        assert all(taken.allowed for taken in await asyncio.gather(*(quota.take("ada") for _ in range(50))))
-        assert (await quota.take("ada")).remaining < 60
+        assert all(result.allowed for result in await asyncio.gather(*(limiter.hit("ada") for _ in range(50))))
+        assert (await limiter.hit("ada")).remaining < 60
 
 
 async def test_redis_that_comes_late(redis: redis_server.Server) -> None:
     """A server that was started before its Redis counts when that is there."""
     redis.stop()
-    async with aclosing(Quota("5/minute", redis.url)) as quota:
-        assert [(await quota.take("ada")).remaining for _ in range(2)] == [5, 5]
+    async with aclosing(RateLimiter("5/minute", redis.url)) as limiter:
+        assert [(await limiter.hit("ada")).remaining for _ in range(2)] == [5, 5]
         redis.start()
-        await asyncio.sleep(PAUSE_SECONDS)
-        assert [(await quota.take("ada")).remaining for _ in range(2)] == [4, 3]
+        await asyncio.sleep(PROBE_SECONDS)
+        assert [(await limiter.hit("ada")).remaining for _ in range(2)] == [4, 3]
 
 
 async def test_redis_that_cuts_connections(redis: redis_server.Server, caplog: pytest.LogCaptureFixture) -> None:
     """Requests are counted, each of them, after Redis has closed idle connections and forgotten its scripts."""
-    async with aclosing(Quota("100/minute", redis.url)) as quota, asking(redis) as client:
+    async with aclosing(RateLimiter("100/minute", redis.url)) as limiter, asking(redis) as client:
         for _ in range(3):
-            await asyncio.gather(*(quota.take("ada") for _ in range(20)))
+            await asyncio.gather(*(limiter.hit("ada") for _ in range(20)))
             await client.client_kill_filter(_type="normal", skipme=True)
             await client.script_flush()
             await asyncio.sleep(0.05)  # until the end of the connections has come here
-        assert (await quota.take("ada")).remaining == 39
+        assert (await limiter.hit("ada")).remaining == 39
     assert not caplog.records
 
 
@@ -246,12 +242,12 @@ async def test_redis_that_cuts_connections(redis: redis_server.Server, caplog: p
 async def test_no_request_is_counted_twice(redis: redis_server.Server, ends: bool) -> None:
     """A request whose answer is lost, as the connection ends or falls silent, is not sent again; the next is counted
     at once."""
-    async with losing_answers(redis, ends=ends) as (url, lost), aclosing(Quota("100/minute", url)) as quota:
-        assert (await quota.take("ada")).remaining == 99
+    async with losing_answers(redis, ends=ends) as (url, lost), aclosing(RateLimiter("100/minute", url)) as limiter:
+        assert (await limiter.hit("ada")).remaining == 99
         lost.append(1)
-        assert (await quota.take("ada")).remaining == 100
+        assert (await limiter.hit("ada")).remaining == 100
         assert not lost
-        assert (await quota.take("ada")).remaining == 97
+        assert (await limiter.hit("ada")).remaining == 97
 
 
 @asynccontextmanager
@@ -292,7 +288,7 @@ async def slow_requests(api: Api, seconds: float) -> int:
 
 async def until_counted(api: Api) -> None:
     """Send requests until one is counted."""
-    end = time.monotonic() + 2 * PAUSE_SECONDS
+    end = time.monotonic() + 2 * PROBE_SECONDS
     while remaining(await api.client.get(PATH)) == 5:
         assert time.monotonic() < end, "requests were not counted again"
         await asyncio.sleep(0.1)
@@ -302,10 +298,10 @@ async def test_redis_that_was_never_there(redis: redis_server.Server, caplog: py
     """With a password that is wrong everybody is let in; neither it nor the URL stands in the log."""
     for storage in (redis.url_with("zq7wrong"), "redis://:zq7wrong@127.0.0.1:1/0"):
         caplog.clear()
-        async with aclosing(Quota("1/minute", storage)) as quota:
-            taken = [await quota.take("ada") for _ in range(10)]
-        assert all(one.allowed for one in taken)
-        assert {one.headers["RateLimit"] for one in taken} == {'"owner";r=1;t=60'}
+        async with aclosing(RateLimiter("1/minute", storage)) as limiter:
+            results = [await limiter.hit("ada") for _ in range(10)]
+        assert all(result.allowed for result in results)
+        assert {result.headers["RateLimit"] for result in results} == {'"owner";r=1;t=60'}
         assert len(records(caplog, logging.WARNING)) == 1
         assert "zq7" not in caplog.text
 
@@ -354,11 +350,11 @@ async def test_redis_that_hangs_does_not_keep_the_server(tmp_path: Path, monkeyp
     certificate = self_signed(tmp_path, "127.0.0.1")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     async with running(certificate) as redis:
-        quota = Quota("5/minute", redis.url)
-        assert (await quota.take("ada")).remaining == 4
+        limiter = RateLimiter("5/minute", redis.url)
+        assert (await limiter.hit("ada")).remaining == 4
         redis.hang()
         began = time.monotonic()
-        await quota.aclose()
+        await limiter.aclose()
         assert time.monotonic() - began < 2 * TIMEOUT_SECONDS
         redis.wake()
 
@@ -385,7 +381,7 @@ async def test_redis_that_hangs_does_not_keep_the_server(tmp_path: Path, monkeyp
 def test_storages_that_are_refused(storage: str) -> None:
     """What is no URL of Redis is refused when the server starts, in a sentence without the URL."""
     with pytest.raises(InvalidInput, match="CHATKEEP_RATE_LIMIT_STORAGE") as caught:
-        quotas_of(Settings(rate_limit_storage=storage))
+        rate_limiters(Settings(rate_limit_storage=storage))
     assert "zq7" not in str(caught.value)
     assert caught.value.__context__ is None or caught.value.__suppress_context__
     assert "zq7" not in f"{Settings(rate_limit_storage=storage)!r}"
@@ -394,9 +390,10 @@ def test_storages_that_are_refused(storage: str) -> None:
 def test_redis_needs_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without the driver the error says how to get it."""
     monkeypatch.setitem(sys.modules, "redis.asyncio", None)
+    monkeypatch.delitem(sys.modules, "chatkeep.api.redis_pool", raising=False)
     with pytest.raises(InvalidInput, match=r"chatkeep\[redis\]"):
-        Quota("1/minute", "redis://127.0.0.1")
-    assert Quota("1/minute")
+        RateLimiter("1/minute", "redis://127.0.0.1")
+    assert RateLimiter("1/minute")
 
 
 # --- TLS -------------------------------------------------------------------------------------------------
@@ -411,8 +408,8 @@ async def test_tls(address: str, trusted: bool, counts: bool, tmp_path: Path, mo
     certificate = self_signed(tmp_path, address)
     if trusted:
         monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-    async with running(certificate) as redis, aclosing(Quota("5/minute", redis.url)) as quota:
-        left = [(await quota.take("ada")).remaining for _ in range(3)]
+    async with running(certificate) as redis, aclosing(RateLimiter("5/minute", redis.url)) as limiter:
+        left = [(await limiter.hit("ada")).remaining for _ in range(3)]
     assert (min(left) < 5) == counts
 
 
@@ -420,14 +417,14 @@ async def test_tls_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     """A Redis that restarts again and again holds nobody up over TLS, and counts at once each time."""
     certificate = self_signed(tmp_path, "127.0.0.1")
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
-    async with running(certificate) as redis, aclosing(Quota("100/minute", redis.url)) as quota:
+    async with running(certificate) as redis, aclosing(RateLimiter("100/minute", redis.url)) as limiter:
         for _ in range(5):
             redis.stop()
             await asyncio.to_thread(redis.start)
             began = time.monotonic()
-            assert all(taken.allowed for taken in await asyncio.gather(*(quota.take("ada") for _ in range(10))))
+            assert all(result.allowed for result in await asyncio.gather(*(limiter.hit("ada") for _ in range(10))))
             assert time.monotonic() - began < 1
-            assert (await quota.take("ada")).remaining < 100
+            assert (await limiter.hit("ada")).remaining < 100
 
 
 async def test_tls_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,9 +433,9 @@ async def test_tls_is_prepared_once(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
     made = Mock(wraps=ssl.create_default_context)
     monkeypatch.setattr("ssl.create_default_context", made)
-    async with running(certificate) as redis, aclosing(Quota("100/minute", redis.url)) as quota:
-        await asyncio.gather(*(quota.take("ada") for _ in range(30)))
-        assert (await quota.take("ada")).remaining == 69
+    async with running(certificate) as redis, aclosing(RateLimiter("100/minute", redis.url)) as limiter:
+        await asyncio.gather(*(limiter.hit("ada") for _ in range(30)))
+        assert (await limiter.hit("ada")).remaining == 69
     made.assert_called_once()
 
 

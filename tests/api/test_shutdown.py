@@ -18,7 +18,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: object = None) -> None:
         """Begin to stop."""
-        self.config.app.state.stopping.begin()  # type: ignore[union-attr]
+        self.config.app.state.shutdown.begin()  # type: ignore[union-attr]
         await super().shutdown()
 
 

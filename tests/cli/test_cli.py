@@ -219,6 +219,34 @@ def test_help_and_version(env: dict[str, str]) -> None:
         assert len(run(env, command, "--help").stdout) > 200
 
 
+@pytest.mark.parametrize(
+    "command",
+    [
+        "serve",
+        "import",
+        "export",
+        "list",
+        "show",
+        "erase",
+        "db upgrade",
+        "db distribute",
+        "keys create",
+        "owners rename",
+    ],
+)
+def test_help_names_every_database(env: dict[str, str], command: str) -> None:
+    """The help of each command that opens a store says how each database is named."""
+    shown = run(env, *command.split(), "--help").stdout
+    assert [scheme for scheme in ("sqlite:///", "postgresql://", "mongodb://") if scheme not in shown] == []
+
+
+def test_help_shows_defaults(env: dict[str, str]) -> None:
+    """Defaults are not lost as markup of the terminal."""
+    shown = run(env, "keys", "create", "--help").stdout
+    assert "Default: read and write." in shown
+    assert "Default: never." in shown
+
+
 def test_a_missing_extra_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     """Installed without the server extra, the command says how to get it."""
     monkeypatch.setitem(sys.modules, "typer", None)

@@ -1,4 +1,4 @@
-"""The HTTP API on a real socket: what the tests of the API talk to."""
+"""The HTTP API on a real socket, and a client for it."""
 
 import asyncio
 import socket
@@ -10,7 +10,6 @@ from typing import Any
 import httpx2
 import uvicorn
 
-from chatkeep.api.admission import Door
 from chatkeep.api.app import create_app
 from chatkeep.settings import Settings
 from chatkeep.store import Store
@@ -23,14 +22,9 @@ class Api:
     store: Store
     client: httpx2.AsyncClient
     port: int
-    door: Door
-
-    async def forget_failures(self) -> None:
-        """Let this address try again."""
-        await self.door.forget_failures()
 
     async def raw(self, request: bytes) -> bytes:
-        """Send the bytes of a request, which has to ask for `Connection: close`, and return all that comes back."""
+        """Send the bytes of a request, which must have `Connection: close`, and return the bytes of the response."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         try:
             writer.write(request)
@@ -54,7 +48,7 @@ class Api:
 
 
 def assert_problem(reply: httpx2.Response, status: int, *absent: str) -> dict[str, Any]:
-    """Check that this is a problem document that repeats nothing of `absent`, and return it."""
+    """Check that the reply is a problem document without the texts of `absent`, and return it."""
     assert reply.status_code == status, reply.text
     assert reply.headers["content-type"] == "application/problem+json"
     problem: dict[str, Any] = reply.json()
@@ -71,7 +65,7 @@ def assert_problem(reply: httpx2.Response, status: int, *absent: str) -> dict[st
 @asynccontextmanager
 async def serving(store: Store, **settings: Any) -> AsyncIterator[Api]:
     """Serve `store` with uvicorn on a free port of 127.0.0.1."""
-    # With the protocol named, asyncio switches Nagle's delay of 40 ms off; without it, it does not.
+    # asyncio disables Nagle's algorithm, a delay of 40 ms, only if the socket names the protocol.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
@@ -80,11 +74,11 @@ async def serving(store: Store, **settings: Any) -> AsyncIterator[Api]:
     server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
-        # The socket listens already: what is sent before the server has started waits for it.
+        # The socket listens already: requests sent before the server has started wait.
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            yield Api(store, client, port, app.state.door)
+            yield Api(store, client, port)
     finally:
         server.should_exit = True
         await running
-        await app.state.door.aclose()
+        await app.state.admission.aclose()
         listener.close()

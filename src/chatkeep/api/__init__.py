@@ -1,4 +1,4 @@
-"""The REST API: `create_app` in app.py puts it together, and each noun has a router module of its own.
+"""The REST API: `create_app` in app.py assembles it; routes/ has a module for each noun.
 
-Routes call the store directly. The records of chatkeep.model are the bodies that come and go.
+Routes call the store directly. The records of chatkeep.model are the request and response bodies.
 """

@@ -1,4 +1,4 @@
-"""Who is let in: every request to the API passes here before its body is read."""
+"""Admission: authentication, rate limits and scopes, checked before the body of a request is read."""
 
 from collections.abc import Mapping
 
@@ -7,78 +7,74 @@ from starlette.types import Scope
 
 from chatkeep.api.auth import Authenticator, Principal
 from chatkeep.api.errors import RETRY_AFTER, problem
-from chatkeep.api.rate_limit import Quota, Taken
+from chatkeep.api.rate_limit import RateLimiter, RateLimitResult
 from chatkeep.errors import StoreUnavailable, Unauthenticated
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 
 PUBLIC = ("/api/docs", "/api/openapi.json")
-"""Parts of the API that tell nothing about anybody."""
+"""Paths below /api that need no authentication."""
 
 
-class Door:
-    """Authentication, and how many requests are let in."""
+class Admission:
+    """Decides which requests are admitted, and for which principal."""
 
-    def __init__(self, authenticator: Authenticator, quota: Quota | None, failures: Quota) -> None:
+    def __init__(self, authenticator: Authenticator, per_owner: RateLimiter | None, failures: RateLimiter) -> None:
         self._authenticator = authenticator
-        self._quota = quota
+        self._per_owner = per_owner
         self._failures = failures
 
-    async def forget_failures(self) -> None:
-        """Let every address try again."""
-        await self._failures.reset()
-
     async def aclose(self) -> None:
-        """Close what counts requests."""
-        for quota in (self._quota, self._failures):
-            if quota is not None:
-                await quota.aclose()
+        """Close the rate limiters."""
+        for limiter in (self._per_owner, self._failures):
+            if limiter is not None:
+                await limiter.aclose()
 
     async def admit(self, scope: Scope) -> Response | None:
-        """Let the request in, its principal in `scope`, or return the refusal: 401, 403, 429, or 503."""
-        if not is_guarded(scope["path"]):
+        """Set the principal in `scope`, or return the refusal: 401, 403, 429 or 503."""
+        if not is_protected(scope["path"]):
             return None
         given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
         try:
             principal = await self._authenticator.principal(given[0] if len(given) == 1 else None)
         except Unauthenticated as error:
-            # Only who fails is counted: behind one address there may be many, most of them honest.
-            taken = await self._failures.take((scope.get("client") or ("",))[0])
+            # Only failures are counted by address: many honest clients may share one.
+            result = await self._failures.hit((scope.get("client") or ("",))[0])
             challenge = {"WWW-Authenticate": _challenge(given)}
-            return problem(401, error.detail, headers=challenge) if taken.allowed else _too_many(taken)
+            return problem(401, error.detail, headers=challenge) if result.allowed else _too_many(result)
         except StoreUnavailable:
             return problem(503, headers=RETRY_AFTER)
-        return await self._let_in(scope, principal)
+        return await self._authorize(scope, principal)
 
-    async def _let_in(self, scope: Scope, principal: Principal) -> Response | None:
+    async def _authorize(self, scope: Scope, principal: Principal) -> Response | None:
         state = scope.setdefault("state", {})
-        if self._quota is not None:
-            taken = await self._quota.take(principal.owner)
-            state["quota"] = taken
-            if not taken.allowed:
-                return _too_many(taken)
+        if self._per_owner is not None:
+            result = await self._per_owner.hit(principal.owner)
+            state["rate_limit"] = result
+            if not result.allowed:
+                return _too_many(result)
         if scope["method"] not in SAFE_METHODS and not principal.may_write():
             return problem(403, "this key or token may only read")
         state["principal"] = principal
         return None
 
 
-def is_guarded(path: str) -> bool:
-    """Whether what lies at this path is somebody's."""
+def is_protected(path: str) -> bool:
+    """Whether the path needs authentication."""
     return (path == "/api" or path.startswith("/api/")) and not any(
         path == public or path.startswith(f"{public}/") for public in PUBLIC
     )
 
 
-def quota_headers(scope: Scope) -> Mapping[str, str]:
-    """What a response says of the owner's quota."""
-    taken: Taken | None = scope.get("state", {}).get("quota")
-    return taken.headers if taken else {}
+def rate_limit_headers(scope: Scope) -> Mapping[str, str]:
+    """Return the response headers about the owner's rate limit."""
+    result: RateLimitResult | None = scope.get("state", {}).get("rate_limit")
+    return result.headers if result else {}
 
 
 def _challenge(given: list[str]) -> str:
     return 'Bearer realm="chatkeep"' + (', error="invalid_token"' if given else "")
 
 
-def _too_many(taken: Taken) -> Response:
-    return problem(429, headers={"Retry-After": str(max(1, taken.reset))})
+def _too_many(result: RateLimitResult) -> Response:
+    return problem(429, headers={"Retry-After": str(max(1, result.reset))})

@@ -1,4 +1,4 @@
-"""The HTTP application: the one place where routes, errors, the guard and the store come together."""
+"""The HTTP application: the one place where routes, errors, middleware and the store come together."""
 
 from typing import Any
 
@@ -6,20 +6,20 @@ from fastapi import FastAPI
 from fastapi.middleware.cors import CORSMiddleware
 
 from chatkeep.api import metrics, swagger
-from chatkeep.api.admission import Door
+from chatkeep.api.admission import Admission
 from chatkeep.api.auth import Authenticator
 from chatkeep.api.errors import add_handlers
 from chatkeep.api.idempotency import REPLAYED
-from chatkeep.api.middleware import Guard, Stopping
+from chatkeep.api.middleware import RequestMiddleware, Shutdown
 from chatkeep.api.openapi import DESCRIPTION, document
-from chatkeep.api.rate_limit import Quota
+from chatkeep.api.rate_limit import rate_limiters
 from chatkeep.api.routes import conversations, health, me, messages, search
-from chatkeep.api.tracing import OF_FASTAPI
+from chatkeep.api.tracing import FASTAPI_TELEMETRY
 from chatkeep.settings import Settings
 from chatkeep.store import Store
 
 VERSION = "1"
-"""The version of the API, under /api: it only ever gets additions."""
+"""The version of the API under /api. Changes are additions only."""
 
 
 class Api(FastAPI):
@@ -33,7 +33,7 @@ class Api(FastAPI):
 
 
 def create_app(store: Store, settings: Settings) -> FastAPI:
-    """Return the application that serves `store`, which its caller opens before and closes after."""
+    """Return the application that serves `store`. The caller opens and closes the store."""
     app = Api(
         title="chatkeep",
         version=VERSION,
@@ -42,17 +42,29 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         docs_url=None,
         redoc_url=None,
         redirect_slashes=False,
-        telemetry=OF_FASTAPI,
+        telemetry=FASTAPI_TELEMETRY,
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.store = store
-    app.state.stopping = stopping = Stopping()
-    app.state.door = Door(Authenticator(settings, store.access), *quotas_of(settings))
+    _add_middleware(app, store, settings)
+    add_handlers(app)
+    store.observer = metrics.StoreMetrics()
+    # Matched in this order: the routes of messages get most requests.
+    modules = (messages, conversations, search, me, health, swagger, *([metrics] if settings.metrics else []))
+    for module in modules:
+        app.include_router(module.router)
+    return app
+
+
+def _add_middleware(app: FastAPI, store: Store, settings: Settings) -> None:
+    """Add the middleware. The one added last is the outermost."""
+    app.state.shutdown = Shutdown()
+    app.state.admission = Admission(Authenticator(settings, store.access), *rate_limiters(settings))
     app.add_middleware(
-        Guard,
+        RequestMiddleware,
         store=store,
-        door=app.state.door,
-        stopping=stopping,
+        admission=app.state.admission,
+        shutdown=app.state.shutdown,
         allowed_hosts=[settings.host, *settings.allowed_hosts],
         allowed_origins=settings.cors_origins,
         max_body_bytes=settings.max_body_bytes,
@@ -65,17 +77,3 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
             allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
             expose_headers=["Location", "X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy", REPLAYED],
         )
-    add_handlers(app)
-    store.observer = metrics.StoreMetrics()
-    # The routes are tried in this order: those of messages are asked for most.
-    modules = (messages, conversations, search, me, health, swagger, *([metrics] if settings.metrics else []))
-    for module in modules:
-        app.include_router(module.router)
-    return app
-
-
-def quotas_of(settings: Settings) -> tuple[Quota | None, Quota]:
-    """How many requests each owner has, and each address that is refused. Raises InvalidInput for what is no rate."""
-    storage, share = settings.rate_limit_storage, settings.workers
-    quota = Quota(settings.requests, storage, share=share) if settings.requests else None
-    return quota, Quota(settings.failure_limit, storage, share=share, kind="address")

@@ -1,9 +1,7 @@
-"""Who sends a request: a token of an issuer, or an API key of chatkeep's."""
+"""Authentication: a token of an OpenID Connect issuer, a token with a shared secret, or an API key."""
 
-import hashlib
 import hmac
 import logging
-import secrets
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any
@@ -11,25 +9,19 @@ from typing import Any
 import jwt
 
 from chatkeep.access import Access, ApiKey
-from chatkeep.api.jwks import Issuer
+from chatkeep.api.jwks import JwksClient
 from chatkeep.errors import InvalidInput, StoreUnavailable, Unauthenticated
+from chatkeep.keys import ADMIN, PREFIX, READ, SCOPES, WRITE, hash_secret, parse_key
 from chatkeep.settings import LOCAL_OWNER, Settings
 from chatkeep.values import now, valid_owner
 
 logger = logging.getLogger(__name__)
 
-READ, WRITE, ADMIN = "chatkeep:read", "chatkeep:write", "chatkeep:admin"
-SCOPES = (READ, WRITE, ADMIN)
-"""What a key or a token may do: read, read and write, and change what belongs to the whole installation."""
-
-PREFIX = "ck_"
-"""What an API key begins with, and no token does."""
-
 LEEWAY = timedelta(seconds=30)
-"""How far the clocks of an issuer and of this server may be apart."""
+"""Allowed clock skew between an issuer and this server."""
 
-USED_EVERY = timedelta(minutes=1)
-"""How exactly it is known when a key was used last."""
+LAST_USED_RESOLUTION = timedelta(minutes=1)
+"""`last_used_at` of a key is written at most this often."""
 
 MAX_SUBJECT_CHARS = 255
 MAX_CREDENTIAL_CHARS = 16_384
@@ -39,48 +31,48 @@ NOT_VALID = "the token or API key is not valid"
 
 @dataclass(frozen=True)
 class Principal:
-    """Whom a request acts for, and what it may do."""
+    """The authenticated owner and their scopes."""
 
     owner: str
     scopes: frozenset[str] = field(default_factory=lambda: frozenset((READ, WRITE)))
 
     def may_write(self) -> bool:
-        """Whether it may change anything."""
+        """Whether the scopes allow changes."""
         return not self.scopes.isdisjoint((WRITE, ADMIN))
 
 
 class Authenticator:
-    """Tells from a request's Authorization header whom it acts for."""
+    """Authenticates a request by its Authorization header."""
 
     def __init__(self, settings: Settings, access: Access) -> None:
         self._settings = settings
         self._access = access
-        self._issuer = Issuer(settings.jwt_issuer) if settings.jwt_issuer and not settings.jwt_secret else None
+        self._jwks = JwksClient(settings.jwt_issuer) if settings.jwt_issuer and not settings.jwt_secret else None
 
     async def principal(self, authorization: str | None) -> Principal:
-        """Return whom the request acts for. Raises Unauthenticated, which never says more than is safe to know."""
+        """Return the principal. Raises Unauthenticated, whose detail is safe to send."""
         if self._settings.auth == "none":
             return Principal(LOCAL_OWNER, frozenset(SCOPES))
         scheme, _, credential = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not credential or len(credential) > MAX_CREDENTIAL_CHARS:
             raise Unauthenticated("send a token or an API key, with the header Authorization: Bearer …")
         if credential.startswith(PREFIX):
-            return await self._of_key(credential)
-        return await self._of_token(credential)
+            return await self._key_principal(credential)
+        return await self._token_principal(credential)
 
     # --- API keys -----------------------------------------------------------------------------------------
 
-    async def _of_key(self, credential: str) -> Principal:
-        key_id, _, secret = credential.removeprefix(PREFIX).partition("_")
+    async def _key_principal(self, credential: str) -> Principal:
+        key_id, secret = parse_key(credential)
         found = await self._access.find_key(key_id) if key_id.isascii() and key_id.isalnum() else None
-        # A hash is compared in any case: how long it takes says nothing about which ids there are.
+        # A hash is compared in any case: the response time does not tell which ids exist.
         key, expected = found or (None, bytes(32))
         if not hmac.compare_digest(hash_secret(secret), expected) or key is None:
             raise Unauthenticated(NOT_VALID)
         moment = now()
         if key.expires_at is not None and key.expires_at <= moment:
             raise Unauthenticated("the API key has expired")
-        if key.last_used_at is None or moment - key.last_used_at >= USED_EVERY:
+        if key.last_used_at is None or moment - key.last_used_at >= LAST_USED_RESOLUTION:
             await self._note_use(key, moment)
         return Principal(key.owner_id, frozenset(key.scopes))
 
@@ -88,22 +80,22 @@ class Authenticator:
         try:
             await self._access.key_used(key.id, moment)
         except StoreUnavailable as error:
-            logger.warning("the use of API key %s was not noted: %s", key.id, error.detail)
+            logger.warning("last use of API key %s was not stored: %s", key.id, error.detail)
 
     # --- tokens -------------------------------------------------------------------------------------------
 
-    async def _of_token(self, token: str) -> Principal:
+    async def _token_principal(self, token: str) -> Principal:
         try:
             claims = await self._claims(token)
             return Principal(_subject(claims), _scopes(claims))
         except (jwt.PyJWTError, InvalidInput, ValueError, TypeError) as error:
-            logger.info("a token was refused: %s", type(error).__name__)
+            logger.info("refused a token: %s", type(error).__name__)
             raise Unauthenticated(NOT_VALID) from None
 
     async def _claims(self, token: str) -> dict[str, Any]:
         issuer, audience = self._settings.jwt_issuer, self._settings.jwt_audience
         required = ["exp", "sub", *(["iss"] if issuer else []), *(["aud"] if audience else [])]
-        key, algorithm = await self._key(token)
+        key, algorithm = await self._verification_key(token)
         return jwt.decode(
             token,
             key,
@@ -114,13 +106,13 @@ class Authenticator:
             options={"require": required, "verify_aud": audience is not None},
         )
 
-    async def _key(self, token: str) -> tuple[jwt.PyJWK | str, str]:
-        """The key that checks the token, and the one algorithm that this key is for."""
-        if self._issuer is None:
-            assert self._settings.jwt_secret is not None  # noqa: S101 - the settings see to it
+    async def _verification_key(self, token: str) -> tuple[jwt.PyJWK | str, str]:
+        """Return the key that verifies the token, and the one algorithm of this key."""
+        if self._jwks is None:
+            assert self._settings.jwt_secret is not None  # noqa: S101 - Settings validates it
             return self._settings.jwt_secret.get_secret_value(), "HS256"
         header = jwt.get_unverified_header(token)
-        key = await self._issuer.key(header.get("kid"))
+        key = await self._jwks.key(header.get("kid"))
         return key, key.algorithm_name
 
 
@@ -132,34 +124,7 @@ def _subject(claims: dict[str, Any]) -> str:
 
 
 def _scopes(claims: dict[str, Any]) -> frozenset[str]:
-    """What the token grants; one that says nothing about chatkeep lets its owner read and write."""
+    """Return the scopes of a token. Default: read and write, unless it has one of the two."""
     given = claims.get("scope", "")
     named = set(given.split() if isinstance(given, str) else map(str, given)) & set(SCOPES)
     return frozenset(named if named & {READ, WRITE} else {*named, READ, WRITE})
-
-
-def hash_secret(secret: str) -> bytes:
-    """The hash of an API key's secret. It has 256 random bits, so that a fast hash keeps it."""
-    return hashlib.sha256(secret.encode()).digest()
-
-
-def make_key(owner: str, name: str, scopes: tuple[str, ...], lifetime: timedelta | None) -> tuple[ApiKey, str]:
-    """Return a new key, and the text that is shown once and sent with requests. Raises InvalidInput."""
-    unknown = set(scopes) - set(SCOPES)
-    if unknown:
-        raise InvalidInput(f"the scopes are {', '.join(SCOPES)}", got=", ".join(sorted(unknown)))
-    moment = now()
-    key = ApiKey(
-        id=secrets.token_hex(8),
-        owner_id=valid_owner(owner),
-        name=name,
-        scopes=scopes,
-        created_at=moment,
-        expires_at=None if lifetime is None else moment + lifetime,
-    )
-    return key, f"{PREFIX}{key.id}_{secrets.token_urlsafe(32)}"
-
-
-def secret_of(text: str) -> str:
-    """The secret in the text of a key."""
-    return text.removeprefix(PREFIX).partition("_")[2]

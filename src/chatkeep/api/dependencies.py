@@ -1,4 +1,4 @@
-"""Whom a request acts for, and the store that it works with: what every route depends on."""
+"""The dependencies of every route: the authenticated owner and the store."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
 
 async def current_owner(request: Request) -> str:
-    """Return whose conversations the request sees and writes: what its token or key says, and nothing else.
+    """Return the owner of the request's token or key; nothing else in a request can name an owner.
 
-    The door has let it in. A route that lies where the door does not look is refused here.
+    Raises Unauthenticated if the request was not admitted: its route is outside the protected paths.
     """
     principal: Principal | None = getattr(request.state, "principal", None)
     if principal is None:
@@ -23,7 +23,7 @@ async def current_owner(request: Request) -> str:
 
 
 async def opened_store(request: Request) -> Store:
-    """Return the store that `create_app` was given."""
+    """Return the store of the application."""
     store: Store = request.app.state.store
     return store
 

@@ -1,7 +1,7 @@
-"""Errors over HTTP: each is a problem document (RFC 9457), and none repeats what the client sent.
+"""Problem documents (RFC 9457) for all errors. None repeats anything of the request.
 
-Values, ids and names from a request may be private and may be long. So the sentences come from here or
-from `ChatkeepError.detail`, which has no value in it, and never from pydantic's texts or from `str(error)`.
+Values, ids and names in a request may be private or long. So the messages come from this module or from
+`ChatkeepError.detail`, which holds no values, and never from pydantic or `str(error)`.
 """
 
 import logging
@@ -40,9 +40,9 @@ logger = logging.getLogger(__name__)
 MEDIA_TYPE = "application/problem+json"
 
 MAX_ERRORS = 20
-"""Most field errors of one problem; a body can have thousands."""
+"""Most field errors in one problem document; a body can have thousands."""
 
-STATUS: Mapping[type[ChatkeepError], int] = {
+ERROR_STATUS: Mapping[type[ChatkeepError], int] = {
     InvalidId: 422,
     InvalidInput: 422,
     Conflict: 409,
@@ -55,7 +55,7 @@ STATUS: Mapping[type[ChatkeepError], int] = {
     RecorderFull: 503,
     JournalInUse: 503,
 }
-"""The HTTP status of each error; a subclass has its parent's."""
+"""The HTTP status of each error; a subclass inherits its parent's."""
 
 
 class FieldError(Record):
@@ -68,74 +68,74 @@ class FieldError(Record):
 class Problem(Record):
     """Why a request failed (RFC 9457). It repeats nothing of the request."""
 
-    type: str = Field("about:blank", description="The status says it all.")
+    type: str = Field("about:blank", description="Always about:blank: the status is the type.")
     title: str = Field(description="The name of the status.")
     status: int
     detail: str = Field(description="What is wrong, what the limit is, and what to do about it.")
-    errors: list[FieldError] | None = Field(None, description="The fields that are wrong, where it is about fields.")
+    errors: list[FieldError] | None = Field(None, description="The fields that are wrong, if it is about fields.")
 
 
 @dataclass(frozen=True)
-class Kind:
-    """A status that the API answers with: its name, when it is used, and what it says unless said better."""
+class StatusText:
+    """The texts of a status: its title, its description in the OpenAPI document, and the default detail."""
 
     title: str
-    when: str
+    description: str
     detail: str
 
 
-KINDS: Mapping[int, Kind] = {
-    400: Kind("Bad Request", "The request ended early.", "the request ended before all of it had arrived"),
-    401: Kind(
+STATUS_TEXTS: Mapping[int, StatusText] = {
+    400: StatusText("Bad Request", "The request ended early.", "the request ended before all of it had arrived"),
+    401: StatusText(
         "Unauthorized",
         "There is no token or API key, or it is not valid.",
         "send a valid token or API key, with the header Authorization: Bearer …",
     ),
-    403: Kind(
+    403: StatusText(
         "Forbidden",
-        "The conversation is somebody else's, the key may only read, or the request comes from another web site.",
+        "The conversation belongs to another owner, the key may only read, or a page of another site sent the request.",
         "this conversation belongs to somebody else",
     ),
-    404: Kind(
-        "Not Found", "There is no such thing.", "there is nothing at this path; the paths are listed at /api/docs"
+    404: StatusText(
+        "Not Found", "The resource does not exist.", "there is nothing at this path; the paths are listed at /api/docs"
     ),
-    405: Kind(
+    405: StatusText(
         "Method Not Allowed",
         "The path does not take this method.",
         "this path does not take the method; the Allow header names those that it takes",
     ),
-    409: Kind(
+    409: StatusText(
         "Conflict",
         "The id is already used for other values.",
         "this id is already used for other content",
     ),
-    413: Kind(
+    413: StatusText(
         "Content Too Large",
         "The body is larger than the server accepts.",
         "the body may have at most 8,388,608 bytes",
     ),
-    415: Kind(
+    415: StatusText(
         "Unsupported Media Type",
         "The body is not declared to be JSON.",
         "send JSON, with the header Content-Type: application/json and without Content-Encoding",
     ),
-    421: Kind(
+    421: StatusText(
         "Misdirected Request",
         "The Host header names a host that this server does not serve.",
         "this server does not answer to the name in the Host header; CHATKEEP_ALLOWED_HOSTS adds names",
     ),
-    422: Kind("Unprocessable Content", "Something in the request is not valid.", "limit must be at most 200"),
-    429: Kind(
+    422: StatusText("Unprocessable Content", "Something in the request is not valid.", "limit must be at most 200"),
+    429: StatusText(
         "Too Many Requests",
         "There were too many requests in too short a time.",
         "there were too many requests; send this one again after the seconds in the Retry-After header",
     ),
-    500: Kind(
+    500: StatusText(
         "Internal Server Error",
         "The server failed; its log has the reason under the id in the X-Request-ID header.",
         "the server failed; its log has the reason under the id in the X-Request-ID header",
     ),
-    503: Kind(
+    503: StatusText(
         "Service Unavailable",
         "The store cannot be used now. Sending the request again, with the same ids, is safe.",
         "the store cannot be used now; send the same request again after the seconds in the Retry-After header",
@@ -146,10 +146,10 @@ RETRY_AFTER = {"Retry-After": "1"}
 
 
 class Refused(HTTPException):
-    """A request that is refused before the store is asked; `detail` has no value of the request in it."""
+    """A request that is refused before it reaches the store. `detail` holds nothing of the request."""
 
 
-# --- answers ----------------------------------------------------------------------------------------------
+# --- responses --------------------------------------------------------------------------------------------
 
 
 def problem(
@@ -159,39 +159,39 @@ def problem(
     headers: Mapping[str, str] | None = None,
     errors: Sequence[FieldError] = (),
 ) -> Response:
-    """Return the problem document of `status`; `detail` is the general sentence of the status when absent."""
-    kind = KINDS.get(status) or Kind(HTTPStatus(status).phrase, "", "the request cannot be answered")
-    body = Problem(title=kind.title, status=status, detail=detail or kind.detail, errors=list(errors) or None)
+    """Return a problem document. `detail` defaults to the text of the status."""
+    text = STATUS_TEXTS.get(status) or StatusText(HTTPStatus(status).phrase, "", "the request cannot be answered")
+    body = Problem(title=text.title, status=status, detail=detail or text.detail, errors=list(errors) or None)
     return Response(body.model_dump_json(exclude_none=True), status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
 def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """Describe these statuses, and those that any route may answer with, for a route's OpenAPI document."""
-    return {status: _described(status) for status in sorted({*statuses, 421, 500})}
+    """Return the `responses` of a route: these statuses, and those of every route."""
+    return {status: _openapi_response(status) for status in sorted({*statuses, 421, 500})}
 
 
 def api_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """The same for a route that acts for an owner."""
+    """Return the `responses` of a route that needs authentication."""
     return problems(*statuses, 401, 429, 503)
 
 
-def _described(status: int) -> dict[str, Any]:
-    kind = KINDS[status]
-    example = Problem(title=kind.title, status=status, detail=kind.detail).model_dump(exclude_none=True)
+def _openapi_response(status: int) -> dict[str, Any]:
+    text = STATUS_TEXTS[status]
+    example = Problem(title=text.title, status=status, detail=text.detail).model_dump(exclude_none=True)
     content = {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/Problem"}, "example": example}}
-    described: dict[str, Any] = {"description": kind.when, "content": content}
+    response: dict[str, Any] = {"description": text.description, "content": content}
     if status in (429, 503):
-        described["headers"] = {
+        response["headers"] = {
             "Retry-After": {"description": "Seconds to wait.", "schema": {"type": "integer"}, "example": 1}
         }
-    return described
+    return response
 
 
 # --- handlers ---------------------------------------------------------------------------------------------
 
 
 def add_handlers(app: FastAPI) -> None:
-    """Answer every error that a route raises with a problem document; the guard answers what is left."""
+    """Handle every error of a route with a problem document. RequestMiddleware handles unexpected ones."""
     app.add_exception_handler(ChatkeepError, _chatkeep_error)
     app.add_exception_handler(RequestValidationError, _validation_error)
     app.add_exception_handler(HTTPException, _http_exception)
@@ -201,11 +201,11 @@ def add_handlers(app: FastAPI) -> None:
 async def _chatkeep_error(_: Request, error: Exception) -> Response:
     if not isinstance(error, ChatkeepError):
         raise error
-    status = next((STATUS[kind] for kind in type(error).__mro__ if kind in STATUS), None)
+    status = next((ERROR_STATUS[cls] for cls in type(error).__mro__ if cls in ERROR_STATUS), None)
     if status is None:
         raise error
     if status == 503:
-        # What the database said is for the log: it may name files and hosts.
+        # Only the log gets the message of the database: it may name files and hosts.
         logger.error("the store cannot be used: %s", error)
         return problem(503, headers=RETRY_AFTER)
     return problem(status, error.detail)
@@ -227,7 +227,7 @@ async def _http_exception(request: Request, error: Exception) -> Response:
     headers = dict(error.headers or {})
     if error.status_code == 405:
         headers["Allow"] = ", ".join(_allowed_methods(request))
-    # What others put into `detail` is not known to be free of values.
+    # Other exceptions may have values in `detail`.
     return problem(error.status_code, error.detail if isinstance(error, Refused) else None, headers=headers)
 
 
@@ -236,7 +236,7 @@ async def _client_disconnect(_request: Request, _error: Exception) -> Response:
 
 
 def _allowed_methods(request: Request) -> list[str]:
-    """The methods of all routes at the request's path; the framework names those of the first route only."""
+    """Return the methods of all routes at the path; Starlette names those of the first route only."""
     routes = request.app.router.routes
     methods = [
         method
@@ -271,7 +271,7 @@ MESSAGES = {
     "bool": "must be true or false",
     "datetime": "must be a date and time with a time zone, such as 2026-01-31T12:00:00Z",
 }
-"""What to say for each of pydantic's error types, by its name or by the part of it before the first `_`."""
+"""The message for each of pydantic's error types, by its name or by the part before the first `_`."""
 
 
 def _field_error(roots: Mapping[str, Any], error: Mapping[str, Any]) -> FieldError:
@@ -285,22 +285,22 @@ def _field_error(roots: Mapping[str, Any], error: Mapping[str, Any]) -> FieldErr
 
 
 def _message(error: Mapping[str, Any]) -> str:
-    kind = error["type"]
-    if kind == "value_error":
-        # Raised by chatkeep's own validators, whose texts have no values.
+    type_ = error["type"]
+    if type_ == "value_error":
+        # Raised by chatkeep's own validators, whose messages hold no values.
         return str(error["ctx"]["error"])
-    text = MESSAGES.get(kind) or MESSAGES.get(kind.split("_")[0]) or "is not valid"
+    text = MESSAGES.get(type_) or MESSAGES.get(type_.split("_")[0]) or "is not valid"
     return text.format_map(error.get("ctx", {}))
 
 
 def _sentence(error: FieldError) -> str:
-    """`error` as a sentence; what is about a whole record names its subject already."""
+    """Return `error` as a sentence. Messages about a whole record name their subject already."""
     whole = error.field in ("body", "query") and not error.message.startswith(("is ", "has ", "must "))
     return error.message if whole else f"{error.field} {error.message}"
 
 
 def _roots(request: Request, error: RequestValidationError) -> dict[str, Any]:
-    """The record that the request's query or body was to be read into."""
+    """Return the record of the request's query or body."""
     if isinstance(error, InvalidQuery):
         return {"query": error.record}
     route = request.scope.get("route")
@@ -310,7 +310,7 @@ def _roots(request: Request, error: RequestValidationError) -> dict[str, Any]:
 
 
 def _path(annotation: Any, parts: Sequence[str | int]) -> tuple[list[str], type[BaseModel] | None]:
-    """The part of a location that chatkeep named, and the record at its end: other names are the client's."""
+    """Return the part of a location with chatkeep's names, and the record at its end. Other names are the client's."""
     path: list[str] = []
     for part in parts:
         record = _record_in(annotation)
@@ -323,7 +323,7 @@ def _path(annotation: Any, parts: Sequence[str | int]) -> tuple[list[str], type[
 
 
 def _record_in(annotation: Any) -> type[BaseModel] | None:
-    """The record that `annotation` is, or has inside, as `tuple[Source, ...]` has."""
+    """Return the record that `annotation` is or contains, as in `tuple[Source, ...]`."""
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return next((record for inner in get_args(annotation) if (record := _record_in(inner)) is not None), None)

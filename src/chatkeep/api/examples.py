@@ -1,4 +1,4 @@
-"""The values that the OpenAPI document shows, by operation."""
+"""Example values of the OpenAPI document."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ def _named(**named: tuple[str, object]) -> dict[str, Any]:
     return {name: {"summary": summary, "value": value} for name, (summary, value) in named.items()}
 
 
-REQUESTS: dict[str, dict[str, Any]] = {
+REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
     "create_conversation": _named(
         new=("Create a conversation", NEW_CONVERSATION),
         latest=("Get the latest one of a context, or create it", LATEST_CONVERSATION),
@@ -81,9 +81,9 @@ REQUESTS: dict[str, dict[str, Any]] = {
         answer=("What an assistant answers, with its sources", NEW_ANSWER),
     ),
 }
-"""Bodies to send, by operation."""
+"""Request bodies, by operation."""
 
-RESPONSES: dict[str, Any] = {
+RESPONSE_EXAMPLES: dict[str, Any] = {
     "create_conversation": {**CONVERSATION, "last_seq": 0, "head_id": None, "updated_at": CONVERSATION["created_at"]},
     "list_conversations": _page(CONVERSATION),
     "get_conversation": {**CONVERSATION, "messages": _page(QUESTION, ANSWER)},
@@ -106,4 +106,4 @@ RESPONSES: dict[str, Any] = {
     "health": {"status": "ok"},
     "readiness": {"status": "ok"},
 }
-"""Bodies that come back, by operation."""
+"""Response bodies, by operation."""

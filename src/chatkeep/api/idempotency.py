@@ -1,4 +1,4 @@
-"""Requests that may be sent twice: the first is executed, the others get its reply."""
+"""Idempotency keys: the first request with a key is executed, its repetitions get the kept reply."""
 
 import hashlib
 from collections.abc import Awaitable, Callable
@@ -21,31 +21,31 @@ IdempotencyKey = Annotated[
 ]
 
 
-async def once(
+async def execute_once(
     access: Access, owner: str, key: str | None, request: Request, execute: Callable[[], Awaitable[Response]]
 ) -> Response:
-    """Execute a request unless one with its key has been, within 24 hours; return the reply.
+    """Execute a request, or return the kept reply if its key was used within 24 hours.
 
-    Only what succeeded is kept: a request that was refused has done nothing, and is judged anew.
-    Raises Conflict while another one with the key is under way, InvalidInput for another request with it.
+    Only replies to successful requests are kept: a refused request changed nothing and is executed again.
+    Raises Conflict while a request with the key is in progress, InvalidInput if the key was used for another request.
     """
     if key is None:
         return await execute()
     body = await request.body()
     fingerprint = hashlib.sha256(b"\n".join((request.method.encode(), request.url.path.encode(), body))).digest()
-    known = await access.begin_request(owner, key, fingerprint)
-    if known is not None:
-        return _response(known)
+    kept = await access.begin_request(owner, key, fingerprint)
+    if kept is not None:
+        return _replayed(kept)
     try:
         response = await execute()
     except BaseException:
         await access.abandon_request(owner, key)
         raise
-    done = Reply(response.status_code, bytes(response.body), response.headers.get("location"))
-    await access.finish_request(owner, key, done)
+    new = Reply(response.status_code, bytes(response.body), response.headers.get("location"))
+    await access.finish_request(owner, key, new)
     return response
 
 
-def _response(known: Reply) -> Response:
-    headers = {REPLAYED: "true", **({"Location": known.location} if known.location else {})}
-    return Response(known.body, known.status, headers=headers, media_type=JSON)
+def _replayed(kept: Reply) -> Response:
+    headers = {REPLAYED: "true", **({"Location": kept.location} if kept.location else {})}
+    return Response(kept.body, kept.status, headers=headers, media_type=JSON)

@@ -1,4 +1,4 @@
-"""The server's log: a line for each request, for people or as JSON. Never content, never an owner's name."""
+"""The server's log: a line for each request, as text or JSON. It holds no content and no owner names."""
 
 import hashlib
 import json
@@ -8,21 +8,21 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 FIELDS = "chatkeep_fields"
-"""The attribute of a log record that holds its fields."""
+"""Attribute of a log record for its structured fields."""
 
 
 class HumanFormatter(logging.Formatter):
-    """One line, its fields as name=value."""
+    """Formats a record as one line of text, its fields as name=value."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Return the line."""
+        """Return the text."""
         fields: dict[str, Any] = getattr(record, FIELDS, {})
         line = super().format(record)
         return line + "".join(f" {name}={value}" for name, value in fields.items())
 
 
 class JsonFormatter(logging.Formatter):
-    """One JSON object."""
+    """Formats a record as one JSON object."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -39,7 +39,7 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(form: Literal["human", "json"], level: str) -> None:
-    """Send the log of chatkeep and of the server to stderr."""
+    """Send the logs of chatkeep and uvicorn to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         JsonFormatter() if form == "json" else HumanFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
@@ -53,5 +53,5 @@ def configure(form: Literal["human", "json"], level: str) -> None:
 
 
 def owner_hash(owner: str) -> str:
-    """What stands for an owner in the log: the same for the same one, and not their name."""
+    """Return a pseudonym of an owner for the log."""
     return hashlib.sha256(f"chatkeep {owner}".encode()).hexdigest()[:12]

@@ -1,8 +1,8 @@
-"""What is checked of every request before anything else, and what is put on every response.
+"""The checks before every request, and the headers, log line, counters and span of every response.
 
-A server on a loopback address can be reached from every web page that its user visits. A page of another
-site that resolves its own name to 127.0.0.1 is stopped by the Host header; one that posts a form to this
-server, by the Origin header and `Sec-Fetch-Site`.
+Every web page that a user visits can send requests to a server on loopback. The check of the Host header stops DNS
+rebinding: a page whose own name resolves to 127.0.0.1. The checks of Origin and `Sec-Fetch-Site` stop cross-site
+request forgery.
 """
 
 import asyncio
@@ -15,10 +15,10 @@ from collections.abc import Iterable, Iterator
 from fastapi import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatkeep.api.admission import SAFE_METHODS, Door, is_guarded, quota_headers
+from chatkeep.api.admission import SAFE_METHODS, Admission, is_protected, rate_limit_headers
 from chatkeep.api.errors import RETRY_AFTER, Refused, problem
 from chatkeep.api.logs import FIELDS, owner_hash
-from chatkeep.api.metrics import answered
+from chatkeep.api.metrics import count_request
 from chatkeep.api.tracing import span
 from chatkeep.store import Store
 
@@ -41,36 +41,36 @@ PAGE_POLICY = (
     b"default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data:; object-src 'none'; base-uri 'none';"
     b" frame-ancestors 'none'"
 )
-"""What a page may load: only the one of the documentation is a page."""
+"""The content security policy of the one HTML page, /api/docs."""
 
 EVENT_STREAM = b"text/event-stream"
 
 
-class Stopping:
-    """Tells the guard that the server stops."""
+class Shutdown:
+    """Whether the server is shutting down, and the event streams to end then."""
 
     def __init__(self) -> None:
-        self.is_set = False
+        self.has_begun = False
         self.streams: set[asyncio.Task[object]] = set()
-        """The requests that are answered with a stream of events, which may have no other end."""
+        """The tasks of requests that are answered with an event stream, which may never end by itself."""
 
     def begin(self) -> None:
-        """Refuse what comes from now on, and end the streams."""
-        self.is_set = True
+        """Refuse new requests, and end the event streams."""
+        self.has_begun = True
         for task in self.streams:
             task.cancel()
 
 
-class Guard:
+class RequestMiddleware:
     """ASGI middleware around the whole application.
 
-    - 421 for a Host that is not on the allow-list, 403 for a write that another site's page sends.
-    - 401, 403 and 429 for whom the door does not let in.
+    - 421 for a Host that is not allowed, 403 for a cross-site write.
+    - 401, 403, 429 and 503 for a request that is not admitted.
     - 413 for a body above the limit, as soon as that is known.
-    - HEAD is answered as GET is, without the body.
-    - `X-Request-ID` and security headers on every response; a line in the log, a count, a span.
-    - 500 for what nobody expected, logged with its traceback.
-    - When the server stops: 503 for what still comes, and an end for streams that wait for something to happen.
+    - HEAD is answered like GET, without the body.
+    - `X-Request-ID` and security headers on every response; a log line, counters and a span.
+    - 500 for unexpected errors, logged with their traceback.
+    - During the shutdown: 503 for new requests, and an end for event streams.
     """
 
     def __init__(
@@ -78,16 +78,16 @@ class Guard:
         app: ASGIApp,
         *,
         store: Store,
-        door: Door,
-        stopping: Stopping,
+        admission: Admission,
+        shutdown: Shutdown,
         allowed_hosts: Iterable[str],
         allowed_origins: Iterable[str],
         max_body_bytes: int,
     ) -> None:
         self._app = app
         self._store = store
-        self._door = door
-        self._stopping = stopping
+        self._admission = admission
+        self._shutdown = shutdown
         self._allowed_hosts = {*LOOPBACK_NAMES, *map(_allowed_name, allowed_hosts)} - {""}
         self._allowed_origins = set(allowed_origins)
         self._max_body_bytes = max_body_bytes
@@ -97,48 +97,48 @@ class Guard:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        answer, began = _Answer(scope, send, self._stopping), time.perf_counter()
+        response, started_at = _ResponseWriter(scope, send, self._shutdown), time.perf_counter()
         with span(scope["method"], scope["headers"]) as traced:
             try:
-                await self._answer(scope, receive, answer)
+                await self._respond(scope, receive, response)
             except Exception:
-                # repr: a path can hold line breaks, which would look like other entries of the log.
-                logger.exception("request %s failed: %s %r", answer.request_id, scope["method"], scope["path"])
-                if answer.started:
+                # repr: line breaks in a path could forge log entries.
+                logger.exception("request %s failed: %s %r", response.request_id, scope["method"], scope["path"])
+                if response.started:
                     raise
-                await problem(500)(scope, receive, answer.send)
+                await problem(500)(scope, receive, response.send)
             finally:
-                self._note(scope, answer, time.perf_counter() - began)
-                traced.end(scope["method"], _route(scope), answer.status)
+                self._record(scope, response, time.perf_counter() - started_at)
+                traced.end(scope["method"], _route(scope), response.status)
 
-    async def _answer(self, scope: Scope, receive: Receive, answer: "_Answer") -> None:
+    async def _respond(self, scope: Scope, receive: Receive, response: "_ResponseWriter") -> None:
         refusal = await self._refusal(scope)
         if refusal is not None:
-            await refusal(scope, receive, answer.send)
+            await refusal(scope, receive, response.send)
             return
-        # A copy: the server still has to know that no body goes out.
+        # A copy: the server still has to know that the method is HEAD.
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await self._app(inner, self._limited(receive), answer.send)
+            await self._app(inner, self._limited(receive), response.send)
         except asyncio.CancelledError:
-            if not (self._stopping.is_set and answer.is_event_stream):
+            if not (self._shutdown.has_begun and response.is_event_stream):
                 raise
-            answer.task.uncancel()
-            await answer.end()
+            response.task.uncancel()
+            await response.end()
         finally:
             scope["route"] = inner.get("route")
-            self._stopping.streams.discard(answer.task)
+            self._shutdown.streams.discard(response.task)
 
     async def _refusal(self, scope: Scope) -> Response | None:
-        """The answer to a request that goes no further."""
-        if self._stopping.is_set:
+        """Return the response to a request that must not reach the application."""
+        if self._shutdown.has_begun:
             return problem(503, headers={**RETRY_AFTER, "Connection": "close"})
         hosts = _values(scope, b"host")
         if len(hosts) != 1 or _host_and_port(hosts[0])[0] not in self._allowed_hosts:
             return problem(421)
-        if scope["method"] not in SAFE_METHODS and self._comes_from_elsewhere(scope, hosts[0]):
+        if scope["method"] not in SAFE_METHODS and self._is_cross_site(scope, hosts[0]):
             return problem(403, "requests that change something are not taken from pages of other sites")
-        refusal = await self._door.admit(scope)
+        refusal = await self._admission.admit(scope)
         if refusal is not None:
             return refusal
         lengths = _values(scope, b"content-length")
@@ -146,17 +146,17 @@ class Guard:
             return problem(413, self._too_large)
         return None
 
-    def _comes_from_elsewhere(self, scope: Scope, host: str) -> bool:
-        """Whether a browser says that another site's page sent this, and not one whose pages may."""
+    def _is_cross_site(self, scope: Scope, host: str) -> bool:
+        """Whether a page of another site sent the request, and its origin is not allowed."""
         origins = _values(scope, b"origin")
-        return not (origins and self._allowed_origins.issuperset(origins)) and _comes_from_elsewhere(scope, host)
+        return not (origins and self._allowed_origins.issuperset(origins)) and _is_cross_site(scope, host)
 
     @property
     def _too_large(self) -> str:
         return f"the body may have at most {self._max_body_bytes:,} bytes; send less at a time"
 
     def _limited(self, receive: Receive) -> Receive:
-        """`receive`, counting: a chunked body does not say its length before."""
+        """Return `receive` with a limit on the body's size: a chunked body has no Content-Length."""
         size = 0
 
         async def limited() -> Message:
@@ -169,18 +169,18 @@ class Guard:
 
         return limited
 
-    def _note(self, scope: Scope, answer: "_Answer", seconds: float) -> None:
+    def _record(self, scope: Scope, response: "_ResponseWriter", seconds: float) -> None:
         """Count the request, and log it."""
         route = _route(scope)
-        answered(self._store, scope["method"], route, answer.status, seconds)
+        count_request(self._store, scope["method"], route, response.status, seconds)
         if not requests_logger.isEnabledFor(logging.INFO):
             return
         principal = scope.get("state", {}).get("principal")
         fields = {
-            "request": answer.request_id,
+            "request": response.request_id,
             "method": scope["method"],
             "route": route or "-",
-            "status": answer.status,
+            "status": response.status,
             "ms": round(seconds * 1e3, 1),
             "owner": owner_hash(principal.owner) if principal else "-",
         }
@@ -188,17 +188,17 @@ class Guard:
 
 
 def _route(scope: Scope) -> str | None:
-    """The template of the route that answered: it has no ids in it."""
+    """Return the path template of the matched route, which has no ids in it."""
     route = scope.get("route")
     return getattr(route, "path", None)
 
 
-class _Answer:
-    """The response on its way out: given its headers, relieved of its body where the request was HEAD."""
+class _ResponseWriter:
+    """Sends the response: adds headers, and drops the body if the method is HEAD."""
 
-    def __init__(self, scope: Scope, send: Send, stopping: Stopping) -> None:
+    def __init__(self, scope: Scope, send: Send, shutdown: Shutdown) -> None:
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - a coroutine that runs has a task
+        assert task is not None  # noqa: S101 - a running coroutine has a task
         self.task = task
         self.request_id = secrets.token_hex(8)
         self.started = False
@@ -206,9 +206,9 @@ class _Answer:
         self.is_event_stream = False
         self._scope = scope
         self._send = send
-        self._stopping = stopping
+        self._shutdown = shutdown
         self._ended = False
-        self._without_body = scope["method"] == "HEAD"
+        self._is_head = scope["method"] == "HEAD"
 
     async def send(self, message: Message) -> None:
         if message["type"] == "http.response.start":
@@ -216,27 +216,27 @@ class _Answer:
             headers = list(message.get("headers", ()))
             self.is_event_stream = any(k == b"content-type" and v.startswith(EVENT_STREAM) for k, v in headers)
             if self.is_event_stream:
-                self._stopping.streams.add(self.task)
-            message = {**message, "headers": [*headers, *self._own_headers(headers)]}
+                self._shutdown.streams.add(self.task)
+            message = {**message, "headers": [*headers, *self._extra_headers(headers)]}
         else:
             self._ended = not message.get("more_body", False)
-            if self._without_body:
+            if self._is_head:
                 message = {**message, "body": b""}
         await self._send(message)
 
     async def end(self) -> None:
-        """End a response that was begun."""
+        """End a response that has started."""
         if self.started and not self._ended:
             await self.send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    def _own_headers(self, given: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
+    def _extra_headers(self, given: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
         yield b"x-request-id", self.request_id.encode()
         yield from SECURITY_HEADERS
         is_page = any(name == b"content-type" and value.startswith(b"text/html") for name, value in given)
         yield b"content-security-policy", PAGE_POLICY if is_page else DATA_POLICY
-        if is_guarded(self._scope["path"]):
+        if is_protected(self._scope["path"]):
             yield b"cache-control", b"no-store"
-            for name, value in quota_headers(self._scope).items():
+            for name, value in rate_limit_headers(self._scope).items():
                 yield name.lower().encode(), value.encode()
 
 
@@ -244,8 +244,8 @@ def _values(scope: Scope, name: bytes) -> list[str]:
     return [value.decode("latin-1") for key, value in scope["headers"] if key == name]
 
 
-def _comes_from_elsewhere(scope: Scope, host: str) -> bool:
-    """Whether a browser says that another site's page sent this. Other clients send neither header."""
+def _is_cross_site(scope: Scope, host: str) -> bool:
+    """Whether a browser sent the request for a page of another site. Other clients send neither header."""
     if any(site in ("cross-site", "same-site") for site in _values(scope, b"sec-fetch-site")):
         return True
     return not all(_is_own_origin(origin, host) for origin in _values(scope, b"origin"))
@@ -258,7 +258,7 @@ def _is_own_origin(origin: str, host: str) -> bool:
 
 
 def _host_and_port(authority: str, default: int | None = None) -> tuple[str, int | None]:
-    """The name, without brackets, and the port of a Host header or an Origin; no name where it is malformed."""
+    """Return the name without brackets and the port of a Host or Origin header; no name if it is malformed."""
     match = AUTHORITY.fullmatch(authority)
     if match is None:
         return "", None
@@ -266,5 +266,5 @@ def _host_and_port(authority: str, default: int | None = None) -> tuple[str, int
 
 
 def _allowed_name(setting: str) -> str:
-    """The name that requests to the host `setting` carry; an IPv6 address may come without brackets."""
+    """Return the name of an allowed host. An IPv6 address may have no brackets."""
     return setting.lower() if setting.count(":") > 1 and "[" not in setting else _host_and_port(setting)[0]

@@ -1,4 +1,4 @@
-"""The OpenAPI document: `python -m chatkeep.api` prints it, as it is kept in docs/openapi.json."""
+"""The OpenAPI document. `python -m chatkeep.api` prints it; a copy is in docs/openapi.json."""
 
 import json
 from typing import Any
@@ -6,10 +6,10 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
-from chatkeep.api.admission import is_guarded
+from chatkeep.api.admission import is_protected
 from chatkeep.api.body import JSON, MERGE_PATCH
 from chatkeep.api.errors import Problem
-from chatkeep.api.examples import REQUESTS, RESPONSES
+from chatkeep.api.examples import REQUEST_EXAMPLES, RESPONSE_EXAMPLES
 from chatkeep.api.idempotency import REPLAYED
 
 DESCRIPTION = """Conversations of AI applications, kept so that nothing acknowledged is lost, doubled or out of order.
@@ -29,34 +29,34 @@ REPLAYED_HEADER = {"description": "`true` when this request was executed before.
 
 
 def document(app: FastAPI) -> dict[str, Any]:
-    """Return the OpenAPI document of `app`: the framework's, with examples and the schema of problems."""
-    described = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-    schema = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    described["components"]["schemas"] |= {**schema.pop("$defs"), "Problem": schema}
-    described["components"]["securitySchemes"] = {"bearer": BEARER}
-    for path, methods in described["paths"].items():
+    """Return FastAPI's document of `app`, with examples, security and the schema of problems added."""
+    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema["components"]["schemas"] |= {**problem.pop("$defs"), "Problem": problem}
+    schema["components"]["securitySchemes"] = {"bearer": BEARER}
+    for path, methods in schema["paths"].items():
         for operation in methods.values():
             _complete(operation)
-            if is_guarded(path):
+            if is_protected(path):
                 operation["security"] = [{"bearer": []}]
-    return described
+    return schema
 
 
 def _complete(operation: dict[str, Any]) -> None:
-    """Add what the framework cannot say: examples with null in them, a second media type, Location."""
+    """Add what FastAPI cannot express: examples with null, a second media type, Location."""
     name, requests = operation["operationId"], operation.get("requestBody", {}).get("content", {})
     for content in requests.values():
-        content["examples"] = REQUESTS[name]
+        content["examples"] = REQUEST_EXAMPLES[name]
     if MERGE_PATCH in requests:
         requests[JSON] = requests[MERGE_PATCH]
     for status, response in operation["responses"].items():
         if JSON in response.get("content", {}):
-            response["content"][JSON]["example"] = RESPONSES[name]
+            response["content"][JSON]["example"] = RESPONSE_EXAMPLES[name]
         if status == "201":
-            location = {"description": "The path of what was made.", "schema": {"type": "string"}}
+            location = {"description": "The path of the created resource.", "schema": {"type": "string"}}
             response["headers"] = {"Location": location, REPLAYED: REPLAYED_HEADER}
 
 
-def text(app: FastAPI) -> str:
-    """Return the document of `app` as it is kept in docs/openapi.json."""
+def document_text(app: FastAPI) -> str:
+    """Return the document as text, as in docs/openapi.json."""
     return json.dumps(document(app), indent=2, sort_keys=True, ensure_ascii=False) + "\n"

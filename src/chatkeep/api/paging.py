@@ -1,4 +1,4 @@
-"""Which part of a list a request asks for: the same parameters on every list."""
+"""Pagination: the query parameters that every list shares."""
 
 from typing import Annotated, Self
 
@@ -8,11 +8,11 @@ from chatkeep.model import Given
 from chatkeep.store import MAX_OFFSET
 
 MAX_PAGE_LIMIT = 200
-"""Most items of one page over HTTP."""
+"""Largest `limit` over HTTP."""
 
 
 def _only_digits(value: object) -> object:
-    """Refuse what int() would accept besides digits: `1_0`, ` 10`, `1.0`."""
+    """Refuse what int() accepts besides digits: `1_0`, ` 10`."""
     if isinstance(value, str) and not (value.isascii() and value.removeprefix("-").isdecimal()):
         raise ValueError("must be a whole number")
     return value
@@ -27,7 +27,7 @@ Cursor = Annotated[
 
 
 class ListQuery(Given):
-    """The part of a list, by cursor or by page number."""
+    """A page of a list, by cursor or by page number."""
 
     limit: Limit
     cursor: Cursor = None
@@ -42,7 +42,7 @@ class ListQuery(Given):
     )
 
     @model_validator(mode="after")
-    def _begins_at_one_place(self) -> Self:
+    def _has_one_start(self) -> Self:
         if self.page is not None and self.cursor is not None:
             raise ValueError("page and cursor cannot be used together; a cursor says where its page begins")
         if self.page is not None and (self.page - 1) * self.limit > MAX_OFFSET:
@@ -51,10 +51,10 @@ class ListQuery(Given):
 
     @property
     def page_offset(self) -> int:
-        """How many items lie before the page."""
+        """The number of items before the page."""
         return 0 if self.page is None else (self.page - 1) * self.limit
 
     @property
-    def counts(self) -> bool:
-        """Whether the total is wanted."""
+    def wants_total(self) -> bool:
+        """Whether the total has to be counted."""
         return self.total or self.page is not None

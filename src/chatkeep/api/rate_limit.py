@@ -1,4 +1,4 @@
-"""How many requests an owner, or an address, may send."""
+"""Rate limits per owner and per address, counted by a sliding window in this process or in Redis."""
 
 import asyncio
 import hashlib
@@ -6,31 +6,29 @@ import logging
 import math
 import time
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from limits import RateLimitItem, WindowStats, parse
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.storage import storage_from_string
 
 from chatkeep.errors import InvalidInput
+from chatkeep.settings import Settings
 
 if TYPE_CHECKING:
-    from redis.asyncio import ConnectionPool
+    from chatkeep.api.redis_pool import SharedTlsPool
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 0.5
-"""How long a request waits for Redis at most."""
+"""Longest time that a request waits for Redis."""
 
-PAUSE_SECONDS = 2.0
-"""How long Redis is left alone after it failed twice. Then one request tries, and no other waits with it."""
-
-CONNECTIONS = 20
-"""How many connections to Redis a quota has at most. What finds none free waits for one."""
+PROBE_SECONDS = 2.0
+"""Time between two probes while the circuit breaker is open."""
 
 
-class Taken(NamedTuple):
-    """What taking one request from a quota came to."""
+class RateLimitResult(NamedTuple):
+    """The state of one name's limit after a request was counted."""
 
     allowed: bool
     limit: int
@@ -41,137 +39,107 @@ class Taken(NamedTuple):
 
     @property
     def headers(self) -> dict[str, str]:
-        """The header fields that tell a client (draft-ietf-httpapi-ratelimit-headers-10)."""
+        """The response headers (draft-ietf-httpapi-ratelimit-headers-10)."""
         return {
             "RateLimit-Policy": f'"{self.kind}";q={self.limit};w={self.window}',
             "RateLimit": f'"{self.kind}";r={self.remaining};t={self.reset}',
         }
 
 
-class Quota:
-    """A number of requests in a time for each name, counted in this process, or in Redis for several machines.
+class RateLimiter:
+    """Limits the requests of each name.
 
-    In a process's own memory each of `share` processes lets its part of the requests pass. In Redis the names of
-    one `kind` are not those of another.
+    In memory each of `processes` allows its share of the limit. In Redis all servers share one count; names of
+    different `kind` are counted apart.
+
+    A circuit breaker opens after Redis failed twice in a row: requests are allowed without being counted, and one
+    every PROBE_SECONDS probes Redis.
     """
 
-    def __init__(self, text: str, storage: str | None = None, *, share: int = 1, kind: str = "owner") -> None:
-        try:
-            given = parse(text)
-        except ValueError:
-            raise InvalidInput("a rate limit must look like 600/minute or 20/second", got=text) from None
-        item: RateLimitItem = given if storage else type(given)(max(1, given.amount // share), given.multiples)
-        self._counts = InRedis(item, kind, _connections(storage)) if storage else InMemory(item)
+    def __init__(self, rate: str, storage: str | None = None, *, processes: int = 1, kind: str = "owner") -> None:
+        item = _parse(rate)
+        if storage is None:
+            self._pool = None
+            item = type(item)(max(1, item.amount // processes), item.multiples)
+            counts = storage_from_string("async+memory://")
+        else:
+            self._pool = _redis_pool(storage)
+            options: dict[str, Any] = {"implementation": "redispy", "connection_pool": self._pool}
+            counts = storage_from_string("async+redis://", key_prefix=f"chatkeep:{kind}", **options)
+        self._item, self._windows = item, SlidingWindowCounterRateLimiter(counts)
         limit, window = item.amount, item.get_expiry()
-        self._uncounted = Taken(allowed=True, limit=limit, window=window, remaining=limit, reset=window, kind=kind)
-        self._fails = False
-        self._next_try = 0.0
+        self._unlimited = RateLimitResult(
+            allowed=True, limit=limit, window=window, remaining=limit, reset=window, kind=kind
+        )
+        self._failing = False
+        self._next_probe = 0.0
 
-    async def take(self, name: str) -> Taken:
-        """Count one request. What cannot be counted is allowed: Redis must not stop the server."""
-        fails = self._fails
-        if fails:
-            if time.monotonic() < self._next_try:
-                return self._uncounted
-            # Before the answer is there: who comes meanwhile does not wait for it.
-            self._next_try = time.monotonic() + PAUSE_SECONDS
+    async def hit(self, name: str) -> RateLimitResult:
+        """Count one request. Fails open: an unavailable Redis must not stop the server."""
+        failing = self._failing
+        if failing:
+            if time.monotonic() < self._next_probe:
+                return self._unlimited
+            # Set before the probe: concurrent requests do not wait for it.
+            self._next_probe = time.monotonic() + PROBE_SECONDS
         try:
-            # By its hash: a Redis that others read, too, has nobody's name in it.
-            allowed, stats = await self._counts.hit(hashlib.sha256(name.encode()).hexdigest())
-        except Exception as error:  # noqa: BLE001 - whatever the storage's driver raises
-            self._failed(error)
-            return self._uncounted
-        if fails:
-            self._fails = False
-            logger.info("requests of each %s are counted again", self._uncounted.kind)
+            allowed, stats = await self._count(name)
+        except Exception as error:  # noqa: BLE001 - whatever the driver raises
+            self._note_failure(error)
+            return self._unlimited
+        if failing:
+            self._failing = False
+            logger.info("requests per %s are counted again", self._unlimited.kind)
         reset = max(0, math.ceil(stats.reset_time - time.time()))
-        return self._uncounted._replace(allowed=allowed, remaining=stats.remaining, reset=reset)
-
-    async def reset(self) -> None:
-        """Forget what was counted."""
-        await self._counts.limiter.storage.reset()
+        return self._unlimited._replace(allowed=allowed, remaining=stats.remaining, reset=reset)
 
     async def aclose(self) -> None:
-        """Close the connections to Redis. A Redis that hangs must not keep the server from ending."""
-        with suppress(Exception):
-            await self._counts.aclose()
+        """Close the connections to Redis. One that does not respond must not delay the shutdown."""
+        if self._pool is not None:
+            # With TLS, Redis has to confirm.
+            with suppress(Exception):
+                async with asyncio.timeout(TIMEOUT_SECONDS):
+                    await self._pool.aclose()
 
-    def _failed(self, error: Exception) -> None:
-        """Say so when it begins, and not with every request."""
-        if not self._fails:
-            # The next request tries at once: it may have been one connection's end.
-            self._fails, self._next_try = True, 0.0
-            # Its type alone: the driver's message may hold the URL.
+    async def _count(self, name: str) -> tuple[bool, WindowStats]:
+        """Raises TimeoutError, or whatever the driver of Redis raises."""
+        key = hashlib.sha256(name.encode()).hexdigest()  # others may read the same Redis
+        async with asyncio.timeout(TIMEOUT_SECONDS if self._pool else None):
+            allowed = await self._windows.hit(self._item, key)
+            return allowed, await self._windows.get_window_stats(self._item, key)
+
+    def _note_failure(self, error: Exception) -> None:
+        """Log the first failure only."""
+        if not self._failing:
+            # The next request probes at once: the first failure may be one closed connection.
+            self._failing, self._next_probe = True, 0.0
+            # Only the type of the error: its message may hold the URL.
             reason = type(error).__name__
-            logger.warning("requests of each %s are not counted, all are let in: %s", self._uncounted.kind, reason)
+            logger.warning("requests per %s are not counted, all are allowed: %s", self._unlimited.kind, reason)
 
 
-class InMemory:
-    """What this process has counted."""
+def rate_limiters(settings: Settings) -> tuple[RateLimiter | None, RateLimiter]:
+    """Return the limiter per owner, if there is a limit, and of failed authentications per address.
 
-    def __init__(self, item: RateLimitItem) -> None:
-        self.limiter = SlidingWindowCounterRateLimiter(storage_from_string("async+memory://"))
-        self._item = item
-
-    async def hit(self, key: str) -> tuple[bool, WindowStats]:
-        """Count a request: whether it is within the limit, and what is left of that."""
-        allowed = await self.limiter.hit(self._item, key)
-        return allowed, await self.limiter.get_window_stats(self._item, key)
-
-    async def aclose(self) -> None:
-        """There is nothing to close."""
-
-
-class InRedis(InMemory):
-    """What all servers have counted."""
-
-    def __init__(self, item: RateLimitItem, kind: str, connections: "ConnectionPool") -> None:
-        options: dict[str, Any] = {"implementation": "redispy", "connection_pool": connections}
-        storage = storage_from_string("async+redis://", key_prefix=f"chatkeep:{kind}", **options)
-        self.limiter = SlidingWindowCounterRateLimiter(storage)
-        self._item = item
-        self._connections = connections
-
-    async def hit(self, key: str) -> tuple[bool, WindowStats]:
-        """Count a request. Raises whatever the driver raises, or TimeoutError."""
-        async with asyncio.timeout(TIMEOUT_SECONDS):
-            return await super().hit(key)
-
-    async def aclose(self) -> None:
-        """Close the connections. Raises as `hit` does: over TLS Redis has to answer."""
-        async with asyncio.timeout(TIMEOUT_SECONDS):
-            await self._connections.aclose()
-
-
-def _connections(url: str) -> "ConnectionPool":
-    """What makes connections to Redis. No error names the URL: there may be a password in it.
-
-    The driver sends nothing again: a request whose answer was lost would be counted twice.
+    Raises InvalidInput for settings that are not valid.
     """
-    if not url.startswith(("redis://", "rediss://")):
-        raise InvalidInput("CHATKEEP_RATE_LIMIT_STORAGE must be redis://HOST:PORT, or rediss:// for TLS; Valkey's, too")
+    rate, storage, processes = settings.owner_rate_limit, settings.rate_limit_storage, settings.workers
+    per_owner = RateLimiter(rate, storage, processes=processes) if rate else None
+    return per_owner, RateLimiter(settings.failure_limit, storage, processes=processes, kind="address")
+
+
+def _parse(rate: str) -> RateLimitItem:
     try:
-        from redis.asyncio import BlockingConnectionPool, RedisError
+        return parse(rate)
+    except ValueError:
+        raise InvalidInput("a rate limit must look like 600/minute or 20/second", got=rate) from None
+
+
+def _redis_pool(url: str) -> "SharedTlsPool":
+    if not url.startswith(("redis://", "rediss://")):
+        raise InvalidInput("CHATKEEP_RATE_LIMIT_STORAGE must be redis://HOST:PORT, or rediss://HOST:PORT with TLS")
+    try:
+        from chatkeep.api.redis_pool import connect
     except ModuleNotFoundError:
         raise InvalidInput("CHATKEEP_RATE_LIMIT_STORAGE needs the extra redis: pip install 'chatkeep[redis]'") from None
-    try:
-        connections: Any = BlockingConnectionPool.from_url(url, max_connections=CONNECTIONS, timeout=None)
-        _make_alike(connections)
-    except (ValueError, TypeError, RedisError):
-        raise InvalidInput("CHATKEEP_RATE_LIMIT_STORAGE is no URL of Redis; is its password escaped?") from None
-    return cast("ConnectionPool", connections)
-
-
-def _make_alike(connections: Any) -> None:
-    """Let all connections share the TLS context of one: the driver reads the system's authorities for each, and the
-    event loop stands still for 40 ms."""
-    make = connections.make_connection
-    first = make()
-
-    def connection() -> Any:
-        made = make()
-        if hasattr(first, "ssl_context"):
-            made.ssl_context = first.ssl_context
-        return made
-
-    connections.make_connection = connection
+    return connect(url)

@@ -1,4 +1,4 @@
-"""Swagger UI at /api/docs, from files of the installed package: the page loads nothing from elsewhere."""
+"""Swagger UI at /api/docs, from files of the installed package: the page loads nothing from other sites."""
 
 from importlib.resources import files
 
@@ -33,25 +33,24 @@ START = """SwaggerUIBundle({
 });
 """
 
-
 ASSETS = ("swagger-ui-bundle.js", "swagger-ui.css", "favicon-32x32.png")
 
 
 @router.get("")
 async def page() -> Response:
-    """The page."""
+    """Return the page."""
     return HTMLResponse(PAGE)
 
 
 @router.get("/start.js")
 async def start() -> Response:
-    """The script that starts it; a file of its own, so that a page policy can forbid inline scripts."""
+    """Return the start script. It is a file because the content security policy forbids inline scripts."""
     return Response(START, media_type="text/javascript")
 
 
 @router.get("/{name}")
 async def asset(name: str) -> Response:
-    """One of the files of Swagger UI."""
+    """Return a file of Swagger UI."""
     if name not in ASSETS:
         raise HTTPException(404)
     return FileResponse(str(files("fastapi_swagger.resources") / name))

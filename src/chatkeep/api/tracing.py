@@ -1,4 +1,4 @@
-"""A span for each request, where OpenTelemetry is set up: without owners, ids, content, queries and headers."""
+"""A span for each request, if OpenTelemetry is configured. Spans hold no owners, ids, content, queries or headers."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -7,20 +7,20 @@ from fastapi.telemetry import TelemetryConfig
 from opentelemetry import trace
 from opentelemetry.propagate import extract
 
-OF_FASTAPI: TelemetryConfig = {"tracing": False, "logs": False}
-"""For `FastAPI(telemetry=…)`: its own spans hold paths and queries, its log records what exceptions say."""
+FASTAPI_TELEMETRY: TelemetryConfig = {"tracing": False, "logs": False}
+"""Switches FastAPI's own telemetry off: its spans hold paths and queries, its log records exception messages."""
 
 METHODS = frozenset({"CONNECT", "DELETE", "GET", "HEAD", "OPTIONS", "PATCH", "POST", "PUT", "QUERY", "TRACE"})
 
 
 class Span:
-    """One request's span."""
+    """The span of one request."""
 
     def __init__(self, span: trace.Span) -> None:
         self._span = span
 
     def end(self, method: str, route: str | None, status: int) -> None:
-        """Say what became of the request."""
+        """Record the route and the status."""
         name = method if method in METHODS else "HTTP"
         self._span.update_name(f"{name} {route}" if route else name)
         self._span.set_attribute("http.response.status_code", status)
@@ -29,28 +29,28 @@ class Span:
         if status >= 500:
             self.fail(str(status))
 
-    def fail(self, kind: str) -> None:
-        """Mark it as an error of this kind."""
-        self._span.set_attribute("error.type", kind)
+    def fail(self, error_type: str) -> None:
+        """Set the status of the span to error."""
+        self._span.set_attribute("error.type", error_type)
         self._span.set_status(trace.StatusCode.ERROR)
 
 
 @contextmanager
 def span(method: str, headers: list[tuple[bytes, bytes]]) -> Iterator[Span]:
-    """A span that continues the client's trace."""
+    """Start a span that continues the client's trace."""
     if isinstance(trace.get_tracer_provider(), trace.ProxyTracerProvider):
-        yield Span(trace.INVALID_SPAN)  # nobody has set OpenTelemetry up: its own way to do nothing takes 12 µs
+        yield Span(trace.INVALID_SPAN)  # OpenTelemetry is not configured; its own no-op takes 12 µs
         return
     carrier = {name.decode("latin-1"): value.decode("latin-1") for name, value in headers if name.startswith(b"trace")}
-    begun = trace.get_tracer("chatkeep").start_as_current_span(
+    started = trace.get_tracer("chatkeep").start_as_current_span(
         method if method in METHODS else "HTTP",
         extract(carrier),
         kind=trace.SpanKind.SERVER,
         attributes={"http.request.method": method if method in METHODS else "_OTHER"},
-        record_exception=False,  # what it says may be private
+        record_exception=False,  # its message may be private
         set_status_on_exception=False,
     )
-    with begun as current:
+    with started as current:
         traced = Span(current)
         try:
             yield traced

@@ -1,1 +1,1 @@
-"""The command line: a file for each group of commands, put together in app.py."""
+"""The command line: a file for each group of commands; app.py assembles them."""

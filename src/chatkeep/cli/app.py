@@ -1,4 +1,4 @@
-"""The command line: what people do with a store from a terminal."""
+"""The `chatkeep` command: its groups and its own options."""
 
 from importlib.metadata import version
 from typing import Annotated
@@ -16,8 +16,8 @@ for name, group in (("db", db.app), ("keys", keys.app), ("owners", owners.app), 
     app.add_typer(group, name=name)
 
 
-def _version(*, wanted: bool) -> None:
-    if wanted:
+def _print_version(show: bool) -> None:  # noqa: FBT001 - Typer's signature of a callback
+    if show:
         out.print(f"chatkeep {version('chatkeep')}")
         raise typer.Exit
 
@@ -25,7 +25,7 @@ def _version(*, wanted: bool) -> None:
 @app.callback()
 def _options(
     show_version: Annotated[
-        bool, typer.Option("--version", callback=lambda value: _version(wanted=value), is_eager=True)
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
     """Keep the conversations of AI applications: none lost, none doubled, none out of order."""

@@ -1,4 +1,4 @@
-"""`chatkeep import`, `export`, `list` and `show`: conversations, from a terminal."""
+"""`chatkeep import`, `export`, `list` and `show`: conversations."""
 
 import gc
 import gzip
@@ -16,21 +16,21 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
-from chatkeep.cli.options import DatabaseUrl, existing, store_url
-from chatkeep.cli.terminal import err, out, plain, run, when
+from chatkeep.cli.options import DatabaseUrl, open_existing, store_url
+from chatkeep.cli.terminal import err, escaped, local_time, out, run
 from chatkeep.errors import InvalidInput
 from chatkeep.formats.jsonl import Imported, export_lines, import_lines
 from chatkeep.model import Conversation, Message
 from chatkeep.settings import LOCAL_OWNER
 from chatkeep.store import Store, open_store
 
-SHOW_SECONDS = 0.1
-"""How often the progress of an import is shown."""
+PROGRESS_SECONDS = 0.1
+"""Time between two updates of the progress bar."""
 
 
 @dataclass
-class _Tally:
-    """What an import did so far."""
+class _Totals:
+    """The counts of an import so far."""
 
     conversations: int = 0
     messages: int = 0
@@ -38,36 +38,36 @@ class _Tally:
 
 
 def import_(
-    files: Annotated[list[Path], typer.Argument(help="JSONL files, gzipped or not; - is standard input.")],
+    files: Annotated[list[Path], typer.Argument(help="JSONL files, optionally gzipped. - is standard input.")],
     database_url: DatabaseUrl = None,
-    owner: Annotated[str, typer.Option(help="Whose conversations they become.")] = LOCAL_OWNER,
+    owner: Annotated[str, typer.Option(help="Owner of the imported conversations.")] = LOCAL_OWNER,
 ) -> None:
-    """Import conversations, one a line, with their branches, tool calls and times.
+    """Import conversations, one per line, with their branches, tool calls and times.
 
-    Importing again stores only what is new. A line that cannot be stored is reported with its number and does
-    not stop the others; the exit code is 1 then.
+    Importing again stores only what is new. A line that cannot be stored is reported with its number, and the
+    import continues; the exit code is 1 then.
     """
-    # A load makes millions of objects and no cycles: looking for those took a third of its time.
+    # An import allocates millions of objects and no cycles: the collector took a third of the time.
     gc.freeze()
     gc.set_threshold(200_000, 50, 100)
-    tally = _Tally()
-    seconds = run(_import(files, store_url(database_url), owner, tally))
-    rate = tally.messages / seconds
+    totals = _Totals()
+    seconds = run(_import(files, store_url(database_url), owner, totals))
+    rate = totals.messages / seconds
     out.print(
-        f"{tally.messages:,} messages of {tally.conversations:,} conversations in {seconds:.1f} s ({rate:,.0f}/s)"
-        + (f"; [red]{tally.refused:,} lines refused[/red]" if tally.refused else "")
+        f"{totals.messages:,} messages of {totals.conversations:,} conversations in {seconds:.1f} s ({rate:,.0f}/s)"
+        + (f"; [red]{totals.refused:,} lines refused[/red]" if totals.refused else "")
     )
-    if tally.refused:
+    if totals.refused:
         raise typer.Exit(1)
 
 
-async def _import(files: list[Path], url: str, owner: str, tally: _Tally) -> float:
-    """Import and return the seconds it took until everything was stored, indexed and closed."""
+async def _import(files: list[Path], url: str, owner: str, totals: _Totals) -> float:
+    """Return the seconds until everything was stored and indexed, and the store closed."""
     async with open_store(url) as store:
         started = time.monotonic()
         with _progress() as progress:
             for file in files:
-                await _import_file(store, owner, file, tally, progress)
+                await _import_file(store, owner, file, totals, progress)
     return time.monotonic() - started
 
 
@@ -81,27 +81,27 @@ def _progress() -> Progress:
     )
 
 
-async def _import_file(store: Store, owner: str, file: Path, tally: _Tally, progress: Progress) -> None:
-    started, before = time.monotonic(), tally.messages
+async def _import_file(store: Store, owner: str, file: Path, totals: _Totals, progress: Progress) -> None:
+    started, before = time.monotonic(), totals.messages
     name, size, raw = _open(file)
     task = progress.add_task(name, total=size, done="")
     with raw:
         try:
             shown = started
             async for result in import_lines(store, owner, _lines(raw)):
-                _count(result, tally, name)
-                if time.monotonic() - shown >= SHOW_SECONDS:
+                _count(result, totals, name)
+                if time.monotonic() - shown >= PROGRESS_SECONDS:
                     shown = time.monotonic()
-                    _show(progress, task, tally.messages - before, started, raw.tell() if size else None)
+                    _update(progress, task, totals.messages - before, started, raw.tell() if size else None)
         except (OSError, EOFError, zlib.error) as error:
             err.print(f"{name}: cannot be read further: {error}", style="red", markup=False)
-            tally.refused += 1
-    _show(progress, task, tally.messages - before, started, size or 1)
+            totals.refused += 1
+    _update(progress, task, totals.messages - before, started, size or 1)
     progress.update(task, total=size or 1)
 
 
 def _open(file: Path) -> tuple[str, int | None, BinaryIO]:
-    """A file's name, its size where that is known, and its bytes."""
+    """Return the name, the size if it is known, and the stream."""
     if str(file) == "-":
         return "standard input", None, sys.stdin.buffer
     try:
@@ -111,36 +111,36 @@ def _open(file: Path) -> tuple[str, int | None, BinaryIO]:
 
 
 def _lines(raw: BinaryIO) -> Iterator[bytes]:
-    """The lines of a file, unpacked where it is gzip."""
+    """Return the lines of a file, decompressed if it is gzipped."""
     start = raw.peek(2)[:2] if hasattr(raw, "peek") else b""
     return iter(gzip.open(raw)) if start == b"\x1f\x8b" else iter(raw)
 
 
-def _count(result: Imported, tally: _Tally, name: str) -> None:
+def _count(result: Imported, totals: _Totals, name: str) -> None:
     if result.error is not None:
-        tally.refused += 1
+        totals.refused += 1
         err.print(f"{name}:{result.number}: {result.error}", style="red", markup=False, soft_wrap=True)
     elif result.messages or result.size > 1:
-        tally.conversations += 1
-        tally.messages += result.messages
+        totals.conversations += 1
+        totals.messages += result.messages
 
 
-def _show(progress: Progress, task: TaskID, messages: int, started: float, position: int | None) -> None:
+def _update(progress: Progress, task: TaskID, messages: int, started: float, position: int | None) -> None:
     rate = messages / max(time.monotonic() - started, 0.001)
     progress.update(task, completed=position or 0, done=f"{messages:,} messages, {rate:,.0f}/s")
 
 
 def export(
-    file: Annotated[Path | None, typer.Argument(help="Where to; .gz packs. Standard output when absent.")] = None,
+    file: Annotated[Path | None, typer.Argument(help="Target file; .gz compresses. Default: standard output.")] = None,
     database_url: DatabaseUrl = None,
-    owner: Annotated[str, typer.Option(help="Whose conversations.")] = LOCAL_OWNER,
+    owner: Annotated[str, typer.Option(help="Owner of the conversations.")] = LOCAL_OWNER,
 ) -> None:
-    """Export conversations, one a line, in the shape that `import` reads, with nothing lost."""
+    """Export conversations without loss, one per line, in the format that `import` reads."""
     run(_export(file, store_url(database_url), owner))
 
 
 async def _export(file: Path | None, url: str, owner: str) -> None:
-    async with existing(url) as store:
+    async with open_existing(url) as store:
         if file is None:
             await _write(store, owner, sys.stdout.buffer)
             return
@@ -150,7 +150,7 @@ async def _export(file: Path | None, url: str, owner: str) -> None:
 
 @contextmanager
 def _replacing(file: Path) -> Iterator[BinaryIO]:
-    """A file that gets its name when it is whole; packed where the name says so, without the time of day."""
+    """Write a file that replaces `file` when it is complete. Gzipped if the name ends with .gz, without a timestamp."""
     part = file.with_name(f"{file.name}.part")
     with part.open("wb") as raw:
         if file.suffix == ".gz":
@@ -170,15 +170,15 @@ async def _write(store: Store, owner: str, target: BinaryIO) -> None:
 def list_(
     database_url: DatabaseUrl = None,
     context: Annotated[str | None, typer.Option(help="Only conversations of this context.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many.")] = 20,
-    owner: Annotated[str, typer.Option(help="Whose conversations.")] = LOCAL_OWNER,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most conversations to list.")] = 20,
+    owner: Annotated[str, typer.Option(help="Owner of the conversations.")] = LOCAL_OWNER,
 ) -> None:
     """List conversations, most recently updated first."""
     run(_list(store_url(database_url), owner, context, limit))
 
 
 async def _list(url: str, owner: str, context: str | None, limit: int) -> None:
-    async with existing(url) as store:
+    async with open_existing(url) as store:
         page = await store.list_conversations(owner, context_id=context, limit=limit, total=True)
     table = Table(box=None, header_style="bold")
     table.add_column("Updated", no_wrap=True)
@@ -186,7 +186,9 @@ async def _list(url: str, owner: str, context: str | None, limit: int) -> None:
     table.add_column("Title", no_wrap=True, overflow="ellipsis")
     table.add_column("Id", no_wrap=True)
     for item in page.items:
-        table.add_row(when(item.updated_at), f"{item.last_seq:,}", plain(item.title or "(no title)"), str(item.id))
+        table.add_row(
+            local_time(item.updated_at), f"{item.last_seq:,}", escaped(item.title or "(no title)"), str(item.id)
+        )
     out.print(table)
     if page.total and page.total > len(page.items):
         out.print(f"{len(page.items)} of {page.total:,}; --limit shows more")
@@ -195,15 +197,15 @@ async def _list(url: str, owner: str, context: str | None, limit: int) -> None:
 def show(
     conversation_id: Annotated[str, typer.Argument(help="The conversation's id, as `list` shows it.")],
     database_url: DatabaseUrl = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="How many messages, from the newest back.")] = 50,
-    owner: Annotated[str, typer.Option(help="Whose conversation.")] = LOCAL_OWNER,
+    limit: Annotated[int, typer.Option(min=1, max=1000, help="Number of messages, counted from the newest.")] = 50,
+    owner: Annotated[str, typer.Option(help="Owner of the conversation.")] = LOCAL_OWNER,
 ) -> None:
-    """Show a conversation: the path that ends with its head."""
+    """Show a conversation: the messages on the path to its head."""
     run(_show_conversation(store_url(database_url), owner, conversation_id, limit))
 
 
 async def _show_conversation(url: str, owner: str, conversation_id: str, limit: int) -> None:
-    async with existing(url) as store:
+    async with open_existing(url) as store:
         conversation = await store.get_conversation(owner, conversation_id)
         page = await store.history(owner, conversation_id, limit=limit, total=True)
     _print_head(conversation, page.total or 0)
@@ -214,10 +216,10 @@ async def _show_conversation(url: str, owner: str, conversation_id: str, limit: 
 
 
 def _print_head(conversation: Conversation, length: int) -> None:
-    out.print(plain(conversation.title or "(no title)", "bold"))
+    out.print(escaped(conversation.title or "(no title)", "bold"))
     others = conversation.last_seq - length
     out.print(
-        f"{length:,} messages, updated {when(conversation.updated_at)}"
+        f"{length:,} messages, updated {local_time(conversation.updated_at)}"
         + (f"; {others:,} more on other branches or deleted" if others else ""),
         style="dim",
     )
@@ -227,10 +229,10 @@ def _print_message(message: Message) -> None:
     status = "" if message.status == "complete" else f" ({message.status})"
     colour = {"user": "cyan", "assistant": "green"}.get(message.role, "yellow")
     line = Text(f"\n{message.role}{status}", style=f"bold {colour}")
-    line.append(f"  {when(message.sent_at or message.created_at)}", style="dim")
+    line.append(f"  {local_time(message.sent_at or message.created_at)}", style="dim")
     out.print(line)
     if message.content:
-        out.print(plain(message.content))
+        out.print(escaped(message.content))
     for call in message.metadata.get("tool_calls") or ():
         function = call.get("function", {}) if isinstance(call, dict) else {}
-        out.print(plain(f"→ {function.get('name')}({function.get('arguments')})", "yellow"))
+        out.print(escaped(f"→ {function.get('name')}({function.get('arguments')})", "yellow"))

@@ -1,4 +1,4 @@
-"""What every command that opens a store begins with."""
+"""The options, the settings and the store that commands share."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -7,39 +7,41 @@ from typing import Annotated
 import typer
 from pydantic import ValidationError
 
-from chatkeep.cli.terminal import err
+from chatkeep.cli.terminal import print_error
 from chatkeep.settings import Settings
 from chatkeep.store import Store, open_store
 
 DatabaseUrl = Annotated[
     str | None,
     typer.Option(
-        help="sqlite:///FILE. Default: CHATKEEP_DATABASE_URL, or else a file in your data folder.", show_default=False
+        help="sqlite:///FILE, postgresql://HOST/NAME or mongodb://HOST/NAME."
+        " Default: CHATKEEP_DATABASE_URL, or else an SQLite file in your data folder.",
+        show_default=False,
     ),
 ]
 
-OwnerName = Annotated[str, typer.Argument(help="The owner: the sub of their tokens.")]
+OwnerName = Annotated[str, typer.Argument(help="The owner: the sub claim of their tokens.")]
 
 
-def given_settings() -> Settings:
-    """The settings; one that is not valid is a sentence, without its value."""
+def load_settings() -> Settings:
+    """Return the settings. Prints the invalid ones without their values, and exits with code 1."""
     try:
         return Settings()
     except ValidationError as error:
         for each in error.errors(include_url=False, include_input=False):
             name = "_".join(str(part) for part in each["loc"]).upper()
-            text = str(each.get("ctx", {}).get("error") or f"CHATKEEP_{name}: {each['msg']}")
-            err.print(f"Error: {text}", style="red", markup=False, soft_wrap=True)
+            print_error(each.get("ctx", {}).get("error") or f"CHATKEEP_{name}: {each['msg']}")
         raise typer.Exit(1) from None
 
 
 def store_url(given: str | None) -> str:
-    return given or given_settings().store_url
+    """Return the URL of --database-url, or of the settings."""
+    return given or load_settings().store_url
 
 
 @asynccontextmanager
-async def existing(url: str) -> AsyncIterator[Store]:
-    """A store that is only read: a file that is not there is not made."""
+async def open_existing(url: str) -> AsyncIterator[Store]:
+    """Open a store that has to exist: no file and no schema is created."""
     async with open_store(url, migrate=False) as store:
         await store.ping()
         yield store

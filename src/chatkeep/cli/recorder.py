@@ -1,4 +1,4 @@
-"""`chatkeep recorder`: what waits in a recorder's journal, and what the store refused for good."""
+"""`chatkeep recorder`: the pending messages and the dead letters in a recorder's journal."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -9,25 +9,26 @@ import apsw
 import typer
 from rich.table import Table
 
-from chatkeep.cli.terminal import err, out, plain, when
+from chatkeep.cli.terminal import err, escaped, local_time, out, print_error
 from chatkeep.errors import ChatkeepError
 from chatkeep.recorder.journal import Dead, dead_letters, drop, open_journal, revive, standing
 from chatkeep.values import from_micros
 
-app = typer.Typer(no_args_is_help=True, help="The journal of a recorder, also while it records.")
+app = typer.Typer(no_args_is_help=True, help="The journal of a recorder. Works while it records.")
 
-Journal = Annotated[Path, typer.Argument(help="The journal's file.")]
+JournalFile = Annotated[Path, typer.Argument(help="The journal's file.")]
 Numbers = Annotated[
-    list[int] | None, typer.Argument(help="Numbers of dead letters, as `status` shows them. [all]", show_default=False)
+    list[int] | None,
+    typer.Argument(help="Numbers of dead letters, as `status` shows them. Default: all.", show_default=False),
 ]
 
 
 @app.command()
-def status(file: Journal) -> None:
-    """Show how much waits for the store, and the dead letters with their reasons. Exit code 1: there are some."""
+def status(file: JournalFile) -> None:
+    """Show the pending messages, and the dead letters with their reasons. Exit code 1: there are dead letters."""
     with _opened(file) as journal:
         found, letters = standing(journal), dead_letters(journal)
-    since = f", the oldest since {when(from_micros(found.oldest))}" if found.oldest is not None else ""
+    since = f", the oldest since {local_time(from_micros(found.oldest))}" if found.oldest is not None else ""
     out.print(f"{found.entries:,} messages wait for the store ({found.size:,} bytes){since}")
     out.print(f"{found.dead:,} dead letters")
     if letters:
@@ -39,24 +40,24 @@ def _table(letters: list[Dead]) -> Table:
     table = Table("number", "recorded", "owner", "conversation", "reason", box=None)
     for letter in letters:
         owner, conversation_id = letter.key
-        reason = plain(f"{letter.error}: {letter.reason}")
+        reason = escaped(f"{letter.error}: {letter.reason}")
         table.add_row(
-            str(letter.rid), when(from_micros(letter.recorded_at)), plain(owner), str(conversation_id), reason
+            str(letter.rid), local_time(from_micros(letter.recorded_at)), escaped(owner), str(conversation_id), reason
         )
     return table
 
 
 @app.command()
-def retry(file: Journal, numbers: Numbers = None) -> None:
-    """Have dead letters delivered again, in their old places, when their reason is gone."""
+def retry(file: JournalFile, numbers: Numbers = None) -> None:
+    """Deliver dead letters again, in their old order. Use it when the reason is gone."""
     _change(file, numbers, revive, "dead letters are delivered again")
 
 
 @app.command("drop")
 def drop_(
-    file: Journal,
+    file: JournalFile,
     numbers: Numbers = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """Delete dead letters. It cannot be undone."""
     if not yes:
@@ -80,7 +81,7 @@ def _opened(file: Path) -> Iterator[apsw.Connection]:
     try:
         journal = open_journal(file)
     except ChatkeepError as error:
-        err.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+        print_error(error)
         raise typer.Exit(1) from None
     try:
         yield journal

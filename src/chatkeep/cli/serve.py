@@ -1,4 +1,4 @@
-"""`chatkeep serve`: the server, from a terminal."""
+"""`chatkeep serve`: the server."""
 
 import errno
 import os
@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chatkeep.cli.options import DatabaseUrl, given_settings
+from chatkeep.cli.options import DatabaseUrl, load_settings
 from chatkeep.cli.terminal import out, run
 from chatkeep.settings import Settings
 from chatkeep.store import open_store, without_password
@@ -15,49 +15,52 @@ from chatkeep.store import open_store, without_password
 
 def serve(
     database_url: DatabaseUrl = None,
-    host: Annotated[str | None, typer.Option(help="Address to listen on. [127.0.0.1]", show_default=False)] = None,
-    port: Annotated[int | None, typer.Option(min=0, max=65535, help="Port; 0 takes a free one. [8765]")] = None,
-    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Processes that serve. [1]")] = None,
+    host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
+    port: Annotated[
+        int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free port. Default: 8765.")
+    ] = None,
+    workers: Annotated[int | None, typer.Option(min=1, max=256, help="Number of server processes. Default: 1.")] = None,
 ) -> None:
-    """Serve the REST API. Ctrl-C finishes what is under way and stops.
+    """Serve the REST API. Ctrl-C finishes the current requests and stops.
 
-    Without CHATKEEP_AUTH=jwt there is one user, local, and the server listens on this machine only.
+    Without CHATKEEP_AUTH=jwt there is one owner, local, and only clients on this machine can connect.
     """
     given = {"database_url": database_url, "host": host, "port": port, "workers": workers}
-    settings = given_settings().model_copy(update={name: value for name, value in given.items() if value is not None})
-    _refuse_what_cannot_be_served(settings)
-    # Here, because it is a second of start-up that the other commands need not take.
-    from chatkeep.api.server import Server, Workers, config_of
+    settings = load_settings().model_copy(update={name: value for name, value in given.items() if value is not None})
+    _check(settings)
+    # Imported here: it takes a second, which the other commands do not need.
+    from chatkeep.api.server import Server, Workers, uvicorn_config
 
-    config = config_of(settings)
-    with _listening(settings, config.backlog) as listening:  # who connects from here on is served, if not at once
+    config = uvicorn_config(settings)
+    with _listen(settings, config.backlog) as listener:  # from here on clients can connect, and wait
         run(_prepare(settings))
-        _say_where(settings, f"http://{_in_url(settings.host)}:{listening.getsockname()[1]}")
+        _print_greeting(settings, f"http://{_host_in_url(settings.host)}:{listener.getsockname()[1]}")
         if settings.workers == 1:
-            run(Server(settings).serve(sockets=[listening]), config.get_loop_factory())
+            run(Server(settings).serve(sockets=[listener]), config.get_loop_factory())
         else:
-            Workers(settings, [listening]).run()
+            Workers(settings, [listener]).run()
 
 
-def _refuse_what_cannot_be_served(settings: Settings) -> None:
+def _check(settings: Settings) -> None:
     if settings.auth == "none" and not settings.listens_on_loopback:
         raise typer.BadParameter(
-            f"{settings.host} can be reached from other machines, and without authentication whoever reaches the"
-            " server reads and deletes everything. Set CHATKEEP_AUTH=jwt, or use 127.0.0.1, ::1 or localhost.",
+            f"other machines can connect to {settings.host}, and without authentication every client can read and"
+            " delete everything. Set CHATKEEP_AUTH=jwt, or use 127.0.0.1, ::1 or localhost.",
             param_hint="--host",
         )
     if settings.workers > 1 and settings.store_url.startswith("memory:"):
         raise typer.BadParameter(
-            "memory:// is the memory of one process; several need a database that they share", param_hint="--workers"
+            "memory:// is the memory of one process; several need a shared database", param_hint="--workers"
         )
 
 
-def _listening(settings: Settings, backlog: int) -> socket.socket:
-    family, both = socket.AF_INET, False
+def _listen(settings: Settings, backlog: int) -> socket.socket:
+    family, dual_stack = socket.AF_INET, False
     if ":" in settings.host:
-        family, both = socket.AF_INET6, socket.has_dualstack_ipv6()  # `::` means every address, those of IPv4, too
+        family, dual_stack = socket.AF_INET6, socket.has_dualstack_ipv6()  # `::` includes all IPv4 addresses
     try:
-        return socket.create_server((settings.host, settings.port), family=family, backlog=backlog, dualstack_ipv6=both)
+        address = (settings.host, settings.port)
+        return socket.create_server(address, family=family, backlog=backlog, dualstack_ipv6=dual_stack)
     except OSError as error:
         raise _cannot_listen(settings, error) from None
 
@@ -65,13 +68,13 @@ def _listening(settings: Settings, backlog: int) -> socket.socket:
 def _cannot_listen(settings: Settings, error: OSError) -> typer.BadParameter:
     if error.errno == errno.EADDRINUSE:
         return typer.BadParameter(
-            f"port {settings.port} of {settings.host} is in use. Stop what listens there, or take another port; 0 takes"
-            " a free one.",
+            f"port {settings.port} of {settings.host} is in use. Stop the other server, or use another port;"
+            " 0: any free port.",
             param_hint="--port",
         )
     if error.errno == errno.EACCES:
         return typer.BadParameter(
-            f"the system does not let this user listen on port {settings.port}; take one above 1023",
+            f"this user may not listen on port {settings.port}; use a port above 1023",
             param_hint="--port",
         )
     reason = os.strerror(error.errno) if error.errno and error.errno > 0 else "no such address"
@@ -79,19 +82,19 @@ def _cannot_listen(settings: Settings, error: OSError) -> typer.BadParameter:
 
 
 async def _prepare(settings: Settings) -> None:
-    """Bring the schema up to date once, before several processes open the store, and say early what is wrong."""
-    from chatkeep.api.app import quotas_of
+    """Migrate the schema once before the workers open the store, and report invalid settings before they start."""
+    from chatkeep.api.rate_limit import rate_limiters
 
-    quotas_of(settings)
+    rate_limiters(settings)
     async with open_store(settings.store_url):
         pass
 
 
-def _in_url(host: str) -> str:
+def _host_in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _say_where(settings: Settings, url: str) -> None:
+def _print_greeting(settings: Settings, url: str) -> None:
     lines = (
         f"chatkeep serves {without_password(settings.store_url)}",
         f"  {url}/api/docs",

@@ -1,4 +1,4 @@
-"""How the command line speaks: to a terminal, in the user's time, and of errors without a traceback."""
+"""Output on a terminal: escaped text, local times, errors without a traceback."""
 
 import asyncio
 from collections.abc import Callable, Coroutine
@@ -17,20 +17,25 @@ err = Console(stderr=True, highlight=False)
 _VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "␡"}
 
 
-def plain(text: str, style: str = "") -> Text:
-    """Text for the terminal: control characters are shown, not obeyed."""
+def escaped(text: str, style: str = "") -> Text:
+    """Return text whose control characters are shown as symbols, so that the terminal does not execute them."""
     return Text(text.translate(_VISIBLE), style=style)
 
 
-def when(moment: datetime) -> str:
-    """The local time, to the minute."""
+def local_time(moment: datetime) -> str:
+    """Return the local time, to the minute."""
     return f"{moment.astimezone():%Y-%m-%d %H:%M}"
 
 
-def run[T](work: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> T:
-    """Run `work`; an error that chatkeep raises on purpose is a sentence for people, not a traceback."""
+def run[T](coroutine: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> T:
+    """Run a coroutine. A ChatkeepError is printed as a message, with exit code 1."""
     try:
-        return asyncio.run(work, loop_factory=loop_factory)
+        return asyncio.run(coroutine, loop_factory=loop_factory)
     except ChatkeepError as error:
-        err.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+        print_error(error)
         raise typer.Exit(1) from None
+
+
+def print_error(error: object) -> None:
+    """Print a message on stderr, without markup and line breaks of its own."""
+    err.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)

@@ -11,9 +11,9 @@ from chatkeep.api.body import MERGE_PATCH, JsonRoute, reply
 from chatkeep.api.dependencies import OpenedStore, Owner
 from chatkeep.api.errors import api_problems
 from chatkeep.api.examples import CONVERSATION_ID
-from chatkeep.api.idempotency import IdempotencyKey, once
+from chatkeep.api.idempotency import IdempotencyKey, execute_once
 from chatkeep.api.paging import MAX_PAGE_LIMIT, Limit, ListQuery, WholeNumber
-from chatkeep.api.query import described, read_query
+from chatkeep.api.query import openapi_query, read_query
 from chatkeep.errors import NotFound
 from chatkeep.model import Conversation, ConversationChange, Message, NewConversation, Page
 from chatkeep.store import MAX_OFFSET, ListOrder, Store
@@ -25,7 +25,7 @@ ConversationId = Annotated[UUID, Path(description="The conversation's id.", exam
 
 
 class ConversationRequest(NewConversation):
-    """A conversation to be created, or to be found where there is one."""
+    """A conversation to create, or the context whose latest one to return."""
 
     reuse_latest: StrictBool = Field(
         default=False,
@@ -40,12 +40,14 @@ class ConversationWithMessages(Conversation):
 
 
 class ConversationsQuery(ListQuery):
-    """Which conversations to list."""
+    """The filters and the page of a list of conversations."""
 
-    context_id: Label | None = Field(None, description="Only those with this context_id.", examples=["kitchen"])
+    context_id: Label | None = Field(None, description="Only conversations with this context_id.", examples=["kitchen"])
     order: ListOrder = Field("updated", description="`updated`: most recently updated first. `id`: by id, stable.")
     limit: Limit = 10
-    offset: WholeNumber = Field(0, ge=0, le=MAX_OFFSET, description="How many to pass over, in place of a page.")
+    offset: WholeNumber = Field(
+        0, ge=0, le=MAX_OFFSET, description="Number of items to skip, instead of a page number."
+    )
 
     @model_validator(mode="after")
     def _has_one_offset(self) -> Self:
@@ -75,14 +77,14 @@ async def create_conversation(
     """Create an empty conversation, or, with `reuse_latest`, get the most recently updated one of the context.
 
     Sending the same id with the same values again changes nothing and returns the conversation; the same id
-    with other values is a conflict (409). With `reuse_latest` the answer has status 200, and one conversation
-    is created however many requests ask at the same moment. With an `Idempotency-Key` the same request can be
-    sent again for 24 hours: it is executed once, and later answers say `Idempotency-Replayed: true`.
+    with other values is a conflict (409). With `reuse_latest` the status is 200, and concurrent requests create
+    one conversation only. With an `Idempotency-Key` the same request can be sent again for 24 hours: it is executed
+    once, and later responses have `Idempotency-Replayed: true`.
     """
     if idempotency_key is not None and new.id is None:
-        # A server that dies between creating and keeping the reply leaves a conversation that is found again.
+        # The id follows from the key: a server that dies before it keeps the reply does not cause a second one.
         new = new.model_copy(update={"id": uuid5(uuid5(NAMESPACE_OID, owner), idempotency_key)})
-    return await once(store.access, owner, idempotency_key, request, partial(_create, store, owner, new))
+    return await execute_once(store.access, owner, idempotency_key, request, partial(_create, store, owner, new))
 
 
 async def _create(store: Store, owner: str, new: ConversationRequest) -> Response:
@@ -98,13 +100,13 @@ async def _create(store: Store, owner: str, new: ConversationRequest) -> Respons
     responses=api_problems(422),
     response_description="A page of conversations.",
     summary="List conversations",
-    openapi_extra=described(ConversationsQuery),
+    openapi_extra=openapi_query(ConversationsQuery),
 )
 async def list_conversations(owner: Owner, store: OpenedStore, request: Request) -> Response:
     """List the conversations, the most recently updated first.
 
     Read on with `cursor`, or by `page` or `offset`. With a cursor nothing is returned twice, and a conversation
-    that is touched meanwhile may be missed; `order=id` is stable.
+    that is updated meanwhile may be missed; `order=id` is stable.
     """
     query = read_query(ConversationsQuery, request)
     page = await store.list_conversations(
@@ -114,7 +116,7 @@ async def list_conversations(owner: Owner, store: OpenedStore, request: Request)
         limit=query.limit,
         cursor=query.cursor,
         offset=query.page_offset or query.offset,
-        total=query.counts,
+        total=query.wants_total,
     )
     return reply(page)
 
@@ -159,7 +161,7 @@ async def update_conversation(
     conversation_id: ConversationId,
     change: Annotated[ConversationChange, Body(media_type=MERGE_PATCH)],
 ) -> Response:
-    """Change title, metadata or head by a JSON Merge Patch (RFC 7396): what is absent stays, null removes.
+    """Change title, metadata or head by a JSON Merge Patch (RFC 7396): omitted fields keep their value, null removes.
 
     Metadata is merged key by key. Moving the head makes the history follow another path, and the next message
     continue there. The conversation's `updated_at` does not move.
@@ -171,7 +173,7 @@ async def update_conversation(
     "/{conversation_id}",
     status_code=204,
     responses=api_problems(403, 404, 422),
-    response_description="It is gone, with everything in it.",
+    response_description="The conversation and everything in it is deleted.",
     summary="Delete a conversation",
 )
 async def delete_conversation(owner: Owner, store: OpenedStore, conversation_id: ConversationId) -> Response:

@@ -1,4 +1,4 @@
-"""Whether the server runs, and whether it can work: for the programs that watch over it."""
+"""Liveness and readiness probes."""
 
 import asyncio
 import logging
@@ -15,11 +15,11 @@ from chatkeep.store import Store
 
 logger = logging.getLogger(__name__)
 
-PATIENCE_SECONDS = 1.5
-"""How long the store may take to answer: less than those who ask are used to wait."""
+PING_TIMEOUT_SECONDS = 1.5
+"""Longest time to wait for the store: shorter than the usual timeouts of probes."""
 
-_asked: WeakKeyDictionary[Store, asyncio.Task[bool]] = WeakKeyDictionary()
-"""Whoever wants to know while a store is asked waits for the same answer: they take one connection, not each one."""
+_pings: WeakKeyDictionary[Store, asyncio.Task[bool]] = WeakKeyDictionary()
+"""The latest ping of each store. Concurrent probes share one ping, and so one connection."""
 
 router = APIRouter(tags=["health"])
 
@@ -51,20 +51,20 @@ async def health() -> Response:
 )
 async def readiness(store: OpenedStore) -> Response:
     """Answer 200 when the store can be used and 503 when it cannot, so that requests can go elsewhere."""
-    asking = _asked.get(store)
-    if asking is None or asking.done():
-        asking = _asked[store] = asyncio.create_task(_answers(store), name="chatkeep-ready")
-    return reply(Health()) if await asyncio.shield(asking) else problem(503, headers=RETRY_AFTER)
+    ping = _pings.get(store)
+    if ping is None or ping.done():
+        ping = _pings[store] = asyncio.create_task(_is_ready(store), name="chatkeep-ready")
+    return reply(Health()) if await asyncio.shield(ping) else problem(503, headers=RETRY_AFTER)
 
 
-async def _answers(store: Store) -> bool:
-    """Ask the store; the log says why it cannot be used."""
+async def _is_ready(store: Store) -> bool:
+    """Ping the store; log why it cannot be used."""
     try:
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(PING_TIMEOUT_SECONDS):
             await store.ping()
     except TimeoutError:
-        logger.warning("not ready: the store did not answer within %g s", PATIENCE_SECONDS)
-    except Exception as error:  # noqa: BLE001 - whatever it is, the server is not ready
+        logger.warning("not ready: the store did not answer within %g s", PING_TIMEOUT_SECONDS)
+    except Exception as error:  # noqa: BLE001 - any error means not ready
         logger.warning("not ready: %s", error)
     else:
         return True

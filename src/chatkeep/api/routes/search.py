@@ -7,14 +7,14 @@ from chatkeep.api.body import reply
 from chatkeep.api.dependencies import OpenedStore, Owner
 from chatkeep.api.errors import api_problems
 from chatkeep.api.paging import Cursor, Limit
-from chatkeep.api.query import described, read_query
+from chatkeep.api.query import openapi_query, read_query
 from chatkeep.model import Given, Page, SearchHit
 
 router = APIRouter(prefix="/api/search", tags=["search"])
 
 
 class SearchQuery(Given):
-    """What to search for."""
+    """The words and the page of a search."""
 
     q: str = Field(description="The words; a message must hold all of them.", examples=["green tea"])
     limit: Limit = 20
@@ -25,9 +25,9 @@ class SearchQuery(Given):
     "",
     response_model=Page[SearchHit],
     responses=api_problems(422),
-    response_description="A page of what was found.",
+    response_description="A page of search hits.",
     summary="Search all messages",
-    openapi_extra=described(SearchQuery),
+    openapi_extra=openapi_query(SearchQuery),
 )
 async def search_messages(owner: Owner, store: OpenedStore, request: Request) -> Response:
     """Find the messages that hold every word, the one stored last first.
