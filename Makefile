@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_COMPILE_BYTECODE := 1
 RUN := $(UV) run --frozen
 
-.PHONY: demo test coverage lint bench openapi crash fuzz load recorder torture-mongodb
+.PHONY: demo test coverage lint bench openapi migrations crash fuzz load recorder torture-mongodb
 
 demo: $(UV)  ## import a sample, serve it, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
@@ -42,6 +42,9 @@ torture-mongodb: $(UV)  ## URL=… of a database on a replica set: 20 rounds eac
 
 openapi: $(UV)  ## write docs/openapi.json anew
 	$(RUN) python -m chatkeep.api > docs/openapi.json
+
+migrations: $(UV)  ## render the schema's revisions to SQL files anew
+	$(RUN) python -m chatkeep.migrations
 
 .tools/bin/uv:
 	python3 -m venv .tools

@@ -1,7 +1,6 @@
 """One SQLite file that several processes use at once. Run as a script, this file is one of those processes."""
 
 import asyncio
-import importlib
 import os
 import random
 import signal
@@ -34,7 +33,6 @@ def when_told() -> None:
 
 def begin_ten(url: str) -> None:
     """Become ten processes, which open a file that is not there yet at the same moment."""
-    importlib.import_module("alembic.command")  # once, before the fork: it takes longer than all the rest
     gate, latch = os.pipe()
     children = []
     for _ in range(10):

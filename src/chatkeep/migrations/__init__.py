@@ -1,13 +1,11 @@
-"""The schema of the SQL databases, as Alembic revisions that are rendered to SQL text.
+"""The schema of the SQL databases: revisions, and the SQL of each step between them.
 
-Alembic never connects to anything: the store executes what is rendered on its own connection. A SQLite
-file must not be opened by a second SQLite library in one process: closing it would drop the locks of the
-first, and acknowledged rows were lost in a trial (docs/decisions/0001-one-sqlite-library.md).
+Revisions are written with Alembic (env.py, versions/) and rendered to the files in sql/ by
+`python -m chatkeep.migrations`. Only those files are installed and executed, by the store on its own connection:
+SQLAlchemy must not open a SQLite file in the same process (docs/decisions/0001-one-sqlite-library.md).
 """
 
-import io
 from functools import cache
-from pathlib import Path
 
 HEAD = "0002"
 """The newest revision; a test compares it with the files in versions/."""
@@ -23,20 +21,21 @@ def render(dialect: str, current: str | None, target: str) -> str:
     `current` None and `target` "base" stand for a database without a schema. The script sets the revision
     in the table chatkeep_schema too, and does not begin or commit.
     """
-    from alembic import command
-    from alembic.config import Config
-
-    output = io.StringIO()
-    config = Config(output_buffer=output)
-    config.set_main_option("script_location", str(Path(__file__).parent))
-    config.set_main_option("dialect", dialect)
-    if _downwards(current, target):
-        command.downgrade(config, f"{current}:{target}", sql=True)
+    positions = ("base", *REVISIONS)
+    start, end = positions.index(current or "base"), positions.index(target)
+    if start <= end:
+        names = [f"{revision}_up.sql" for revision in REVISIONS[start:end]]
     else:
-        command.upgrade(config, f"{current or 'base'}:{target}", sql=True)
-    return output.getvalue()
+        names = [f"{revision}_down.sql" for revision in reversed(REVISIONS[end:start])]
+    return "".join(_read(dialect, name) for name in names)
 
 
-def _downwards(current: str | None, target: str) -> bool:
-    steps = ("base", *REVISIONS)
-    return steps.index(target) < steps.index(current or "base")
+def _read(dialect: str, name: str) -> str:
+    """Return the text of sql/<dialect>/<name>. Raises RuntimeError if the file is missing."""
+    from importlib.resources import files  # only a migration needs it
+
+    file = files(__name__).joinpath("sql", dialect, name)
+    if not file.is_file():
+        # Not an OSError: the PostgreSQL store takes those for a lost connection, and tries again.
+        raise RuntimeError(f"this installation of chatkeep lacks a file, install it again: {file}")
+    return file.read_text("utf-8")

@@ -1,4 +1,4 @@
-"""Alembic's environment: offline only, it renders SQL for the dialect that `render` names."""
+"""Alembic's environment: offline only, it renders SQL for the configuration's `dialect`."""
 
 from alembic import context
 

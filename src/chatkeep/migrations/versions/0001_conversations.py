@@ -12,7 +12,7 @@ SQLITE_UP = (
     ) STRICT, WITHOUT ROWID
     """,
     # rid is explicit: an implicit rowid may change on VACUUM. Times are microseconds since 1970, UTC.
-    # deleted_at: invisible, its rows are being removed.
+    # deleted_at: a tombstone; the conversation is invisible and its rows are being removed.
     """
     CREATE TABLE conversations (
         rid INTEGER PRIMARY KEY,
@@ -70,31 +70,31 @@ SQLITE_UP = (
         FOREIGN KEY (owner_id, conversation_id) REFERENCES conversations (owner_id, id) ON DELETE CASCADE
     ) STRICT
     """,
-    # depth < seq: exactly the messages after the first fork. Before it, seq alone is the path.
+    # depth < seq: exactly the messages after the first fork. Before it, the path is simply every seq.
     """
     CREATE INDEX messages_by_run ON messages (owner_id, conversation_id, run, seq) WHERE depth < seq
     """,
     """
     CREATE INDEX messages_deleted ON messages (owner_id, conversation_id, run, seq) WHERE status = 'deleted'
     """,
-    # The owner is a word of its own column, so that a query reads this owner's messages only. The
-    # tokenizer splits at what is not a letter or digit of ASCII: chatkeep.words makes the words.
+    # The column `owner` holds the owner as one word, so that a query reads only this owner's messages.
+    # The tokenizer splits at everything but ASCII letters and digits: chatkeep.words makes the words.
     """
     CREATE VIRTUAL TABLE message_words USING fts5 (
         owner, words, content = '', contentless_delete = 1, tokenize = 'ascii'
     )
     """,
-    # Merge at 16 segments of a level, not at 4: appending to an index of a million messages took a third
-    # less time, and its p99 went from 27 to 5 ms; a search for a rare word takes 0.2 ms longer.
+    # Merge at 16 segments of a level instead of 4: appends to an index of a million messages took a third
+    # less time, their p99 fell from 27 to 5 ms; a search for a rare word takes 0.2 ms longer.
     """
     INSERT INTO message_words (message_words, rank) VALUES ('automerge', 16)
     """,
-    # An erasure merges the index until nothing is left to merge: with fewer segments, others who write
-    # meanwhile would keep it at work.
+    # An erasure merges the index until nothing is left to merge. With a lower threshold, concurrent writers
+    # would keep giving it segments to merge.
     """
     INSERT INTO message_words (message_words, rank) VALUES ('usermerge', 16)
     """,
-    # unindexed_from: the first rid that may be missing in the full-text index; null where none is.
+    # unindexed_from: the first rid that may be missing in the full-text index; null if none is.
     """
     CREATE TABLE store_state (name TEXT NOT NULL PRIMARY KEY, value INTEGER) STRICT, WITHOUT ROWID
     """,
@@ -118,8 +118,8 @@ POSTGRESQL_UP = (
         id text COLLATE "C" NOT NULL PRIMARY KEY
     )
     """,
-    # slot: this conversation is the one that get-or-create made for its context; at most one has it.
-    # previous_head_id: the head before the last append, which that append's statement returns.
+    # slot: true if get-or-create made this conversation for its context; at most one per context.
+    # previous_head_id: the head before the last append, which the statement of that append returns.
     """
     CREATE TABLE conversations (
         owner_id text COLLATE "C" NOT NULL REFERENCES users (id) ON DELETE CASCADE,
@@ -157,7 +157,7 @@ POSTGRESQL_UP = (
     """
     CREATE INDEX conversations_deleted ON conversations (owner_id, id) WHERE deleted_at IS NOT NULL
     """,
-    # terms: the words of the message, each behind a mark of its owner; null where it is not indexed yet.
+    # terms: the words of the message, each prefixed with a mark of its owner; null if not indexed yet.
     """
     CREATE TABLE messages (
         owner_id text COLLATE "C" NOT NULL,
@@ -182,7 +182,7 @@ POSTGRESQL_UP = (
         FOREIGN KEY (owner_id, conversation_id) REFERENCES conversations (owner_id, id) ON DELETE CASCADE
     )
     """,
-    # depth < seq: exactly the messages after the first fork. Before it, seq alone is the path.
+    # depth < seq: exactly the messages after the first fork. Before it, the path is simply every seq.
     """
     CREATE INDEX messages_by_run ON messages (owner_id, conversation_id, run, seq) WHERE depth < seq
     """,
@@ -195,11 +195,11 @@ POSTGRESQL_UP = (
     """
     CREATE INDEX messages_unindexed ON messages (owner_id, conversation_id, seq) WHERE terms IS NULL
     """,
-    # Appends of many callers, one message each, in one transaction. The first statement takes the locks, in
-    # the order of keys; the second has a snapshot that is newer than that, and sees what was committed while
-    # it waited. It stores the items of conversations that never branched and know none of their ids, and
-    # returns those, by number; what is left out needs a closer look. places: 1, 2, 3 … within a conversation.
-    # previous: the item before it there. titles: of the conversation, where it has none, at the last item.
+    # The fast path of group commit: appends of many callers, one message each, in one transaction. The first
+    # statement takes the row locks in key order. The second has a newer snapshot, so it sees what was committed
+    # while the first waited. It stores the items of conversations without branches in which no id is known yet,
+    # and returns those by number; the others take the slow path. places: 1, 2, 3 … within a conversation.
+    # previous: the id of the item before it there. titles: at the last item, for a conversation without one.
     """
     CREATE FUNCTION chatkeep_append(
         owners text[], conversations uuid[], ids uuid[], fingerprints bytea[], roles text[], contents text[],

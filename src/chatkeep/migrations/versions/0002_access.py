@@ -1,4 +1,4 @@
-"""API keys, and the replies to requests that may be sent twice."""
+"""API keys, and the stored replies of idempotent requests."""
 
 from alembic import context, op
 
@@ -22,7 +22,7 @@ SQLITE_UP = (
     """
     CREATE INDEX api_keys_by_owner ON api_keys (owner_id)
     """,
-    # status, body and location are null while the request is under way, which it is until lease_until at most.
+    # status, body and location are null while the request is being executed: until lease_until at the latest.
     """
     CREATE TABLE requests (
         owner_id TEXT NOT NULL,
@@ -41,15 +41,42 @@ SQLITE_UP = (
     """,
 )
 
+POSTGRESQL_UP = (
+    # Times are microseconds, as on SQLite: both databases execute the same statements on these tables.
+    """
+    CREATE TABLE api_keys (
+        id text COLLATE "C" NOT NULL PRIMARY KEY,
+        secret_hash bytea NOT NULL CHECK (length(secret_hash) = 32),
+        owner_id text COLLATE "C" NOT NULL,
+        name text COLLATE "C" NOT NULL,
+        scopes text COLLATE "C" NOT NULL,
+        created_at bigint NOT NULL,
+        expires_at bigint,
+        last_used_at bigint
+    )
+    """,
+    """
+    CREATE INDEX api_keys_by_owner ON api_keys (owner_id)
+    """,
+    """
+    CREATE TABLE requests (
+        owner_id text COLLATE "C" NOT NULL,
+        key text COLLATE "C" NOT NULL,
+        fingerprint bytea NOT NULL,
+        status bigint,
+        body bytea,
+        location text COLLATE "C",
+        lease_until bigint NOT NULL,
+        expires_at bigint NOT NULL,
+        PRIMARY KEY (owner_id, key)
+    )
+    """,
+    """
+    CREATE INDEX requests_by_expiry ON requests (owner_id, expires_at)
+    """,
+)
 
-def _in_postgresql(statement: str) -> str:
-    changes = (("STRICT, WITHOUT ROWID", ""), (" TEXT", ' text COLLATE "C"'), ("BLOB", "bytea"), ("INTEGER", "bigint"))
-    for old, new in changes:
-        statement = statement.replace(old, new)
-    return statement
-
-
-UP = {"sqlite": SQLITE_UP, "postgresql": tuple(map(_in_postgresql, SQLITE_UP))}
+UP = {"sqlite": SQLITE_UP, "postgresql": POSTGRESQL_UP}
 DOWN = ("DROP TABLE requests", "DROP TABLE api_keys")
 
 
