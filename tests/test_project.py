@@ -2,6 +2,7 @@
 
 import ast
 import re
+import statistics
 import subprocess
 import sys
 import tomllib
@@ -30,6 +31,9 @@ LAYERS = (
 
 DATABASES = {"sqlite", "postgres", "mongo", "memory"}
 """The files and folders of stores/ that are a database each; the others are shared by them."""
+
+MEDIAN_LINES, MOST_LINES, FILE_LINES = 8, 30, 600
+"""The median and the 95th percentile of the lines of a function, and the most lines of a file."""
 
 
 def paths() -> list[Path]:
@@ -127,6 +131,21 @@ def test_broken_imports_are_found(file: str, line: str, found: str) -> None:
     files = sources()
     files[file] += f"\n{line}\n"
     assert [rule for rule in broken_rules(files) if rule.startswith(found)]
+
+
+def test_functions_and_files_are_short() -> None:
+    """Of all functions half have at most 8 lines, and 95 % at most 30; no file has more than 600."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef)
+    trees = [ast.parse(source) for source in sources().values()]
+    lines = [
+        (node.end_lineno or node.lineno) - node.lineno + 1
+        for tree in trees
+        for node in ast.walk(tree)
+        if isinstance(node, kinds)
+    ]
+    assert statistics.median(lines) <= MEDIAN_LINES
+    assert statistics.quantiles(lines, n=20)[-1] <= MOST_LINES
+    assert {name: n for name, source in sources().items() if (n := len(source.splitlines())) > FILE_LINES} == {}
 
 
 def test_the_public_names_are_the_declared_ones() -> None:
