@@ -15,6 +15,7 @@ LONG_ON_MONGODB = (
     "test_large_conversation_is_deleted_whole",
     "test_offsets_over_2500_messages_while_others_append",
     "test_paging_2500_messages_while_others_append",
+    "test_random_trees_read_like_their_parents",
     "test_seqs_over_2500_messages_while_others_append",
 )
 """What takes the emulator of MongoDB 10 s each; marked `long` there."""
