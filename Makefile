@@ -9,10 +9,10 @@ demo: $(UV)  ## import a sample, serve it, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
 	$(RUN) chatkeep serve --database-url sqlite:///demo.db
 
-test: $(UV)  ## the tests, two at a time
-	$(RUN) pytest -n 2 --dist worksteal
+test: $(UV)  ## the tests but those marked long, two at a time
+	$(RUN) pytest -n 2 --dist worksteal -m "not long"
 
-coverage: $(UV)  ## the same, with the lines that they run
+coverage: $(UV)  ## all tests, with the lines that they run
 	$(RUN) pytest -n 2 --dist worksteal --cov --cov-report=term-missing:skip-covered
 
 lint: $(UV)  ## format, lint and types
@@ -24,7 +24,7 @@ bench: $(UV)  ## the speed table, into benchmarks/RESULTS.md
 	$(RUN) --group bench python -m benchmarks
 
 crash: $(UV)  ## 50 rounds of SIGKILL in the middle of appends, 40 restarts of PostgreSQL under load
-	CHATKEEP_CRASH_ROUNDS=50 $(RUN) pytest tests/contract/test_crash.py
+	CHATKEEP_CRASH_ROUNDS=50 $(RUN) pytest tests/contract/test_crash.py -m long
 	CHATKEEP_CRASH_ROUNDS=20 $(RUN) pytest tests/stores/test_postgres.py -k restarts
 
 fuzz: $(UV)  ## schemathesis at full length: thousands of requests to a server on each database

@@ -2,9 +2,12 @@
 
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -30,9 +33,42 @@ settings.load_profile(os.environ.get("CHATKEEP_HYPOTHESIS_PROFILE", "quick"))
 opened_with_sqlite3: list[str] = []
 
 
-def pytest_report_header() -> list[str]:
+left_out: set[str] = set()
+"""Tests marked `long` that this run leaves out."""
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say which servers the stores are tested on. A database that cannot be had fails the run: none is skipped."""
-    return [databases().version(), mongo_databases().version(), pgbouncer.version(), redis.version()]
+    lines = [databases().version(), mongo_databases().version(), pgbouncer.version(), redis.version()]
+    if config.option.markexpr == "not long":
+        lines.append("left out: the tests marked `long`, named at the end; `make coverage` and .ci/run run them")
+    return lines
+
+
+def pytest_deselected(items: Sequence[pytest.Item]) -> None:
+    """Remember which long tests this run leaves out."""
+    left_out.update(item.nodeid for item in items if item.get_closest_marker("long"))
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Tell the process that started this one which tests were left out: xdist does not."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["left_out"] = sorted(left_out)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    """Take what a process of xdist says that it left out."""
+    left_out.update(getattr(node, "workeroutput", {}).get("left_out", ()))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Name the tests that were left out, those of a class in one line."""
+    if config.option.markexpr == "not long":
+        groups = Counter(re.sub(r"(?<=::)(Test\w+)::.*", r"\1", name) for name in left_out)
+        terminalreporter.section(f"left out: {len(left_out)} tests marked `long`")
+        for name, count in sorted(groups.items()):
+            terminalreporter.line(name if count == 1 else f"{name} ({count} tests)")
 
 
 def pytest_unconfigure() -> None:

@@ -40,6 +40,8 @@ from chatkeep.model import (
 from chatkeep.recorder import DeadLetter, Recorder, RecorderStats, recording
 from chatkeep.store import Store, StoreOptions, open_store
 
+__version__ = "0.1.0"
+
 __all__ = [
     "ChatkeepError",
     "Conflict",

@@ -1,6 +1,6 @@
 """Schemathesis against the whole OpenAPI document: every check, all phases, on a real server.
 
-`make fuzz` runs it at length; here it is a short run with fixed cases.
+`make fuzz` runs it at length; here it is a short run with fixed cases, on SQLite alone in `make test`.
 """
 
 import os
@@ -21,7 +21,10 @@ EXAMPLES = os.environ.get("CHATKEEP_FUZZ_EXAMPLES", "5")
 SCHEMATHESIS = Path(sysconfig.get_path("scripts")) / "schemathesis"
 
 
-@pytest.fixture(params=["sqlite", "postgres", "mongodb"])
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("postgres", "mongodb")]
+
+
+@pytest.fixture(params=["sqlite", *LONG])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database of each kind that a server of its own can use."""
     return STORES[request.param](tmp_path)

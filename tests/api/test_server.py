@@ -120,6 +120,7 @@ def test_workers(tmp_path: Path) -> None:
         assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
 
 
+@pytest.mark.long  # three processes start for it, as for the test above
 def test_workers_do_not_outlive_a_killed_server(tmp_path: Path) -> None:
     """When the first process is killed its workers end, and their port is free for the next server."""
     with served(tmp_path, "--workers", "2") as (process, client):

@@ -166,11 +166,11 @@ def test_the_schema_is_managed(env: dict[str, str], url: str) -> None:
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
 def test_what_was_acknowledged_survives_a_kill(env: dict[str, str], url: str, tmp_path: Path, stop: int) -> None:
     """A client stores over HTTP, the server is killed, a new one has everything, and stops cleanly when asked."""
-    with serving(env, "--database-url", url) as (base, process):
-        made = httpx2.post(f"{base}/api/conversations", json={"title": "Kept"}).raise_for_status().json()
+    with serving(env, "--database-url", url) as (base, process), httpx2.Client(base_url=base) as client:
+        made = client.post("/api/conversations", json={"title": "Kept"}).raise_for_status().json()
         path = f"/api/conversations/{made['id']}/messages"
         for number in range(20):
-            httpx2.post(base + path, json={"role": "user", "content": f"message {number}"}).raise_for_status()
+            client.post(path, json={"role": "user", "content": f"message {number}"}).raise_for_status()
         process.send_signal(signal.SIGKILL)
         assert process.wait(10) == -signal.SIGKILL
     with serving(env, "--database-url", url) as (base, process):

@@ -1,6 +1,7 @@
 """Processes are killed in the middle of their writes. Run as a script, this file is their parent.
 
-CHATKEEP_CRASH_ROUNDS says how many rounds are run on one database, 6 unless told; `make crash` runs 50.
+CHATKEEP_CRASH_ROUNDS says how many rounds the long run has on one database, 6 unless told; `make crash` runs 50.
+The short run has 2.
 """
 
 import asyncio
@@ -198,14 +199,17 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 
 @pytest.mark.timeout(60 + 10 * ROUNDS)
-async def test_nothing_acknowledged_is_lost(database: Place) -> None:
+@pytest.mark.parametrize(
+    "rounds", [pytest.param(ROUNDS, marks=pytest.mark.long, id="long"), pytest.param(2, id="short")]
+)
+async def test_nothing_acknowledged_is_lost(database: Place, rounds: int) -> None:
     """After SIGKILL at a random moment every acknowledged message is there, once, in its place; nothing by halves."""
     url = database.url
     async with open_store(url) as store:
         conversations = [(await store.create_conversation(OWNER, NewConversation())).id for _ in range(3)]
     expected: dict[UUID, dict[UUID, int]] = {conversation: {} for conversation in conversations}
     with Parent(url, conversations) as parent:
-        for life in map(str, range(ROUNDS)):
+        for life in map(str, range(rounds)):
             acknowledged = await asyncio.to_thread(parent.live_and_die, life, random.uniform(0, 0.5))
             for task, turn, seq in acknowledged:
                 places = {message.id: seq + n for n, message in enumerate(batch(life, task, turn)) if message.id}
@@ -220,7 +224,7 @@ async def test_nothing_acknowledged_is_lost(database: Place) -> None:
                     log = await whole_log(store, OWNER, conversation)
                     assert seqs(log) == dense(len(log))
                     expected[conversation] = {message.id: message.seq for message in log}
-    assert sum(map(len, expected.values())) > ROUNDS * TASKS[scheme(url)]
+    assert sum(map(len, expected.values())) > rounds * TASKS[scheme(url)]
 
 
 async def check_conversation(store: Store, conversation: UUID, expected: dict[UUID, int]) -> list[Message]:

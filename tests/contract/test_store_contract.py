@@ -1,17 +1,39 @@
 """Every store of chatkeep keeps the contract of the port."""
 
 from functools import partial
+from pathlib import Path
 
 import pytest
 
 from chatkeep import open_store
 from chatkeep.testing import Opener, StoreContract
+from conftest import STORES
+from servers.postgres import databases
+
+LONG_ON_MONGODB = (
+    "test_cancelled_deletion_is_done_whole_or_not_at_all",
+    "test_large_conversation_is_deleted_whole",
+    "test_offsets_over_2500_messages_while_others_append",
+    "test_paging_2500_messages_while_others_append",
+    "test_random_trees_read_like_their_parents",
+    "test_seqs_over_2500_messages_while_others_append",
+)
+"""What takes the emulator of MongoDB 10 s each; marked `long` there."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run every test on each store."""
+    if "open_store_with" in metafunc.fixturenames:
+        long = {"mongodb"} if metafunc.function.__name__ in LONG_ON_MONGODB else set()
+        stores = [pytest.param(name, marks=pytest.mark.long) if name in long else name for name in STORES]
+        metafunc.parametrize("open_store_with", stores, indirect=True)
 
 
 class TestStoreContract(StoreContract):
     """The public suite, on each store in tests/conftest.py."""
 
     @pytest.fixture
-    def open_store_with(self, store_url: str) -> Opener:
-        """Open the store of this run."""
-        return partial(open_store, store_url)
+    def open_store_with(self, request: pytest.FixtureRequest, tmp_path: Path) -> Opener:
+        """Open the store of this run; PostgreSQL's is not emptied for each test, since the suite bears other data."""
+        url = databases().used() if request.param == "postgres" else STORES[request.param](tmp_path)
+        return partial(open_store, url)

@@ -38,9 +38,9 @@ class Emulator:
             raise RuntimeError(
                 "no MongoDB: set CHATKEEP_TEST_MONGODB_URL, or put mongod on PATH; the emulator needs Python 3.13"
             )
-        script = Path(__file__).with_name("mongo_emulator.py")
+        command = [sys.executable, "-m", "servers.mongo_emulator"]
         self.process = subprocess.Popen(
-            [sys.executable, str(script)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
         )
         assert self.process.stdout is not None
         port = self.process.stdout.readline().strip()

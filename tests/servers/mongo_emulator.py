@@ -23,6 +23,8 @@ from mongoeco.engines.virtual_indexes import document_in_virtual_index
 from mongoeco.errors import OperationFailure, PyMongoError
 from mongoeco.wire.proxy import AsyncMongoEcoProxyServer
 
+from servers import mongo_shortcuts
+
 WRITES = {"insert", "update", "delete", "findAndModify", "create", "createIndexes", "drop", "dropDatabase"}
 ENDS = {"commitTransaction", "abortTransaction"}
 SECONDS = 20
@@ -196,6 +198,7 @@ def check_sizes(body: Mapping[str, Any]) -> None:
 
 async def main() -> None:
     """Serve until stdin ends: whoever started this is gone then."""
+    mongo_shortcuts.install()
     server = Server()
     address = await server.start()
     print(address.port, flush=True)

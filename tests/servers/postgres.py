@@ -42,6 +42,10 @@ class Databases:
         self._run(_clean(self._shared))
         return self._shared
 
+    def used(self) -> str:
+        """The URL of `clean`, with whatever is in it: for tests that bear what others left."""
+        return self._shared or self.clean()
+
     def drop(self, url: str) -> None:
         """Remove a database, whoever is connected to it."""
         self._execute(f'DROP DATABASE IF EXISTS "{self._name(url)}" WITH (FORCE)')

@@ -12,11 +12,12 @@ from functools import partial
 import asyncpg
 import pytest
 from test_postgres import Asked, asked, of_requests, use_everything
+from topics import DifferentTopics, SharedTopics
 from typer.testing import CliRunner
 
 from chatkeep import InvalidInput, NewConversation, NotFound, NotYours, Store, open_store
 from chatkeep.cli.app import app
-from chatkeep.testing import Opener, StoreContract, dense, numbered, seqs, user, whole_log
+from chatkeep.testing import Opener, dense, numbered, seqs, someone, user, whole_log
 from servers.postgres import databases
 
 STAND_IN = """
@@ -72,13 +73,21 @@ async def store(url: str) -> AsyncIterator[Store]:
         yield store
 
 
-class TestStoreContract(StoreContract):
-    """The public suite; who has an id is said, as the suite expects where nothing else was asked for."""
+class OnCitus:
+    """The public suite; who has an id is said, as the suite expects if nothing else was asked for."""
 
     @pytest.fixture
-    def open_store_with(self, url: str) -> Opener:
-        """Open the store of this run."""
-        return partial(open_store, f"{url}?hide_foreign=off")
+    def open_store_with(self, database: str) -> Opener:
+        """Open the store of this run; the suite bears what other tests left."""
+        return partial(open_store, f"{database}?hide_foreign=off")
+
+
+class TestDifferentTopics(OnCitus, DifferentTopics):
+    """The topics that differ here."""
+
+
+class TestSharedTopics(OnCitus, SharedTopics):
+    """The others."""
 
     async def test_renaming_an_owner(self, store: Store, owner: str) -> None:
         """Citus refuses to change the column that says on which machine a row lies, and so does the store."""
@@ -88,6 +97,12 @@ class TestStoreContract(StoreContract):
     async def test_renaming_refuses_a_clash(self, store: Store, owner: str) -> None:
         """It refuses in every case."""
         await self.test_renaming_an_owner(store, owner)
+
+
+async def test_owners_are_not_renamed(store: Store) -> None:
+    """What TestSharedTopics shows, for the runs without it."""
+    with pytest.raises(InvalidInput, match="export the conversations"):
+        await store.rename_owner(someone(), "zoe")
 
 
 async def test_distributing(url: str) -> None:

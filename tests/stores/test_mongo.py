@@ -427,12 +427,13 @@ async def test_migration_that_was_cut_off_is_finished(empty_url: str) -> None:
     assert set(objects(empty_url)) == {*VALIDATORS, "chatkeep_schema"}
 
 
-def test_processes_migrate_at_once(empty_url: str) -> None:
+@pytest.mark.parametrize("processes", [3, pytest.param(6, marks=pytest.mark.long)])
+def test_processes_migrate_at_once(empty_url: str, processes: int) -> None:
     """Of several that begin together each ends well."""
     command = [sys.executable, "-m", "chatkeep", "db", "upgrade", "--database-url", empty_url]
-    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(6)]
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT) for _ in range(processes)]
     ended = [(process.communicate()[0].decode(), process.returncode) for process in running]
-    assert [code for _, code in ended] == [0] * 6, ended
+    assert [code for _, code in ended] == [0] * processes, ended
     command[4] = "status"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert (done.returncode, "revision 0001, newest 0001" in done.stdout) == (0, True), done
@@ -856,12 +857,13 @@ async def test_cancelled_callers_disturb_nobody(store: Store, talk: Conversation
 
 
 @pytest.mark.timeout(300)
-async def test_torture_in_short(url: str) -> None:
+@pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.long)])
+async def test_torture_in_short(url: str, rounds: int) -> None:
     """Processes append to the same conversations, some messages twice at once, and one is killed: nothing is lost.
 
     Where the tests started a mongod it is killed, too. `make torture-mongodb` does this at length.
     """
-    plan = Plan(rounds=2, processes=3, writers=6, conversations=4, seconds=1.0)
+    plan = Plan(rounds=rounds, processes=3, writers=6, conversations=4, seconds=1.0)
     counts = await asyncio.to_thread(torture, url, plan, kind="client")
     assert counts.good, counts
     assert counts.acknowledged > 20

@@ -7,9 +7,10 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
+from topics import DifferentTopics, SharedTopics
 
 from chatkeep import NewConversation, Store, open_store
-from chatkeep.testing import Opener, StoreContract, dense, seqs, user, whole_log
+from chatkeep.testing import Opener, dense, seqs, user, whole_log
 from servers import pgbouncer
 from servers.postgres import databases
 
@@ -40,13 +41,21 @@ async def store(url: str) -> AsyncIterator[Store]:
         yield store
 
 
-class TestStoreContract(StoreContract):
+class OnPgBouncer:
     """The public suite, with the option that says so."""
 
     @pytest.fixture
-    def open_store_with(self, url: str) -> Opener:
-        """Open the store of this run."""
-        return partial(open_store, f"{url}?pgbouncer=on")
+    def open_store_with(self, bouncer: pgbouncer.Bouncer) -> Opener:
+        """Open the store of this run; the suite bears what other tests left."""
+        return partial(open_store, f"{bouncer.url}?pgbouncer=on")
+
+
+class TestDifferentTopics(OnPgBouncer, DifferentTopics):
+    """The topics of the public suite that differ here."""
+
+
+class TestSharedTopics(OnPgBouncer, SharedTopics):
+    """The others."""
 
 
 async def test_pooler_does_what_the_store_is_kept_from(url: str) -> None:

@@ -1,1 +1,1 @@
-"""One file per database, and what they share."""
+"""The stores for SQLite, PostgreSQL, MongoDB and memory, and what they share."""

@@ -1,0 +1,43 @@
+"""The contract of the port, divided for the ways to PostgreSQL that share most of its store.
+
+Behind PgBouncer and on Citus only some operations take a way of their own. Their topics run in `make test`, the
+others are marked `long`.
+"""
+
+import pytest
+
+from chatkeep.testing import StoreContract
+from chatkeep.testing.access import AccessContract
+from chatkeep.testing.append import AppendContract
+from chatkeep.testing.branches import BranchContract
+from chatkeep.testing.conversations import ConversationContract
+from chatkeep.testing.deleted_messages import DeletedMessageContract
+from chatkeep.testing.erasure import EraseContract
+from chatkeep.testing.history import HistoryContract
+from chatkeep.testing.ids import IdContract
+from chatkeep.testing.lists import ListContract
+from chatkeep.testing.owners import OwnerContract
+from chatkeep.testing.port import PortContract
+from chatkeep.testing.search import SearchContract
+from chatkeep.testing.values import ValueContract
+
+
+class DifferentTopics(AppendContract, ConversationContract, DeletedMessageContract, EraseContract, SearchContract):
+    """Append, get-or-create, removal and search."""
+
+
+@pytest.mark.long
+class SharedTopics(
+    PortContract,
+    ListContract,
+    HistoryContract,
+    BranchContract,
+    OwnerContract,
+    IdContract,
+    ValueContract,
+    AccessContract,
+):
+    """Everything else."""
+
+
+assert {*DifferentTopics.__bases__, *SharedTopics.__bases__} == {*StoreContract.__bases__}, "a topic is in neither"
