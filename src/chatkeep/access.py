@@ -1,4 +1,4 @@
-"""The port of what guards the conversations: API keys, and the replies to requests that are sent twice.
+"""The port of API keys and of replies to retried requests.
 
 A store has one as `store.access`. The server and the command line use it; who embeds the library need not.
 """
@@ -13,18 +13,18 @@ from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.model import Record
 
 LEASE = timedelta(seconds=60)
-"""How long a request may be under way until another one with its key takes over: its server has died."""
+"""Lease of a request: after it, a retry with the same key takes over, as the server must have died."""
 
 KEPT = timedelta(hours=24)
 """How long the reply to a request is kept."""
 
 
 IDS_CLASH = "both owners have a conversation with the same id; export one of them, and delete it"
-"""Why conversations cannot change their owner."""
+"""The error of a rename that would give an owner two conversations with one id."""
 
 
 class ApiKey(Record):
-    """A key that stands for its owner, without the secret."""
+    """An API key without its secret."""
 
     id: str
     owner_id: str
@@ -36,7 +36,7 @@ class ApiKey(Record):
 
 
 class Reply(NamedTuple):
-    """What a request was answered with."""
+    """The reply to a request."""
 
     status: int
     body: bytes
@@ -44,9 +44,9 @@ class Reply(NamedTuple):
 
 
 def judged(known: bytes, reply: Reply | None, fingerprint: bytes) -> Reply:
-    """The reply to a request whose key was used before, by a request with the fingerprint `known`.
+    """The reply to a request whose key was used before by one with the fingerprint `known`.
 
-    Raises what `Access.begin_request` says.
+    Raises as `Access.begin_request` does.
     """
     if known != fingerprint:
         raise InvalidInput("this idempotency key was used for another request; take a new one")
@@ -67,19 +67,19 @@ class Access(ABC):
 
     @abstractmethod
     async def create_key(self, key: ApiKey, secret_hash: bytes) -> None:
-        """Store a key with the SHA-256 of its secret. Raises Conflict when there is one with this id."""
+        """Store a key with the SHA-256 of its secret. Raises Conflict if its id exists."""
 
     @abstractmethod
     async def find_key(self, key_id: str) -> tuple[ApiKey, bytes] | None:
-        """Return a key and the hash of its secret; None where there is none, or it was revoked."""
+        """Return a key and the hash of its secret; None if there is none, or it was revoked."""
 
     @abstractmethod
     async def list_keys(self, owner: str | None = None) -> list[ApiKey]:
-        """Return an owner's keys, or all of the installation, oldest first."""
+        """Return the keys of an owner, or of the installation, oldest first."""
 
     @abstractmethod
     async def revoke_key(self, key_id: str) -> bool:
-        """Remove a key, and say whether there was one. It is refused from now on."""
+        """Remove a key, and return whether there was one."""
 
     @abstractmethod
     async def key_used(self, key_id: str, moment: datetime) -> None:
@@ -87,10 +87,10 @@ class Access(ABC):
 
     @abstractmethod
     async def begin_request(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
-        """Take the right to execute the request with this key; of many that ask, one gets None and executes.
+        """Take the lease of a request: of concurrent callers one gets None, and executes it.
 
-        Returns the reply where the request has been executed within the last 24 hours. Raises Conflict while
-        another one executes it, for up to 60 s, and InvalidInput where the key was used for another request.
+        Returns the reply if the request was executed within the last 24 hours. Raises Conflict while another
+        caller executes it, for up to 60 s, and InvalidInput if the key was used for another request.
         """
 
     @abstractmethod
@@ -99,7 +99,7 @@ class Access(ABC):
 
     @abstractmethod
     async def abandon_request(self, owner: str, key: str) -> None:
-        """Give the right back: nothing was done. Idempotent; a kept reply stays."""
+        """Release the lease of a request that changed nothing. Idempotent; a kept reply stays."""
 
     @abstractmethod
     async def forget_owner(self, owner: str) -> Forgotten:

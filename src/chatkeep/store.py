@@ -1,4 +1,4 @@
-"""The port: what a conversation store can do, and `open_store`, which opens one by URL.
+"""The port of a conversation store, and `open_store`, which opens one by URL.
 
 Every method takes the owner first and sees that owner's conversations only. Ids are UUIDs, given as UUID
 or text. A method that takes a conversation_id raises
@@ -8,8 +8,8 @@ or text. A method that takes a conversation_id raises
 - NotYours       instead of NotFound when somebody else has it, unless the store hides that (hide_foreign),
 - StoreUnavailable when the database cannot be used now. Repeating the call later is safe.
 
-A write that returned is on the disk. A caller that is cancelled while it waits does not know whether its
-write was stored: repeating it with the same ids tells.
+A write that returned is durable. A caller that is cancelled while it waits does not know whether its write was
+stored: retrying with the same ids tells.
 """
 
 import importlib
@@ -51,30 +51,30 @@ ListOrder = Literal["updated", "id"]
 
 
 class StoreOptions(Given):
-    """What can be set when a store is opened: as keyword of `open_store`, or in the URL after `?`."""
+    """Options of a store: keywords of `open_store`, or in the query of the URL."""
 
     max_content_chars: int = Field(MAX_CONTENT_CHARS, ge=0)
     """Longest content of a user or system message, in characters; 0 means no limit."""
     hide_foreign: bool | None = None
-    """Answer NotFound where somebody else's conversation is asked for, instead of NotYours. Absent: no, but
-    yes on a database of many machines, all of which would have to be asked."""
+    """Answer NotFound for somebody else's conversation, instead of NotYours. Default: false; true if sharded, because
+    checking would query every shard."""
     search: bool = True
     """Keep the full-text index up to date with every write. `?search=off` makes appends cheaper."""
     synchronous: Literal["full", "normal"] = "full"
     """SQLite: `full` syncs the disk at every commit; `normal` may lose the last commits when power fails."""
     write_timeout: float = Field(10.0, gt=0)
-    """Seconds that a write waits for the database before it raises StoreUnavailable."""
+    """Seconds until a write that waits for the database raises StoreUnavailable."""
     readers: int = Field(4, ge=1, le=64)
-    """SQLite: how many connections read at the same time."""
+    """SQLite: number of reading connections."""
     durability: Literal["full", "relaxed"] = "full"
     """MongoDB: `relaxed` takes a weaker write concern, read concern or read preference from the URL, which may
     lose or hide what was acknowledged; `full` refuses it."""
     pool_size: int = Field(10, ge=3, le=1_000)
-    """PostgreSQL, MongoDB: how many connections are open at most."""
+    """PostgreSQL, MongoDB: most open connections."""
     pool_timeout: float = Field(10.0, gt=0)
-    """PostgreSQL, MongoDB: seconds that a call waits for one of them before it raises StoreUnavailable."""
+    """PostgreSQL, MongoDB: seconds until a call that waits for a connection raises StoreUnavailable."""
     pgbouncer: bool | None = None
-    """PostgreSQL: whether a pooler in transaction mode stands before it. Absent: found out when connecting."""
+    """PostgreSQL: whether it is behind a pooler in transaction mode. Default: detected when connecting."""
 
 
 class Observer:
@@ -94,7 +94,7 @@ class Store(ABC):
     """Told of every call of a method of the port and of every group commit. Set it before the first call."""
 
     driver_options: ClassVar[bool] = False
-    """Whether what chatkeep does not know in a URL's query is for the database's driver."""
+    """Whether unknown options in a URL's query are passed to the database's driver."""
 
     newest_revision: ClassVar[str]
     """What `schema_revision` is after `migrate`."""
@@ -106,13 +106,13 @@ class Store(ABC):
             setattr(cls, name, _observed(name, vars(cls)[name]))
 
     def __init__(self, url: str, options: StoreOptions) -> None:  # noqa: ARG002 - adapters use it
-        """Take the URL without the options, and those; connect to nothing yet. Raises InvalidInput."""
+        """Take the URL without the options, and the options; do not connect yet. Raises InvalidInput."""
         self._options = options
 
     @property
     @abstractmethod
     def access(self) -> Access:
-        """API keys and the replies to repeated requests, in the same database."""
+        """API keys and replies to retried requests, in the same database."""
 
     @abstractmethod
     async def create_conversation(self, owner: str, new: NewConversation) -> Conversation:
@@ -126,9 +126,8 @@ class Store(ABC):
     async def get_or_create_conversation(self, owner: str, new: NewConversation) -> Conversation:
         """Return the owner's most recently updated conversation in `new.context_id`, or create `new`.
 
-        The scope of context None is the conversations without a context. However many callers ask at the
-        same moment, on any number of processes, one conversation is created. The values of `new` are used
-        when it is created and ignored otherwise.
+        The scope of context None is the conversations without a context. Concurrent callers, on any number of
+        processes, create one conversation. The values of `new` are used if it is created, and ignored otherwise.
         """
 
     @abstractmethod
@@ -147,10 +146,10 @@ class Store(ABC):
         offset: int = 0,
         total: bool = False,
     ) -> Page[Conversation]:
-        """Return a page of the owner's conversations, of one context where it is named.
+        """Return a page of the owner's conversations, of one context if it is named.
 
-        order="updated": most recently updated first. While pages are read with the cursor nothing is
-        returned twice; a conversation that is touched meanwhile moves to the front and may be missed.
+        order="updated": most recently updated first. With the cursor nothing is returned twice; a
+        conversation that is updated while you page moves to the front and may be missed.
         order="id": by id, stable. `cursor` is the `next` of the page before, with the other arguments
         unchanged. limit is 1 to 1,000, offset 0 to 10,000 and not together with a cursor. `total` counts
         the whole list, which costs more than the page. Raises InvalidInput.
@@ -160,19 +159,19 @@ class Store(ABC):
     async def update_conversation(
         self, owner: str, conversation_id: UUID | str, change: ConversationChange
     ) -> Conversation:
-        """Change title, metadata or head, and return the conversation. What `change` does not set stays.
+        """Change title, metadata or head, and return the conversation. Omitted fields keep their value.
 
-        Metadata is merged (RFC 7396) in the same transaction, so that two changes of different keys both
-        stay. Moving the head makes history follow another path, and the next message continue there.
+        Metadata is merged (RFC 7396) in the same transaction: concurrent changes of different keys both apply.
+        Moving the head makes history follow another path, and the next message continue there.
         Does not move updated_at. Raises NotFound when head_id names no message of the conversation.
         """
 
     @abstractmethod
     async def delete_conversation(self, owner: str, conversation_id: UUID | str) -> bool:
-        """Remove a conversation with everything in it; say whether there was one.
+        """Remove a conversation with everything in it, and return whether there was one.
 
-        It is gone for every reader at once, also where a large one takes time to remove. Raises NotYours
-        as described above, never NotFound.
+        It is invisible to every reader at once, even if removing a large one takes time. Raises NotYours as
+        described above, never NotFound.
         """
 
     @abstractmethod
@@ -186,14 +185,14 @@ class Store(ABC):
     ) -> list[Message]:
         """Append messages in order and return them as they are stored, one for each that was given.
 
-        Atomic: all or none. Their seqs follow each other without a gap, in the order of commits, whoever
-        else appends. Each follows the head unless it names a parent, and becomes the head.
+        Atomic: all or none. Their seqs are consecutive, in the order of commits, whoever else appends. Each
+        follows the head unless it names a parent, and becomes the head.
 
         Idempotent by message id within the conversation: what is known already, with the same values, is
         returned as it is now; the rest is stored. Raises Conflict, and stores nothing, when an id is known
         with other values, or when new messages are given and expected_seq is not the conversation's last
         seq. Raises NotFound when a parent is not in the conversation, InvalidInput for an empty list or a
-        content above the store's max_content_chars. Makes a title from the first user message where the
+        content above the store's max_content_chars. Makes a title from the first user message if the
         conversation has none.
         """
 
@@ -215,11 +214,10 @@ class Store(ABC):
         """Return a page of the path that ends with `leaf`, or with the head: always oldest first.
 
         order="desc" begins with the newest `limit` messages and pages back; order="asc" begins with the
-        oldest and pages forward. `before` and `after` are seqs, exclusive. The cursor keeps to the path
-        that the first page saw, even when the head moves on meanwhile: nothing is missed or returned
-        twice. Deleted messages are left out and not counted. `total` is the length of the whole path.
-        limit is 1 to 1,000, offset 0 to 10,000 and not together with a cursor. Raises InvalidInput,
-        NotFound for an unknown leaf.
+        oldest and pages forward. `before` and `after` are seqs, exclusive. The cursor keeps the path of the
+        first page, even if the head moves meanwhile: nothing is missed or returned twice. Deleted messages are
+        left out and not counted. `total` is the length of the whole path. limit is 1 to 1,000, offset 0 to
+        10,000 and not together with a cursor. Raises InvalidInput, NotFound for an unknown leaf.
         """
 
     @abstractmethod
@@ -228,8 +226,8 @@ class Store(ABC):
     ) -> list[Message]:
         """Return everything appended after seq `after`, on all branches, by seq: after + 1, after + 2, …
 
-        Deleted messages are there with status `deleted` and no content, so that the seqs stay dense.
-        limit is 1 to 1,000. Whoever has seen seq n has seen every seq below it.
+        Deleted messages are tombstones: status `deleted`, no content, so that seqs stay dense. limit is 1 to
+        1,000. A reader that has seen seq n has seen every seq below it.
         """
 
     @abstractmethod
@@ -245,10 +243,10 @@ class Store(ABC):
 
     @abstractmethod
     async def delete_message(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> bool:
-        """Erase a message's content, sources and metadata; say whether it was there.
+        """Erase a message's content, sources and metadata, and return whether there was one.
 
-        Its place stays: seqs remain dense, messages that follow it keep their parent, and a late retry of
-        its append is not a new message. Does not move updated_at.
+        A tombstone stays: seqs remain dense, messages that follow it keep their parent, and a late retry of its
+        append is not a new message. Does not move updated_at.
         """
 
     @abstractmethod
@@ -259,16 +257,16 @@ class Store(ABC):
 
         Words are compared without regard to case, accents and Unicode form; in scripts written without
         spaces (Chinese, Japanese, Thai …) any part of a sentence is found. The first 200,000 characters
-        of a message are searched. Imported messages are found a moment after they are stored, all others at
-        once. limit is 1 to 1,000. Raises InvalidInput for a query without a word, or when the store was
-        opened with search=off.
+        of a message are searched. SQLite indexes imported messages in the background; all others are found at
+        once. limit is 1 to 1,000. Raises InvalidInput for a query without a word, or if the store was opened
+        with search=off.
         """
 
     @abstractmethod
     async def erase_owner(self, owner: str) -> ErasureReceipt:
-        """Remove everything of an owner from the database and say what went. Idempotent.
+        """Remove everything of an owner from the database, and return a receipt. Idempotent.
 
-        SQLite writes the file anew, so that no copy stays in it: seconds per gigabyte while others wait.
+        SQLite rewrites the file, so that no copy stays in it: seconds per gigabyte, while other writers wait.
         """
 
     @abstractmethod
@@ -282,32 +280,32 @@ class Store(ABC):
     async def migrate(self, revision: str = "head") -> None:
         """Bring the schema to `revision` ("head": the newest, "base": none at all), and the search index up to date.
 
-        Safe to call from many processes at once. Raises SchemaMismatch when the database is newer than
+        Safe to call from many processes at once. Raises SchemaMismatch if the database is newer than
         this version of chatkeep.
         """
 
     @abstractmethod
     async def schema_revision(self) -> str | None:
-        """Return the revision of the database's schema, None where there is none yet."""
+        """Return the revision of the database's schema, None without one."""
 
     def state(self) -> Mapping[str, int]:
-        """Return what the store tells of itself, such as how many connections are in use, by name."""
+        """Return gauges by name, such as how many connections are in use."""
         return {}
 
     async def distribute(self) -> list[str]:
-        """Spread the data over the machines of a distributed database, by owner, and return what was spread now.
+        """Distribute the tables of a cluster by owner, and return those that were distributed now.
 
-        Idempotent. Raises InvalidInput when the database cannot be spread.
+        Idempotent. Raises InvalidInput if the database is not a cluster.
         """
         raise InvalidInput("only PostgreSQL with Citus and MongoDB behind mongos can be distributed")
 
     @abstractmethod
     async def ping(self) -> None:
-        """Return when the database answers and its schema is the one expected; raise otherwise."""
+        """Return if the database answers and its schema is at the newest revision; raise otherwise."""
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Finish the writes that were taken, refuse new ones, and close. Idempotent."""
+        """Finish the accepted writes, refuse new ones, and close. Idempotent."""
 
     def _committed(self, items: int) -> None:
         """What a group commit is given, to tell the observer."""
@@ -341,7 +339,7 @@ def _observed(operation: str, method: Method) -> Method:
 
 
 class OpeningStore:
-    """What `open_store` returns: await it for the store, or use it in `async with` to have it closed, too."""
+    """What `open_store` returns: await it for the store, or use it in `async with`, which closes the store."""
 
     def __init__(self, store: Store, *, migrate: bool) -> None:
         self._store = store
@@ -376,10 +374,10 @@ ADAPTERS = {
     "mongodb": "chatkeep.stores.mongo.store:MongoStore",
     "mongodb+srv": "chatkeep.stores.mongo.store:MongoStore",
 }
-"""The store of each URL scheme, imported when it is opened."""
+"""The store of each URL scheme, imported on first use."""
 
 EXTRAS = {"asyncpg": "postgres", "pymongo": "mongodb", "bson": "mongodb"}
-"""Which extra of this package brings a module."""
+"""The extra of this package that installs a module."""
 
 
 def open_store(url: str, *, migrate: bool = True, **options: str | float) -> OpeningStore:
@@ -390,8 +388,8 @@ def open_store(url: str, *, migrate: bool = True, **options: str | float) -> Ope
 
     URLs are `sqlite:///relative.db`, `sqlite:////absolute.db`, `postgresql://user:password@host/database`,
     `mongodb://user:password@host/database` and `memory://`. Options are the fields of `StoreOptions`, given as
-    keywords or in the URL (`?search=off`); a keyword goes first. A SQLite file is created where it is missing,
-    and the schema is brought to the newest revision unless migrate=False. Raises InvalidInput for a URL or an
+    keywords or in the URL (`?search=off`); a keyword wins. A missing SQLite file is created, and the
+    schema is brought to the newest revision unless migrate=False. Raises InvalidInput for a URL or an
     option that is not known, SchemaMismatch for a database newer than this version, UnsafeDatabase for one
     that could lose what it acknowledged, StoreUnavailable for one that cannot be opened.
     """
@@ -421,14 +419,14 @@ def _adapter(scheme: str, url: str) -> type[Store]:
 
 
 def without_password(url: str) -> str:
-    """The URL as it may be shown."""
+    """The URL without its password, to be shown."""
     parts = urlsplit(url)
     user, at, host = parts.netloc.rpartition("@")
     return url.replace(f"{user}@{host}", f"{user.partition(':')[0]}:***@{host}", 1) if at and ":" in user else url
 
 
 def file_path(url: str) -> str:
-    """Return the path of a URL that names a file. Raises InvalidInput where it names a host."""
+    """Return the path of a URL that names a file. Raises InvalidInput if it names a host."""
     parts = urlsplit(url)
     if parts.netloc:
         raise InvalidInput(
@@ -445,4 +443,4 @@ def _options(given: dict[str, str | float]) -> StoreOptions:
         first = error.errors(include_url=False, include_context=False)[0]
         name = str(first["loc"][0])
         known = ", ".join(StoreOptions.model_fields)
-        raise InvalidInput(f"the store option {name} cannot be set so: {first['msg']}; options are {known}") from None
+        raise InvalidInput(f"invalid value for store option {name}: {first['msg']}; options are {known}") from None

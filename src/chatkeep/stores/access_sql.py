@@ -1,7 +1,7 @@
 """API keys and replies in a SQL database: the same statements on SQLite and PostgreSQL.
 
-Both number parameters as $1, $2 …; on SQLite those are names, which get their numbers in the order in which
-they first appear, so they appear in order. Text is stored as PostgreSQL can hold it, on both.
+Both number parameters as $1, $2 …; SQLite takes those as names and numbers them by first appearance, so they
+appear in order. Text is encoded for PostgreSQL (`encode_nul`) on both.
 """
 
 from abc import abstractmethod
@@ -31,7 +31,7 @@ BEGIN = """
 
 
 class SqlAccess(Access):
-    """API keys and replies, given a way to execute statements."""
+    """API keys and replies, over two ways to execute a statement."""
 
     @abstractmethod
     async def _read(self, statement: str, *values: object) -> Sequence[Row]:
@@ -39,7 +39,7 @@ class SqlAccess(Access):
 
     @abstractmethod
     async def _write(self, statement: str, *values: object) -> Sequence[Row]:
-        """Return the rows of one statement that writes, when they are on the disk."""
+        """Return the rows of one statement that writes, when it is durable."""
 
     async def create_key(self, key: ApiKey, secret_hash: bytes) -> None:
         owner, name, scopes = encode_nul(key.owner_id), encode_nul(key.name), " ".join(key.scopes)

@@ -1,7 +1,7 @@
-"""What an append does to a conversation: decided here, in plain values, for every store.
+"""What an append does to a conversation: a pure function, for every store.
 
-A store looks up what is needed in its transaction (`State`, `Known`), asks `plan`, and writes what comes
-back. Every reason to refuse is found here, before anything is written.
+A store reads `State` and `Known` in its transaction, calls `plan`, and writes the result. Every reason to refuse is
+found here, before anything is written.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,14 +18,14 @@ from chatkeep.values import title_from
 
 
 class Known(NamedTuple):
-    """A message that is in the conversation already."""
+    """A message that the conversation already has."""
 
     position: Position
     fingerprint: bytes
 
 
 class Placed(NamedTuple):
-    """A new message with the place it got."""
+    """A new message with its position."""
 
     message: Message
     position: Position
@@ -44,9 +44,9 @@ class State:
 
 
 def check(messages: Sequence[NewMessage], max_content_chars: int) -> list[bytes]:
-    """Raise what can be known about an append without the conversation, and return the fingerprints.
+    """Validate an append as far as that needs no transaction, and return the fingerprints.
 
-    They are made here, not in the transaction: that is where others wait.
+    They are computed here because other writers wait while a transaction runs.
     """
     if not messages:
         raise InvalidInput("append needs at least one message")
@@ -56,17 +56,17 @@ def check(messages: Sequence[NewMessage], max_content_chars: int) -> list[bytes]
 
 
 def is_simple(messages: Sequence[NewMessage]) -> bool:
-    """Whether an append only needs the end of its conversation: one message that follows the head."""
+    """Whether an append is one message that follows the head: the fast path."""
     return len(messages) == 1 and not messages[0].names_parent and not isinstance(messages[0], ImportedMessage)
 
 
 def with_ids(messages: Sequence[NewMessage]) -> list[NewMessage]:
-    """The messages, each with an id: what may be tried twice must be stored once."""
+    """The messages, each with an id, so that a retry stores none twice."""
     return [m if m.id is not None else m.model_copy(update={"id": new_id()}) for m in messages]
 
 
 def ids_to_look_up(messages: Sequence[NewMessage]) -> set[UUID]:
-    """The ids of messages and parents that may be in the conversation already."""
+    """The ids of messages and parents that the conversation may have."""
     ids = {message.id for message in messages} | {message.parent_id for message in messages}
     return {id_ for id_ in ids if id_ is not None}
 
@@ -80,11 +80,11 @@ def plan(
     moment: datetime,
     expected_seq: int | None = None,
 ) -> list[Placed | UUID]:
-    """Place the new messages, change `state` accordingly, and name the known ones by id, in order.
+    """Give the new messages their positions, update `state`, and name the known ones by id, in order.
 
     `fingerprints` are those of `messages`, as `check` returns them.
     `known` holds those of `ids_to_look_up` that the conversation has. Raises Conflict and NotFound as
-    Store.append says; `state` is worthless then.
+    Store.append says; `state` is invalid then.
     """
     expected_at_start = state.tree.last_seq
     results: list[Placed | UUID] = []
@@ -128,7 +128,7 @@ def _place(
 def as_stored(
     message: NewMessage, id_: UUID, conversation_id: UUID, seq: int, parent_id: UUID | None, created_at: datetime
 ) -> Message:
-    """The record of a message that got its place."""
+    """The record of a message with its position."""
     return stored(
         Message,
         MESSAGE_FIELDS,
@@ -159,7 +159,7 @@ def _position(parent_id: UUID | None, known: Mapping[UUID, Known], placed: Mappi
 
 
 def _touch(state: State, message: NewMessage, moment: datetime) -> None:
-    """Move updated_at, never back, and make a title where there is none."""
+    """Advance updated_at, never back, and make a title if there is none."""
     active = message.sent_at if isinstance(message, ImportedMessage) else moment
     if active is not None and active > state.updated_at:
         state.updated_at = active

@@ -1,8 +1,7 @@
 """Group commit: writes that arrive while a commit is under way go into the next one together.
 
-Waiting for the disk is what a durable write costs. The writers that wait at the same time share that wait:
-the first one is committed alone, everybody who comes meanwhile is committed next, in one transaction, and
-each gets a result of its own.
+The cost of a durable write is the wait for the disk, which concurrent writers share: the first is committed alone,
+those that arrive meanwhile next, in one transaction, and each gets a result of its own.
 """
 
 import asyncio
@@ -29,11 +28,10 @@ class _Entry[Item]:
 
 
 class GroupCommit[Item]:
-    """Hands what is submitted to `flush`, in order and in batches, from tasks of its own.
+    """Passes submitted items to `flush`, in order and in batches, from tasks of its own.
 
-    `flush` returns an outcome for each item: its result, or the exception that it ended with. The tasks
-    are never a caller's: a caller that is cancelled takes its item back if it was not taken yet, and
-    disturbs nobody.
+    `flush` returns an outcome for each item: its result, or the exception that it ended with. A cancelled caller
+    withdraws its item if that is still queued, and affects no other.
     """
 
     def __init__(
@@ -48,7 +46,7 @@ class GroupCommit[Item]:
         self._committed = committed
         self._flushers = flushers
         self._idle = flushers
-        self._under_way: set[object] = set()
+        self._in_flight: set[object] = set()
         self._ended = asyncio.Event()
         self._queue: deque[_Entry[Item]] = deque()
         self._queued_bytes = 0
@@ -58,8 +56,8 @@ class GroupCommit[Item]:
     async def submit(self, item: Item, *, size: int = 0, key: object = None) -> object:
         """Return the item's outcome when its batch was committed, or raise it.
 
-        Items of one `key`, where it is not None, are never in two batches at the same time.
-        Raises StoreUnavailable, and has not taken the item, when 10,000 items or 64 MiB wait already.
+        Items of one `key`, unless it is None, are never in two batches at the same time.
+        Raises StoreUnavailable, without queueing the item, if 10,000 items or 64 MiB are queued already.
         """
         if self._closed:
             raise StoreUnavailable("the store is closed")
@@ -74,19 +72,19 @@ class GroupCommit[Item]:
         return await entry.future
 
     async def passed(self, key: object) -> None:
-        """Return when no batch with this key is under way. One may begin right after that."""
-        while key in self._under_way:
+        """Return when no batch with this key is in flight. One may start right after that."""
+        while key in self._in_flight:
             self._ended.clear()
             await self._ended.wait()
 
     async def aclose(self) -> None:
-        """Commit what was submitted, then refuse what comes."""
+        """Commit the queue, and refuse new items."""
         self._closed = True
         await asyncio.gather(*self._tasks)
 
     async def _drain(self) -> None:
-        # Between the empty queue and the task's removal there is no await: an item that came in between
-        # would find a task that no longer looks.
+        # No await between the empty queue and the task's removal: an item submitted in between would wait for a
+        # task that has stopped (a lost wake-up).
         try:
             while batch := self._take():
                 await self._commit(batch)
@@ -96,10 +94,10 @@ class GroupCommit[Item]:
             self._tasks.discard(task)
 
     def _take(self) -> list[_Entry[Item]]:
-        """The next batch: what waits, shared out among the tasks that commit nothing at the moment.
+        """The next batch: the queue, divided by the idle tasks.
 
-        All of it for the first one would leave the others without work until it is done. What has the key
-        of another batch waits for that to end.
+        All of it for one task would leave the others idle until it is done. An item with the key of a batch
+        in flight stays queued.
         """
         batch: list[_Entry[Item]] = []
         left: deque[_Entry[Item]] = deque()
@@ -109,7 +107,7 @@ class GroupCommit[Item]:
             entry = self._queue.popleft()
             if entry.future.done():  # its caller was cancelled
                 self._queued_bytes -= entry.size
-            elif entry.key in self._under_way or (len(batch) >= share and (entry.key is None or entry.key not in keys)):
+            elif entry.key in self._in_flight or (len(batch) >= share and (entry.key is None or entry.key not in keys)):
                 left.append(entry)
             elif batch and size + entry.size > MAX_BATCH_BYTES:
                 left.append(entry)
@@ -120,7 +118,7 @@ class GroupCommit[Item]:
                 keys.add(entry.key)
         self._queue.extendleft(reversed(left))
         self._queued_bytes -= size
-        self._under_way |= keys - {None}
+        self._in_flight |= keys - {None}
         return batch
 
     async def _commit(self, batch: list[_Entry[Item]]) -> None:
@@ -139,7 +137,7 @@ class GroupCommit[Item]:
                 raise
         finally:
             self._idle += 1
-            self._under_way -= {entry.key for entry in batch}
+            self._in_flight -= {entry.key for entry in batch}
             self._ended.set()
             for entry, outcome in zip(batch, outcomes, strict=True):
                 _settle(entry.future, outcome)

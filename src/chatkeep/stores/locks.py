@@ -1,11 +1,11 @@
-"""Locks by key: what writes the same conversation takes turns, in this process."""
+"""Locks by key: serialises writers of one conversation in this process."""
 
 import asyncio
 from weakref import WeakValueDictionary
 
 
 class KeyedLocks[Key]:
-    """A lock for each key, kept while somebody holds it or waits for it."""
+    """A lock for each key, kept while it is held or waited for."""
 
     def __init__(self) -> None:
         self._locks: WeakValueDictionary[Key, asyncio.Lock] = WeakValueDictionary()
@@ -15,5 +15,5 @@ class KeyedLocks[Key]:
         return self._locks.setdefault(key, asyncio.Lock())
 
     def __contains__(self, key: Key) -> bool:
-        """Whether somebody holds the lock of a key, or waits for it."""
+        """Whether the lock of a key is held or waited for."""
         return key in self._locks

@@ -26,7 +26,7 @@ def valid_page(limit: int, offset: int, cursor: str | None) -> None:
 
 
 def list_scope(owner: str, context_id: str | None, order: ListOrder) -> tuple[object, ...]:
-    """What a cursor of the conversation list belongs to. Raises InvalidInput for an unknown order."""
+    """The scope of a cursor of the conversation list. Raises InvalidInput for an unknown order."""
     if order not in ("updated", "id"):
         raise InvalidInput("conversations are ordered by `updated` or `id`", got=order)
     return owner, context_id, order
@@ -41,7 +41,7 @@ class ListPlace(NamedTuple):
 
 
 def list_place(cursor: str, scope: tuple[object, ...], order: ListOrder) -> ListPlace:
-    """Return the place behind which a list goes on. Raises InvalidInput."""
+    """Return the place after which a list continues. Raises InvalidInput."""
     if order == "id":
         (id_,) = decode_cursor(cursor, "conversations", scope, str)
         return ListPlace(valid_id(id_))
@@ -65,7 +65,7 @@ def cursor_time(micros: int) -> datetime:
 
 @dataclass(frozen=True)
 class Window:
-    """A page of a path: the bounds, the end at which it begins, and the leaf that its cursor keeps to."""
+    """A page of a path: its bounds, its order, and the leaf that its cursor keeps."""
 
     scope: tuple[object, ...]
     limit: int
@@ -103,7 +103,7 @@ class Window:
         return cls(scope, limit, order, offset, low, high, leaf_seq)
 
     def checked_leaf(self, last_seq: int) -> int:
-        """The cursor's leaf, which a forged cursor may have out of bounds. Raises InvalidInput."""
+        """The cursor's leaf. Raises InvalidInput if a forged cursor has one out of bounds."""
         if self.leaf_seq is None or not 1 <= self.leaf_seq <= last_seq:
             raise InvalidInput(NOT_OURS)
         return self.leaf_seq
@@ -118,7 +118,7 @@ class Window:
         return inside[::-1] if self.order == "desc" else inside
 
     def page(self, found: Sequence[Message], leaf: Position | None, total: int | None) -> Page[Message]:
-        """The page of what was found in reading order, one more than the limit where there is more."""
+        """The page of messages found in reading order; one more than the limit says that there is more."""
         items = list(found[: self.limit])
         following = None
         if len(found) > self.limit and leaf is not None:

@@ -94,7 +94,7 @@ class MongoAccess(Access):
 
 
 async def _taken(view: View, owner: str, key: str, fingerprint: bytes) -> bool:
-    """Take the right to execute a request where nobody has it, or has lost it."""
+    """Take the lease of a request if it is free or has expired; say whether it was taken."""
     moment = now()
     past = micros(moment)
     values = {

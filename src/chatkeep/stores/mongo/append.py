@@ -25,14 +25,14 @@ BEFORE = {"last_seq": 1, "head_id": 1}
 
 
 class Item(NamedTuple):
-    """One message for the end of a conversation, on its way into a group."""
+    """An append on the fast path, on its way into a batch."""
 
     key: Key
     message: NewMessage
     """With an id."""
     fingerprint: bytes
     may_repeat: bool
-    """Whether the caller brought the id, so that the message may be there already."""
+    """Whether the caller gave the id, so that the conversation may have the message."""
 
     @property
     def place(self) -> tuple[Key, UUID]:
@@ -58,9 +58,9 @@ async def append_batch(view: View, items: Sequence[Item], *, search: bool) -> li
 
 
 async def _append_alone(view: View, item: Item, *, search: bool) -> Message | None:
-    """Append one message to a conversation that never branched, in two operations; None where that is not so.
+    """Append one message to a conversation that never branched, in two operations; None if it did branch.
 
-    It begins with the write: a conflict with somebody else shows at once.
+    The write comes first, so that a write conflict shows at once.
     """
     moment = now()
     where = {**conversation_filter(item.key), "straight": True, "last_seq": {"$gte": 1}}
@@ -83,7 +83,7 @@ async def _append_alone(view: View, item: Item, *, search: bool) -> Message | No
 
 
 async def _conversations(view: View, keys: Collection[Key]) -> dict[Key, Document]:
-    """Those of the conversations that are there, of any number of owners."""
+    """Those of the conversations that exist, of any number of owners."""
     where = {
         "owner_id": {"$in": list({owner for owner, _ in keys})},
         "_id": {"$in": [{"o": owner, "c": id_} for owner, id_ in keys]},
@@ -94,7 +94,7 @@ async def _conversations(view: View, keys: Collection[Key]) -> dict[Key, Documen
 
 
 async def _messages(view: View, places: Collection[tuple[Key, UUID]]) -> dict[tuple[Key, UUID], Document]:
-    """Those of the messages that are there, of any number of conversations."""
+    """Those of the messages that exist, of any number of conversations."""
     where = {
         "owner_id": {"$in": list({key[0] for key, _ in places})},
         "_id": {"$in": [message_id(key, id_) for key, id_ in places]},
@@ -104,7 +104,7 @@ async def _messages(view: View, places: Collection[tuple[Key, UUID]]) -> dict[tu
 
 
 class _Batch:
-    """What a batch of appends does to its conversations, decided item by item."""
+    """The outcome of a batch of appends, item by item."""
 
     def __init__(self, conversations: Mapping[Key, Document], known: Mapping[tuple[Key, UUID], Document]) -> None:
         self._states: dict[Key, State | None] = {key: _known_state(row) for key, row in conversations.items()}
@@ -118,7 +118,7 @@ class _Batch:
         return {key: state for key, state in self._states.items() if key in keys and state is not None}
 
     def outcome(self, item: Item) -> Message | Conflict | None:
-        """The stored message, or why there is none; None where this needs to know more of the conversation."""
+        """The stored message or Conflict; None if the item needs a transaction of its own."""
         if item.key not in self._states:
             return None
         there, placed = self._known.get(item.place), self.new.get(item.place)

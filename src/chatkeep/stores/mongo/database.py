@@ -1,4 +1,4 @@
-"""A MongoDB database: its client, transactions that are repeated where that is safe, and what errors mean.
+"""A MongoDB database: its client, transactions that are retried if that is safe, and its errors.
 
 What the driver raises becomes one of chatkeep's errors here and nowhere else. Neither those nor the log say
 what a value was, or the password of the URL.
@@ -35,19 +35,19 @@ from pymongo.errors import (
 from pymongo.read_concern import ReadConcern
 
 from chatkeep.errors import ChatkeepError, InvalidInput, StoreUnavailable, UnsafeDatabase
-from chatkeep.stores.permits import Permits, UnderWay
+from chatkeep.stores.semaphore import InFlight, Semaphore
 
 logger = logging.getLogger(__name__)
 
 type Document = dict[str, Any]
 type Collection = AsyncCollection[Document]
-type Work[T] = Callable[["View"], Awaitable[T]]
+type Operations[T] = Callable[["View"], Awaitable[T]]
 
-PAUSE_SECONDS = (0.002, 0.1)
-"""Longest first pause, and longest pause, before a write is tried again. The pauses are random below that."""
+BACKOFF_SECONDS = (0.002, 0.1)
+"""Bounds of the first and of the longest delay before a write is retried: exponential backoff with full jitter."""
 
 MAX_DOCUMENT_BYTES = 16 << 20
-"""What MongoDB takes for one document."""
+"""MongoDB's limit for one document."""
 
 TOO_LARGE = "MongoDB stores at most 16 MB in one document: a message or a conversation with its metadata"
 
@@ -62,14 +62,14 @@ WEAK = (
 )
 
 OWN = ("w", "journal", "readconcernlevel", "serverselectiontimeoutms", "appname")
-"""Options of the driver that are set here unless the URL sets them."""
+"""Driver options that are set here unless the URL sets them."""
 
 DUPLICATE_KEY, ILLEGAL_OPERATION, TOO_LARGE_CODE = 11000, 20, 10334
 
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """The collections, as one transaction sees them, or each operation for itself where there is no session."""
+    """The collections, in the transaction of `session`, or outside of any without one."""
 
     database: AsyncDatabase[Document]
     conversations: Collection
@@ -82,7 +82,7 @@ class View:
 
     @classmethod
     def of(cls, database: AsyncDatabase[Document]) -> "View":
-        """What each operation sees for itself."""
+        """The collections outside of a transaction."""
         return cls(
             database,
             conversations=database["conversations"],
@@ -105,15 +105,15 @@ class Database:
         if not name:
             raise InvalidInput("a MongoDB URL names a database: mongodb://host/database", got=self.name)
         self._database_name = name
-        patience = int(min(pool_timeout, write_timeout) * 1_000)
-        values = ("majority", True, "majority", patience, "chatkeep")
+        timeout = int(min(pool_timeout, write_timeout) * 1_000)
+        values = ("majority", True, "majority", timeout, "chatkeep")
         given = {key.lower(): value for key, value in parse_qsl(parts.query, keep_blank_values=True)}
         if given.get("w") == "0":  # with which the driver takes no journal
             given["journal"] = ""
         self._settings: dict[str, Any] = {k: v for k, v in zip(OWN, values, strict=True) if k not in given}
-        # Not the driver's queue: a transaction asks for a connection with each of its operations, and would wait
-        # there behind those that wait for it. Whoever has a permit finds a connection.
-        self.permits = Permits(pool_size, pool_timeout)
+        # Not the driver's queue: a transaction takes a connection for each of its operations, and would queue
+        # behind those that wait for it. Whoever holds a slot finds a free connection.
+        self.slots = Semaphore(pool_size, pool_timeout)
         self._settings["maxPoolSize"] = pool_size
         self._write_timeout = write_timeout
         self._relaxed = relaxed
@@ -122,44 +122,44 @@ class Database:
         self._opening = asyncio.Lock()
         self.sharded = False
         """Whether the server is a mongos: known with the first call."""
-        self.writing = UnderWay()
+        self.writing = InFlight()
         """The writes that closing waits for."""
 
     async def view(self) -> View:
-        """What each operation sees for itself; the first call connects, and checks what it finds."""
+        """The collections outside of a transaction; the first call connects, and checks the server."""
         if self._view is None:
             async with self._opening:
                 self._view = self._view or await self._open()
         return self._view
 
-    async def read[T](self, work: Work[T]) -> T:
-        """Run `work`, which only reads; once more where the connection turns out to be lost."""
+    async def read[T](self, work: Operations[T]) -> T:
+        """Run `work`, which only reads; once more if the connection turns out to be lost."""
         with self.translating():
             view = await self.view()
             try:
-                async with self.permits:
+                async with self.slots:
                     return await work(view)
             except AutoReconnect as error:
                 if isinstance(error, ServerSelectionTimeoutError):
                     raise
-            async with self.permits:
+            async with self.slots:
                 return await work(view)
 
-    async def write_one[T](self, work: Work[T]) -> T:
-        """Run `work`, which writes with one operation, again while that may help, until the time is over."""
+    async def write_one[T](self, work: Operations[T]) -> T:
+        """Run `work`, which writes without a transaction, and retry it while that may help, until `write_timeout`."""
         with self.translating(), self.writing:
             return await self._repeat(lambda view, _: work(view), is_lost)
 
-    async def write[T](self, work: Work[T]) -> T:
-        """Run `work` in a transaction, again while that may help, until the time for writes is over.
+    async def write[T](self, work: Operations[T]) -> T:
+        """Run `work` in a transaction, and retry it while that may help, until `write_timeout`.
 
         A commit may have happened although its answer was lost: `work` finds out by the ids it writes.
         """
         with self.translating(), self.writing:
             return await self._repeat(lambda view, deadline: self._transaction(view, work, deadline), may_pass)
 
-    async def attempt[T](self, work: Work[T]) -> T | None:
-        """The same, but None where MongoDB refuses what is written: `write` is next then, for each by itself."""
+    async def attempt[T](self, work: Operations[T]) -> T | None:
+        """The same, but None if MongoDB refuses what is written: the caller goes on with `write`, item by item."""
         with self.translating(), self.writing:
             try:
                 return await self._repeat(lambda view, deadline: self._transaction(view, work, deadline), met_another)
@@ -169,25 +169,25 @@ class Database:
                 return None
 
     async def aclose(self) -> None:
-        """Wait for the writes that are under way, and close every connection. Idempotent."""
-        await self.writing.ended()
+        """Wait for the writes in flight, and close every connection. Idempotent."""
+        await self.writing.drained()
         if self._client is not None:
             await self._client.close()
 
     async def _repeat[T](self, work: Callable[[View, float], Awaitable[T]], worth_it: Callable[[Exception], bool]) -> T:
-        deadline, longest = time.monotonic() + self._write_timeout, PAUSE_SECONDS[0]
+        deadline, longest = time.monotonic() + self._write_timeout, BACKOFF_SECONDS[0]
         while True:
             try:
                 view = await self.view()
-                async with self.permits:
+                async with self.slots:
                     return await work(view, deadline)
             except DRIVER_ERRORS as error:
                 if not worth_it(error) or time.monotonic() >= deadline:
                     raise
             await asyncio.sleep(random.uniform(0, longest))  # noqa: S311 - not a secret
-            longest = min(2 * longest, PAUSE_SECONDS[1])
+            longest = min(2 * longest, BACKOFF_SECONDS[1])
 
-    async def _transaction[T](self, view: View, work: Work[T], deadline: float) -> T:
+    async def _transaction[T](self, view: View, work: Operations[T], deadline: float) -> T:
         async with view.database.client.start_session() as session:
             await session.start_transaction(read_concern=ReadConcern("snapshot"))
             result = await work(replace(view, session=session))
@@ -230,7 +230,7 @@ class Database:
         return client
 
     async def _try_transaction(self, view: View) -> None:
-        # Not asked from what the server says of itself: what speaks MongoDB's protocol need not say it.
+        # Tried, not read from `hello`: not every server of MongoDB's protocol says whether it has transactions.
         try:
             await self._transaction(view, _read_something, time.monotonic() + self._write_timeout)
         except OperationFailure as error:
@@ -270,17 +270,17 @@ def is_duplicate(error: Exception) -> bool:
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether another connection may do better. Whether the operation was executed is not known."""
+    """Whether a retry on another connection may succeed. Whether the operation was executed is unknown."""
     return isinstance(error, AutoReconnect)
 
 
 def met_another(error: Exception) -> bool:
-    """Whether a transaction failed by another one that wrote the same, or by a lost connection."""
+    """Whether a transaction failed by a write conflict, or by a lost connection."""
     return is_lost(error) or (isinstance(error, PyMongoError) and error.has_error_label("TransientTransactionError"))
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether a transaction that failed may succeed when it is tried again, and looks first what is there."""
+    """Whether a failed transaction may succeed if it is retried and looks first what exists."""
     return met_another(error) or is_duplicate(error)
 
 
@@ -293,7 +293,7 @@ MEANINGS: tuple[tuple[type[Exception], str], ...] = (
     (AutoReconnect, "the connection to MongoDB was lost"),
     (OSError, "MongoDB cannot be reached"),
 )
-"""What the driver's errors mean to a person."""
+"""The driver's errors in plain words."""
 
 AGAIN = "others wrote the same conversation again and again; try again"
 
@@ -309,14 +309,14 @@ MEANINGS_OF_CODES: dict[int | None, str] = {
 
 
 async def _commit(session: AsyncClientSession, deadline: float) -> None:
-    """Commit; again where nobody knows whether it happened, which changes nothing if it did."""
+    """Commit, and retry while the outcome is unknown: committing again is idempotent."""
     while True:
         try:
             return await session.commit_transaction()
         except PyMongoError as error:
             if not error.has_error_label("UnknownTransactionCommitResult") or time.monotonic() >= deadline:
                 raise
-        await asyncio.sleep(random.uniform(0, PAUSE_SECONDS[1]))  # noqa: S311 - not a secret
+        await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS[1]))  # noqa: S311 - not a secret
 
 
 async def _read_something(view: View) -> None:

@@ -45,7 +45,7 @@ INDEX_SLICE = 500
 """Messages that are indexed at once at most."""
 
 SLICE = 5_000
-"""Messages that are removed at once at most, so that nobody waits long for it."""
+"""Messages that are removed at once at most, which bounds how long it takes."""
 
 DELETED = Status.DELETED.value
 NOT_DELETED = {"$ne": DELETED}
@@ -56,10 +56,10 @@ HIT_ORDER = [("created_at", DESCENDING), ("conversation_id", DESCENDING), ("seq"
 STATE = {"last_seq": 1, "head_seq": 1, "head_id": 1, "runs": 1, "title": 1, "updated_at": 1}
 PLACE = {"seq": 1, "run": 1, "depth": 1, "fingerprint": 1}
 SURELY_FITS = MAX_DOCUMENT_BYTES // 8
-"""A text of so many characters leaves room for itself in UTF-8, and for its words."""
+"""A text of at most so many characters fits, with its words, whatever its characters are."""
 
 REST_BYTES = 4_096
-"""What the fields take that are not counted one by one."""
+"""Bytes allowed for the fields that are not measured."""
 
 
 class MongoRows(Rows):
@@ -211,7 +211,7 @@ class MongoRows(Rows):
         return (await self._view.messages.update_one(where, change)).modified_count == 1
 
     def shows_whole(self, found: Sequence[Message], window: Window, segments: Sequence[Segment]) -> bool:
-        """Nothing was removed if no seq is missing on the trunk."""
+        """A page on the trunk without a missing seq was read before any removal."""
         if not segments:
             return True
         low, high = segments[0].low, segments[0].high
@@ -263,7 +263,7 @@ class MongoRows(Rows):
         await self._view.conversations.update_many({"owner_id": owner, "deleted_at": None}, _hidden())
 
     async def purge_slice(self, owner: str) -> Removed | None:
-        """Remove a conversation after its messages."""
+        """Remove some of a conversation's messages, or the conversation after the last of them."""
         where = {"owner_id": owner, "deleted_at": {"$gt": 0}}
         hidden = await self._view.conversations.find_one(where, {"id": 1})
         if hidden is None:
@@ -392,7 +392,7 @@ def micros(moment: datetime) -> Int64:
 
 
 def check_fits(*texts: str | None) -> None:
-    """Raise InvalidInput where what MongoDB takes in one document would be exceeded."""
+    """Raise InvalidInput if a document would exceed MongoDB's limit."""
     if any(len(text) > SURELY_FITS for text in texts if text):
         size = sum(len(text.encode()) for text in texts if text)
         if size + REST_BYTES > MAX_DOCUMENT_BYTES:

@@ -1,6 +1,6 @@
-"""The collections of the MongoDB store: validators, indexes, their revision, and how they are spread.
+"""The collections of the MongoDB store: validators, indexes, revision, sharding.
 
-Every step can be taken twice, and by many processes at once: what is there is left alone.
+Every step is idempotent, and safe for many processes at once.
 """
 
 from typing import Any
@@ -78,7 +78,7 @@ VALIDATORS: dict[str, Document] = {
     "api_keys": _validator(("secret_hash", "name", "scopes", "created_at"), owner_id=TEXT, secret_hash=BYTES),
     "requests": _validator(("fingerprint", "lease_until", "expires_at"), owner_id=TEXT, expires_at=TIME),
 }
-"""What the server itself refuses, by collection."""
+"""The validator of each collection."""
 
 
 def _index(name: str, *keys: str, unique: bool = False, where: Document | None = None) -> IndexModel:
@@ -124,9 +124,9 @@ INDEXES: dict[str, list[IndexModel]] = {
 }
 
 SPREAD = ("users", "conversations", "messages", "requests")
-"""What is spread over shards, by owner. An API key is looked up before its owner is known: keys stay together."""
+"""The sharded collections, by owner. API keys are not: a key is looked up before its owner is known."""
 
-NAMESPACE_EXISTS, ALREADY_SHARDED = 48, 20
+NAMESPACE_EXISTS = 48
 
 
 async def revision(view: View) -> str | None:
@@ -136,7 +136,7 @@ async def revision(view: View) -> str | None:
 
 
 async def migrate(database: Database, target: str) -> None:
-    """Bring the schema to `target`; what many processes do at once, each finds done or does."""
+    """Bring the schema to `target`. Safe to call from many processes at once."""
     target = HEAD if target == "head" else target
     if target not in (*REVISIONS, "base"):
         raise SchemaMismatch(f"the revisions of the schema are base, {', '.join(REVISIONS)}", got=target)
@@ -163,7 +163,7 @@ async def _build(view: View) -> None:
 
 
 async def _create(view: View, name: str, validator: Document) -> None:
-    """Make a collection, unless another process was faster."""
+    """Make a collection, unless another process has."""
     try:
         await view.database.create_collection(name, validator=validator)
     except CollectionInvalid:
@@ -179,7 +179,7 @@ async def _drop(view: View) -> None:
 
 
 async def spread(database: Database) -> list[str]:
-    """Spread the collections over the shards by owner, and return what was spread now."""
+    """Shard the collections by owner, and return those that were sharded now."""
     view = await database.view()
     if not database.sharded:
         raise InvalidInput("only MongoDB behind mongos can be distributed", got=database.name)

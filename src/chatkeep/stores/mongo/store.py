@@ -20,7 +20,7 @@ from chatkeep.stores.mongo.rows import MongoRows, check_message_fits
 from chatkeep.stores.rows import Key, Work
 
 FLUSHERS = 2
-"""Batches under way at the same time: while one waits for the disk, the other is filled and sent."""
+"""Batches in flight at the same time: while one waits for the disk, the other is filled and sent."""
 
 
 class MongoStore(RowStore[MongoRows]):
@@ -48,7 +48,7 @@ class MongoStore(RowStore[MongoRows]):
         return self._access
 
     def state(self) -> Mapping[str, int]:
-        return {"connections_used": self._database.permits.used}
+        return {"connections_used": self._database.slots.used}
 
     async def distribute(self) -> list[str]:
         self._open()
@@ -69,7 +69,7 @@ class MongoStore(RowStore[MongoRows]):
         return await write(lambda view: work(self._rows(view)))
 
     async def _write_to[T](self, key: Key, work: Work[MongoRows, T]) -> T:
-        """One at a time in this process: of two transactions that write one conversation, one would fail."""
+        """Serialised for each conversation in this process: of two transactions that write it, one would fail."""
         async with self._locks.of(key):
             await self._batches.passed(key)
             return await self._write(work)
@@ -99,7 +99,7 @@ class MongoStore(RowStore[MongoRows]):
         return self._database.sharded if hidden is None else hidden
 
     async def _rename(self, old: str, new: str) -> int:
-        """Give conversations away one by one: each belongs to one of the two at any time, and all in the end."""
+        """Move conversations one by one, each in a transaction: cut off, a second call finishes."""
         ids = await self._write(lambda rows: rows.begin_rename(old, new), atomic=False)
         moved = [await self._move(id_, old, new) for id_ in ids]
         await self._write(lambda rows: rows.end_rename(old), atomic=False)

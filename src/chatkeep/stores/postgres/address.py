@@ -1,7 +1,7 @@
-"""Where a PostgreSQL URL leads, and whether anybody listens there.
+"""The address in a PostgreSQL URL, and a cheap probe of it.
 
-While a database is down it is tried again and again. The driver reads its environment, files and certificates at
-each try, which holds the event loop for a millisecond and more; a bare connection takes a third of that.
+While a database is down, connecting is retried. Each try of the driver reads its environment, files and certificates,
+which blocks the event loop for a millisecond and more; a bare connection takes a third of that.
 """
 
 import asyncio
@@ -11,9 +11,9 @@ type Address = tuple[str, int]
 
 
 def written_address(url: str) -> Address | None:
-    """The host and the port that `url` leads to; None unless it is one host, and both are written there.
+    """Return the host and the port in `url`; None unless it names one host and its port.
 
-    What is not, the driver finds in its environment, or in files.
+    What it leaves out, the driver finds in its environment, or in files.
     """
     parts = urlsplit(url)
     several_or_socket = any(mark in parts.netloc.rpartition("@")[2] for mark in ",%")
@@ -22,11 +22,8 @@ def written_address(url: str) -> Address | None:
     return parts.hostname, parts.port
 
 
-async def knock(address: Address, patience: float) -> None:
-    """Return if somebody listens; the server sees a connection without a word, which it does not complain of.
-
-    Raises OSError otherwise, TimeoutError after `patience` seconds.
-    """
-    async with asyncio.timeout(patience):
+async def probe(address: Address, seconds: float) -> None:
+    """Connect and close, which PostgreSQL does not log. Raises OSError, or TimeoutError after `seconds`."""
+    async with asyncio.timeout(seconds):
         transport, _ = await asyncio.get_running_loop().create_connection(asyncio.Protocol, *address)
     transport.abort()

@@ -12,7 +12,7 @@ from chatkeep.stores.postgres.text import encode, terms_of
 from chatkeep.stores.rows import Row
 from chatkeep.values import encode_nul, json_text, title_from
 
-# A lone append: the conversation's row says whether it is there, never branched, and what comes next.
+# An append alone: the conversation's row says whether it exists, never branched, and the next seq.
 APPEND = """
     WITH c AS (
         UPDATE conversations
@@ -55,7 +55,7 @@ class Item(NamedTuple):
 def to_item(
     owner: str, conversation_id: UUID, id_: UUID, message: NewMessage, fingerprint: bytes, *, search: bool
 ) -> Item:
-    """A message as the statements that append take it."""
+    """A message as APPEND and APPEND_MANY take it."""
     return Item(
         owner,
         conversation_id,
@@ -74,7 +74,7 @@ def to_item(
 
 
 async def append(connection: Connection, items: Sequence[Item]) -> dict[UUID, Row]:
-    """Append each item where that is simple: (number, seq, parent_id, created_at) of those, by id."""
+    """Append the items whose conversation never branched; return (number, seq, parent_id, created_at) by id."""
     if len(items) == 1:
         found = await connection.fetch(APPEND, *items[0])
     else:
@@ -84,8 +84,8 @@ async def append(connection: Connection, items: Sequence[Item]) -> dict[UUID, Ro
 
 
 def _chained(items: Sequence[Item]) -> tuple[list[int], list[UUID | None], list[bool], list[str | None]]:
-    """How the items of each conversation follow each other: place, previous id, whether it is the last, and
-    for the last one the first title of them."""
+    """For each item: its place among those of its conversation, the id before it, whether it is the last, and the
+    first title of them, which the last one carries."""
     lasts: dict[tuple[str, UUID], int] = {}
     places, titles = [1] * len(items), list[str | None]()
     previous: list[UUID | None] = [None] * len(items)
@@ -101,11 +101,11 @@ def _chained(items: Sequence[Item]) -> tuple[list[int], list[UUID | None], list[
 
 
 def _column(values: tuple[object, ...]) -> list[object]:
-    """The values of a column; none where none of them is set, for unnest fills up with null."""
+    """The values of a column; empty if none is set, as unnest fills up with null."""
     return [] if all(value is None for value in values) else list(values)
 
 
 def appended(item: Item, message: NewMessage, row: Row) -> Message:
-    """The record of a message that was stored."""
+    """The record of a stored message."""
     _, seq, parent_id, created_at = row
     return as_stored(message, item.id, item.conversation_id, seq, parent_id, created_at)

@@ -1,7 +1,7 @@
 """Citus: the same tables, spread over many machines by owner.
 
-What one owner has lies on one machine. A statement that locks or changes rows names one owner, and so does a
-batch: Citus refuses to lock the rows of several. Its functions run at the coordinator, so there is none here.
+The rows of one owner are on one machine. A statement that locks or changes rows names one owner, and so does a
+batch: Citus refuses to lock the rows of several. Functions run on the coordinator, so `chatkeep_append` is not used.
 """
 
 from collections.abc import Sequence
@@ -15,16 +15,16 @@ from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.rows import Row
 
 DISTRIBUTED = {"users": "id", "conversations": "owner_id", "messages": "owner_id", "requests": "owner_id"}
-"""The tables and the column whose hash says where a row lies; the first one's rows draw the others' to them."""
+"""The tables with their distribution columns; all are colocated with the first."""
 
 EVERYWHERE = ("api_keys",)
-"""The tables that every machine has a copy of: a key is looked up before its owner is known."""
+"""The reference tables, copied to every machine: a key is looked up before its owner is known."""
 
 REFERENCES = (
     ("conversations", "conversations_owner_id_fkey"),
     ("messages", "messages_owner_id_conversation_id_fkey"),
 )
-"""The foreign keys between them. While one table is spread and the next is not yet, Citus has no place for them."""
+"""The foreign keys between them, dropped while only some tables are distributed: Citus cannot hold them then."""
 
 VERSION = "SELECT extversion FROM pg_extension WHERE extname = 'citus'"
 
@@ -49,7 +49,7 @@ COLUMNS = (
 
 
 class End(NamedTuple):
-    """Where the next message of a conversation goes."""
+    """The end of a conversation: what the next message follows."""
 
     seq: int
     head_id: UUID | None

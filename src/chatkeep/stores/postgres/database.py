@@ -1,4 +1,4 @@
-"""A PostgreSQL database: statements, transactions that are repeated where that is safe, and the schema.
+"""A PostgreSQL database: statements, transactions that are retried if that is safe, and the schema.
 
 What the driver raises becomes one of chatkeep's errors here and nowhere else. Neither those nor the log say
 what a value was, or the password of the URL.
@@ -17,30 +17,30 @@ import asyncpg
 
 from chatkeep.errors import ChatkeepError, InvalidInput, SchemaMismatch, StoreUnavailable, UnsafeDatabase
 from chatkeep.migrations import HEAD, REVISIONS, render
-from chatkeep.stores.permits import UnderWay
-from chatkeep.stores.postgres.address import knock, written_address
+from chatkeep.stores.postgres.address import probe, written_address
 from chatkeep.stores.postgres.citus import has_citus
 from chatkeep.stores.postgres.pool import FATAL, Connection, Pool
+from chatkeep.stores.semaphore import InFlight
 
 logger = logging.getLogger(__name__)
 
-type Work[T] = Callable[[Connection], Awaitable[T]]
+type Statements[T] = Callable[[Connection], Awaitable[T]]
 
 LOCK_MILLISECONDS = 100
-"""How long a statement of its own waits for a row that somebody has locked. One that fails is repeated in a
-transaction, which waits longer: so the others of its batch do not wait with it."""
+"""How long a statement outside a transaction waits for a locked row. A batch that fails so is retried item by item in
+transactions, which wait longer: one locked row does not delay the rest of its batch."""
 
 COMMAND_SECONDS = 60.0
-"""How long one statement may take until the connection is given up."""
+"""How long one statement may take until its connection is closed."""
 
 MIGRATION_SECONDS = 3_600.0
 """The same for a migration."""
 
-PAUSE_SECONDS = (0.01, 1.0)
-"""Shortest and longest pause before a write is tried again; each is twice the one before, less up to a half."""
+BACKOFF_SECONDS = (0.01, 1.0)
+"""First and longest delay before a write is retried: exponential backoff with jitter of up to a half."""
 
-LOST_PAUSE_SECONDS = 0.1
-"""The shortest one where the database cannot be reached: it does not come back sooner, and trying holds the event
+RECONNECT_BACKOFF_SECONDS = 0.1
+"""The first delay if the database cannot be reached: it does not come back sooner, and each try blocks the event
 loop for a third of a millisecond."""
 
 MIGRATION_LOCK = 0x636B_6D69
@@ -74,33 +74,33 @@ class Database:
         # Neon's pooled addresses are PgBouncer in transaction mode.
         self._pgbouncer = "-pooler." in (parts.hostname or "") if pgbouncer is None else pgbouncer
         self._may_find_pgbouncer = pgbouncer is None
-        self._pool = Pool(self._connect, size=pool_size, patience=pool_timeout)
+        self._pool = Pool(self._connect, size=pool_size, timeout=pool_timeout)
         self._away = False
-        """Whether nobody answered when a connection was last tried."""
+        """Whether the last connection attempt failed."""
         self.citus = False
-        """Whether the database is spread over many machines: known with the first connection."""
-        self.writing = UnderWay()
+        """Whether the database is a Citus cluster: known with the first connection."""
+        self.writing = InFlight()
         """The writes that closing waits for."""
 
-    async def attempt[T](self, work: Work[T], *, transaction: bool = False) -> T | None:
+    async def attempt[T](self, work: Statements[T], *, transaction: bool = False) -> T | None:
         """Run `work`, which writes with one statement, or with several in a transaction.
 
-        None where it failed, or nobody knows: `write` is next then.
+        None if it failed, or its outcome is unknown: the caller goes on with `write`.
         """
         try:
             return await self._statement(work, transaction=transaction)
         except DRIVER_ERRORS:
             return None
 
-    async def _statement[T](self, work: Work[T], *, transaction: bool = False) -> T:
+    async def _statement[T](self, work: Statements[T], *, transaction: bool = False) -> T:
         """Run one statement that commits by itself and waits for locks only briefly."""
         async with self._pool.connection() as connection:
             if not (self._pgbouncer or transaction):
                 return await work(connection)
             return await self._in_transaction(connection, work, LOCK_MILLISECONDS)
 
-    async def read[T](self, work: Work[T]) -> T:
-        """Run `work`, which only reads; once more where the connection turns out to be lost."""
+    async def read[T](self, work: Statements[T]) -> T:
+        """Run `work`, which only reads; once more if the connection turns out to be lost."""
         try:
             return await self._statement(work)
         except DRIVER_ERRORS as error:
@@ -109,29 +109,29 @@ class Database:
         with self.translating():
             return await self._statement(work)
 
-    async def write[T](self, work: Work[T]) -> T:
-        """Run `work` in a transaction, again while that may help, until the time for writes is over.
+    async def write[T](self, work: Statements[T]) -> T:
+        """Run `work` in a transaction, and retry it while that may help, until `write_timeout`.
 
         A commit may have happened although its answer was lost: `work` finds out by the ids it writes.
         """
         deadline = time.monotonic() + self._write_timeout
-        pause = PAUSE_SECONDS[0]
+        pause = BACKOFF_SECONDS[0]
         with self.translating(), self.writing:
             while True:
-                patience = max(deadline - time.monotonic(), 0.001)
+                timeout = max(deadline - time.monotonic(), 0.001)
                 try:
                     async with self._pool.connection() as connection:
-                        return await self._in_transaction(connection, work, int(patience * 1_000) + 1)
+                        return await self._in_transaction(connection, work, int(timeout * 1_000) + 1)
                 except DRIVER_ERRORS as error:
                     if not may_pass(error) or time.monotonic() >= deadline:
                         raise
                     if is_lost(error):
-                        pause = max(pause, LOST_PAUSE_SECONDS)
+                        pause = max(pause, RECONNECT_BACKOFF_SECONDS)
                 await asyncio.sleep(pause * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
-                pause = min(2 * pause, PAUSE_SECONDS[1])
+                pause = min(2 * pause, BACKOFF_SECONDS[1])
 
     def state(self) -> Mapping[str, int]:
-        """How many connections are in use, and how many are not."""
+        """How many connections are in use, and how many are idle."""
         return {"connections_used": self._pool.used, "connections_idle": self._pool.idle}
 
     async def revision(self) -> str | None:
@@ -139,7 +139,7 @@ class Database:
         return await self.read(read_revision)
 
     async def migrate(self, revision: str) -> None:
-        """Bring the schema to `revision`; of many processes that do, one does it and the others wait."""
+        """Bring the schema to `revision`; of many processes one migrates, and the others wait."""
         target = HEAD if revision == "head" else revision
         if target not in (*REVISIONS, "base"):
             raise SchemaMismatch(f"the revisions of the schema are base, {', '.join(REVISIONS)}", got=target)
@@ -153,8 +153,8 @@ class Database:
             await self.write(step)
 
     async def aclose(self) -> None:
-        """Wait for the writes that are under way, and close every connection. Idempotent."""
-        await self.writing.ended()
+        """Wait for the writes in flight, and close every connection. Idempotent."""
+        await self.writing.drained()
         await self._pool.aclose()
 
     async def _step(self, connection: Connection, current: str | None, target: str) -> None:
@@ -172,10 +172,10 @@ class Database:
     # --- connections --------------------------------------------------------------------------------------
 
     async def _connect(self) -> Connection:
-        """A new connection. Where nobody answered the last time it is seen first whether anybody does now."""
+        """A new connection. If the last attempt failed, the address is probed first."""
         address = written_address(self._url) if self._away else None
         if address is not None:
-            await knock(address, self._pool_timeout)
+            await probe(address, self._pool_timeout)
         try:
             connection = await self._make_connection()
         except OSError:
@@ -216,7 +216,7 @@ class Database:
         return connection
 
     async def _check(self, connection: Connection) -> None:
-        """Refuse a database that forgets what it acknowledged, and see what kind it is."""
+        """Refuse a database that may lose what it acknowledged, and note whether it is Citus."""
         async with connection.transaction():
             durable = await connection.fetchval("SELECT current_setting('synchronous_commit')")
             self.citus = await has_citus(connection)
@@ -227,7 +227,7 @@ class Database:
                 got=self.name,
             )
 
-    async def _in_transaction[T](self, connection: Connection, work: Work[T], lock_milliseconds: int) -> T:
+    async def _in_transaction[T](self, connection: Connection, work: Statements[T], lock_milliseconds: int) -> T:
         begin = f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {lock_milliseconds}"
         try:
             await connection.execute(begin)
@@ -265,9 +265,9 @@ LOST = (
     asyncpg.ReadOnlySQLTransactionError,  # the server is no longer the primary
     asyncpg.InterfaceError,
     asyncpg.InternalClientError,
-    OSError,  # a plain one where a name has several addresses and none of them answers, or cannot be looked up
+    OSError,  # a plain one if a name cannot be resolved, or none of its several addresses answers
 )
-"""Errors of a connection that is no more, or that could not be made."""
+"""Errors of a connection that was lost, or could not be made."""
 
 
 RACED = (
@@ -275,16 +275,16 @@ RACED = (
     asyncpg.DeadlockDetectedError,
     asyncpg.ForeignKeyViolationError,  # an owner was removed while a conversation of theirs was created
 )
-"""Errors of a transaction that met another one."""
+"""Errors of a transaction that conflicted with another one."""
 
 
 def is_lost(error: Exception) -> bool:
-    """Whether another connection may do better. Whether the statement was executed is not known."""
+    """Whether a retry on another connection may succeed. Whether the statement was executed is unknown."""
     return isinstance(error, LOST) and not isinstance(error, (TimeoutError, ssl.SSLError))
 
 
 def may_pass(error: Exception) -> bool:
-    """Whether a transaction that failed may succeed when it is tried again."""
+    """Whether a failed transaction may succeed if it is retried."""
     return is_lost(error) or isinstance(error, RACED)
 
 
@@ -293,7 +293,7 @@ MEANINGS: tuple[tuple[type[Exception], str], ...] = (
     (asyncpg.InvalidCatalogNameError, "there is no such database"),
     (asyncpg.InsufficientPrivilegeError, "the user may not do this in the database"),
     (asyncpg.TooManyConnectionsError, "PostgreSQL has no connection left; try again, or lower pool_size"),
-    (asyncpg.LockNotAvailableError, "another writer held the conversation for too long; try again"),
+    (asyncpg.LockNotAvailableError, "another writer held the conversation's lock for too long; try again"),
     (asyncpg.DiskFullError, "the disk is full"),
     (asyncpg.SerializationError, "others wrote the same rows again and again; try again"),
     (asyncpg.DeadlockDetectedError, "others wrote the same rows again and again; try again"),
@@ -303,7 +303,7 @@ MEANINGS: tuple[tuple[type[Exception], str], ...] = (
     (FileNotFoundError, "PostgreSQL's socket is not there, or a file that the URL names"),
     (OSError, "PostgreSQL cannot be reached"),
 )
-"""What the driver's errors mean to a person."""
+"""The driver's errors in plain words."""
 
 
 async def read_revision(connection: Connection) -> str | None:
@@ -317,7 +317,7 @@ async def read_revision(connection: Connection) -> str | None:
 
 
 async def _roll_back(connection: Connection) -> None:
-    """End a transaction that failed. Any other exception ends the connection, and with it the transaction."""
+    """Roll back a failed transaction. If that fails, too, the connection is closed, which ends it."""
     try:
         if not connection.is_closed():
             await connection.execute("ROLLBACK")

@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 import asyncpg
 
 from chatkeep.errors import ChatkeepError
-from chatkeep.stores.permits import Permits
+from chatkeep.stores.semaphore import Semaphore
 
 type Connection = asyncpg.Connection[asyncpg.Record]
 
@@ -20,38 +20,38 @@ FATAL = (
     asyncpg.CannotConnectNowError,
     asyncpg.IdleInTransactionSessionTimeoutError,
 )
-"""Answers with which the server ends the connection, although the driver may not have seen it end yet."""
+"""Errors with which the server closes the connection, although the driver may not have noticed yet."""
 
 
 class Pool:
-    """At most `size` connections, made when they are needed; the one used last is used next."""
+    """At most `size` connections, made on demand; the one used last is used next (LIFO)."""
 
-    def __init__(self, connect: Callable[[], Awaitable[Connection]], *, size: int, patience: float) -> None:
-        self.permits = Permits(size, patience)
+    def __init__(self, connect: Callable[[], Awaitable[Connection]], *, size: int, timeout: float) -> None:
+        self.slots = Semaphore(size, timeout)
         self._connect = connect
-        self._patience = patience
+        self._timeout = timeout
         self._idle: list[Connection] = []
 
     @property
     def used(self) -> int:
         """How many connections are in use, or being made."""
-        return self.permits.used
+        return self.slots.used
 
     @property
     def idle(self) -> int:
-        """How many connections wait to be used."""
+        """How many connections are open and not in use."""
         return len(self._idle)
 
     def connection(self) -> "Lease":
         """A connection for the time of an `async with` block.
 
-        Raises StoreUnavailable when all were in use for `patience` seconds. A block that is cancelled, or
-        ends with an error that is not the server's answer, takes its connection with it.
+        Raises StoreUnavailable if all were in use for `timeout` seconds. The connection is closed if the block
+        is cancelled, or ends with an error that is not an answer of the server.
         """
         return Lease(self)
 
     async def take(self) -> Connection:
-        """One that waits to be used, or a new one."""
+        """An idle connection, or a new one."""
         while self._idle:
             connection = self._idle.pop()
             if not connection.is_closed():
@@ -59,7 +59,7 @@ class Pool:
         return await self._connect()
 
     def give_back(self, connection: Connection) -> None:
-        """Keep it for whoever comes next, unless it is of no use any more."""
+        """Keep the connection for reuse, unless it is closed or left in a transaction."""
         if connection.is_closed():
             return
         if connection.is_in_transaction():
@@ -68,13 +68,13 @@ class Pool:
             self._idle.append(connection)
 
     async def aclose(self) -> None:
-        """Close the connections that are not in use."""
+        """Close the idle connections."""
         while self._idle:
-            await self._idle.pop().close(timeout=self._patience)
+            await self._idle.pop().close(timeout=self._timeout)
 
 
 class Lease:
-    """The use of a connection; a class, as a generator takes 8 µs more of each statement."""
+    """A connection that is in use; a class, as a generator costs 8 µs more for each statement."""
 
     __slots__ = ("_connection", "_pool")
 
@@ -82,11 +82,11 @@ class Lease:
         self._pool = pool
 
     async def __aenter__(self) -> Connection:
-        await self._pool.permits.acquire()
+        await self._pool.slots.acquire()
         try:
             self._connection = await self._pool.take()
         except BaseException:
-            self._pool.permits.release()
+            self._pool.slots.release()
             raise
         return self._connection
 
@@ -96,4 +96,4 @@ class Lease:
         ):
             self._connection.terminate()
         self._pool.give_back(self._connection)
-        self._pool.permits.release()
+        self._pool.slots.release()

@@ -38,7 +38,7 @@ INDEX_SLICE = 500
 """Messages that one transaction indexes at most."""
 
 SLICE = 5_000
-"""Messages that one transaction removes at most, so that nobody waits long for it."""
+"""Messages that one transaction removes at most, which bounds how long other writers wait."""
 
 MAX_BIGINT = 2**63 - 1
 
@@ -51,8 +51,8 @@ MESSAGE_COLUMNS = """
     m.id, m.seq, m.parent_id, m.role, m.content, m.status, m.sources, m.metadata, m.external_id, m.sent_at,
     m.created_at::text AS created_at
 """
-# In one statement, so with one snapshot: whoever sees the conversation sees it whole, as removing its messages begins
-# when nobody does any more.
+# In one statement, so with one snapshot: messages are removed after their conversation was hidden, so a visible one
+# is whole.
 MESSAGE = f"""
     SELECT {MESSAGE_COLUMNS} FROM messages m
     WHERE m.owner_id = $1 AND m.conversation_id = $2 AND EXISTS (
@@ -71,7 +71,7 @@ INSERT_CONVERSATION = f"""
     ON CONFLICT DO NOTHING
     RETURNING {CONVERSATION_COLUMNS}
 """  # noqa: S608
-# Only where the conversation is still as it was when the places were given: nothing is stored otherwise.
+# Stores nothing unless the conversation is still at the seq that the new messages follow.
 SAVE = """
     WITH c AS (
         UPDATE conversations
@@ -235,7 +235,7 @@ class PostgresRows(Rows):
         await self.save_first(key, state, new)
 
     async def save_first(self, key: Key, state: State, new: Sequence[Placed]) -> bool:
-        """Write what an append changed, if the conversation is still as it was; False if others were faster."""
+        """Write what an append changed if the conversation did not change since; say whether it was so."""
         first = new[0].message
         columns = zip(*(self._message_values(key[0], placed) for placed in new), strict=True)
         status = await self._connection.execute(
@@ -379,7 +379,7 @@ class PostgresRows(Rows):
         await self._connection.execute(HIDE, owner)
 
     async def purge_slice(self, owner: str) -> Removed | None:
-        hidden = await self._connection.fetch(HIDDEN, owner, SLICE // 50)  # two that do this take turns
+        hidden = await self._connection.fetch(HIDDEN, owner, SLICE // 50)  # the locks serialise concurrent removals
         removed = Removed()
         for (id_,) in hidden:
             gone = await self._connection.fetchrow(REMOVE_MESSAGES, owner, id_, SLICE - removed.messages)
@@ -423,7 +423,7 @@ def _in_context(owner: str, context_id: str | None) -> tuple[str, list[Any]]:
 
 
 def _in_segment(segment: Segment) -> tuple[str, tuple[int, ...]]:
-    """On the trunk seq alone says which rows a segment has, after the first fork the index of runs does."""
+    """The condition of a segment: on the trunk its seqs, after the first fork its run, too, by the index of runs."""
     if segment.trunk:
         return " AND m.seq BETWEEN $3 AND $4", (segment.low, segment.high)
     return " AND m.seq BETWEEN $3 AND $4 AND m.run = $5 AND m.depth < m.seq", (segment.low, segment.high, segment.run)

@@ -26,11 +26,11 @@ from chatkeep.tree import Position, Segment, Tree
 from chatkeep.values import EPOCH, encode_nul, now
 
 FLUSHERS = 2
-"""Batches under way at the same time: while one waits for the disk, the other is filled and sent."""
+"""Batches in flight at the same time: while one waits for the disk, the other is filled and sent."""
 
 
 class Simple(NamedTuple):
-    """An append that needs to know nothing of the conversation but its end, on its way into a batch."""
+    """An append on the fast path, on its way into a batch."""
 
     item: Item
     message: NewMessage
@@ -77,12 +77,12 @@ class PostgresStore(RowStore[PostgresRows]):
         return await self._database.write(lambda connection: work(self._rows(connection)))
 
     async def _write_to[T](self, key: Key, work: Work[PostgresRows, T]) -> T:
-        """One at a time for each conversation: a row that somebody has locked keeps one connection waiting, not all."""
+        """Serialised for each conversation: a locked row then keeps one connection waiting, not the whole pool."""
         async with self._locks.of(key):
             return await self._write(work)
 
     async def _attempt[T](self, work: Work[PostgresRows, T]) -> T | None:
-        """Run `work`, which is one statement. None if it failed, or nobody knows: a transaction is next then."""
+        """Run `work`, which is one statement. None if it failed, or its outcome is unknown: use a transaction then."""
         return await self._database.attempt(lambda connection: work(self._rows(connection)))
 
     async def _migrate(self, revision: str) -> None:
@@ -135,7 +135,7 @@ class PostgresStore(RowStore[PostgresRows]):
     async def _append_simply(
         self, key: Key, message: NewMessage, fingerprint: bytes, *, may_repeat: bool
     ) -> Message | None:
-        """Append together with others who append now; None if this append needs a transaction of its own."""
+        """Append by group commit; None if this append needs a transaction of its own."""
         id_ = cast("UUID", message.id)
         item = to_item(*key, id_, message, fingerprint, search=self._options.search)
         stored = await self._batches.submit(Simple(item, message), size=len(item.content), key=key)
@@ -146,8 +146,8 @@ class PostgresStore(RowStore[PostgresRows]):
     async def _append_batch(self, batch: Sequence[Simple]) -> Sequence[object]:
         """Append what is simple in one statement: the stored message of each, or None.
 
-        A statement that fails has stored nothing, or nobody knows: each goes on in a transaction of its own
-        then, which finds out by its id, and waits for its own locks only.
+        If the statement fails, its outcome is unknown: each item goes on in a transaction of its own, which
+        finds out by its id, and waits for its own locks only.
         """
         first = {simple.item.id: simple for simple in reversed(batch)}
         items = [simple.item for simple in batch if first[simple.item.id] is simple]
@@ -156,7 +156,7 @@ class PostgresStore(RowStore[PostgresRows]):
         return [taken.get(s.item.id) if first[s.item.id] is s else None for s in batch]
 
     async def _store(self, items: Sequence[Item]) -> dict[UUID, Row]:
-        """Write items if that is simple; on Citus, each owner's in a transaction of their own."""
+        """Append a batch; on Citus, each owner's items in a transaction of their own."""
         if not self._database.citus:
             return await self._database.attempt(lambda connection: append(connection, items)) or {}
         owners: dict[str, list[Item]] = {}
@@ -180,7 +180,7 @@ class PostgresStore(RowStore[PostgresRows]):
         state = State(Tree(), None, None, None, EPOCH)
         try:
             results = plan(key[1], state, messages, fingerprints, {}, now())
-        except (Conflict, NotFound):  # by what the conversation may hold
+        except (Conflict, NotFound):  # the conversation may have what is missing here
             return None
         placed = [result for result in results if isinstance(result, Placed)]
         stored = await self._attempt(lambda rows: rows.save_first(key, state, unique(placed)))

@@ -29,33 +29,33 @@ from chatkeep.words import index_text
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_BYTES = 64 << 20
-"""Size of the write-ahead log at which it is written back although writers wait."""
+"""Size of the write-ahead log at which a checkpoint runs although writers wait."""
 
 IDLE_SECONDS = 0.5
-"""How long nobody writes until the log is written back in passing."""
+"""Seconds without a write after which an idle checkpoint runs."""
 
-PATIENCE_SECONDS = 0.1
-"""How long either of them waits at most for readers of the log, and a write that comes meanwhile for it."""
+CHECKPOINT_TIMEOUT_SECONDS = 0.1
+"""How long a checkpoint waits for readers of the log, which bounds how long a write waits for it."""
 
-PAUSE_SECONDS = (0.0002, 0.010)
-"""Shortest and longest pause between two tries for a lock that another process holds. Short and random:
-SQLite's own busy handler sleeps in steps, and writers queue up behind each other (p99 18.6 ms against 7.5
-ms with four processes, docs/decisions/0002-sqlite-writes.md)."""
+LOCK_BACKOFF_SECONDS = (0.0002, 0.010)
+"""Bounds of the random backoff for a lock that another process holds. SQLite's own busy handler sleeps in steps, and
+writers queue up behind each other (p99 18.6 ms against 7.5 ms with four processes,
+docs/decisions/0002-sqlite-writes.md)."""
 
 PRAGMAS = (
     "PRAGMA busy_timeout = 0",
     "PRAGMA foreign_keys = ON",
     "PRAGMA fullfsync = ON",  # macOS: fsync alone does not reach the disk there
     "PRAGMA secure_delete = ON",  # what is deleted is overwritten
-    "PRAGMA wal_autocheckpoint = 0",  # this file does it when nobody waits
+    "PRAGMA wal_autocheckpoint = 0",  # checkpoints run when idle, or at CHECKPOINT_BYTES
     "PRAGMA cache_size = -65536",
     "PRAGMA temp_store = MEMORY",
 )
 
 
 BLOCKS = (256, 16)
-"""How many rows one INSERT writes, as long as there are so many: a third cheaper a row than one at a time,
-and SQLite works on 256 rows while other threads run Python."""
+"""Rows of one INSERT, largest block first: a third cheaper a row than one at a time, and SQLite works on 256 rows
+without the GIL."""
 
 type Values = tuple[Any, ...]
 """The values of a statement's parameters, or of a row to insert."""
@@ -63,9 +63,9 @@ type Values = tuple[Any, ...]
 
 @dataclass
 class Transaction:
-    """One write transaction: the connection, the moment that its rows get, and what its jobs share.
+    """One write transaction: the connection, the time that its rows get, and the state that its jobs share.
 
-    Rows that nobody reads before the commit are held back and written together at its end.
+    New messages are deferred rows: written together at the commit, unless a job has to read them before.
     """
 
     connection: apsw.Connection
@@ -73,34 +73,34 @@ class Transaction:
     last_rid: int | None = None
     owners: set[str] = field(default_factory=set)
     """Owners that are known to be in the database."""
-    says_unindexed: bool = False
-    """Whether the database says already that messages of this transaction are not indexed."""
-    held_of: set[object] = field(default_factory=set)
-    """Conversations of which messages are held back."""
-    _held: dict[str, list[Values]] = field(default_factory=dict)
-    _held_count: int = 0
+    marked_unindexed: bool = False
+    """Whether store_state already marks messages of this transaction as not indexed."""
+    deferred_of: set[object] = field(default_factory=set)
+    """Conversations with deferred messages."""
+    _deferred: dict[str, list[Values]] = field(default_factory=dict)
+    _deferred_count: int = 0
     _written: int = 0
 
-    def hold(self, insert: str, rows: Sequence[Values]) -> None:
-        """Write rows at the end of the transaction with `insert`, an INSERT up to its VALUES."""
-        self._held.setdefault(insert, []).extend(rows)
-        self._held_count += len(rows)
+    def defer(self, insert: str, rows: Sequence[Values]) -> None:
+        """Defer rows to be written by `insert`, an INSERT up to its VALUES."""
+        self._deferred.setdefault(insert, []).extend(rows)
+        self._deferred_count += len(rows)
 
-    def write_held(self) -> None:
-        """Write what is held back."""
+    def flush(self) -> None:
+        """Write the deferred rows."""
         before = self.connection.total_changes()
-        for insert, rows in self._held.items():
+        for insert, rows in self._deferred.items():
             _insert(self.connection, insert, rows)
-        self._held.clear()
-        self.held_of.clear()
+        self._deferred.clear()
+        self.deferred_of.clear()
         self._written += self.connection.total_changes() - before
 
     def mark(self) -> int:
-        """A value that stays equal while jobs change nothing; writing what they hold back does not count."""
-        return self.connection.total_changes() - self._written + self._held_count
+        """A value that changes with every change of a job; flushing deferred rows does not change it."""
+        return self.connection.total_changes() - self._written + self._deferred_count
 
     def next_rid(self) -> int:
-        """The rowid of the next message: above every other, so that rowids say what was stored last."""
+        """The rowid of the next message: above every other, as rowids are the order in which messages were stored."""
         if self.last_rid is None:
             self.last_rid = self.connection.execute("SELECT coalesce(max(rid), 0) FROM messages").get
         self.last_rid += 1
@@ -125,8 +125,8 @@ def _values(insert: str, columns: int, rows: int) -> str:
 
 
 type Job[T] = Callable[[Transaction], T]
-"""A write. It raises before it changes anything, or leaves its changes in the transaction. Before it reads
-messages, it writes the deferred rows that it may need (`Transaction.write_held`)."""
+"""A write. It raises before it changes anything, or leaves its changes in the transaction. It flushes deferred
+rows (`Transaction.flush`) before it reads them."""
 
 
 class SqliteFile:
@@ -158,7 +158,7 @@ class SqliteFile:
 
     @property
     def log_bytes(self) -> int:
-        """How large the write-ahead log is, of which a checkpoint writes back what is done."""
+        """Size of the write-ahead log."""
         return self._wal_bytes
 
     async def read[T](self, query: Callable[[apsw.Connection], T]) -> T:
@@ -168,7 +168,7 @@ class SqliteFile:
         return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, query)
 
     async def write[T](self, job: Job[T], *, size: int = 0) -> T:
-        """Run `job` in a transaction that it may share with others; return when that is on the disk."""
+        """Run `job` in a transaction that it may share with others; return when that is committed durably."""
         return cast("T", await self._commits.submit(job, size=size))
 
     async def migrate(self, revision: str) -> None:
@@ -183,22 +183,22 @@ class SqliteFile:
         return await self.read(read_revision)
 
     async def scrub(self) -> None:
-        """Write the file anew, and empty its log: nothing that was deleted is left in either.
+        """VACUUM the file and truncate its log, so that nothing that was deleted is left in either.
 
-        Takes seconds per gigabyte and twice the space, and writers wait. `secure_delete` alone is not
-        enough: SQLite leaves copies in the free part of pages that it divides or joins.
+        Takes seconds per gigabyte and twice the space, while writers wait. `secure_delete` alone is not
+        enough: SQLite leaves copies in the free space of pages that it splits or merges.
         """
         await asyncio.get_running_loop().run_in_executor(self._writer, self._guard, self._vacuum)
         await self._truncate_log()
 
     async def _truncate_log(self) -> None:
         deadline = time.monotonic() + self._write_timeout
-        work = partial(self._checkpoint, "TRUNCATE", patience=PATIENCE_SECONDS)
+        work = partial(self._checkpoint, "TRUNCATE", timeout=CHECKPOINT_TIMEOUT_SECONDS)
         while not await asyncio.get_running_loop().run_in_executor(self._writer, work):
             if time.monotonic() >= deadline:
                 logger.warning("what was deleted from %s stays in its log until nobody reads from it", self.path)
                 return
-            await asyncio.sleep(PATIENCE_SECONDS)  # others may write
+            await asyncio.sleep(CHECKPOINT_TIMEOUT_SECONDS)  # lets others write
 
     async def aclose(self) -> None:
         """Finish the writes that were taken, then close every connection. Idempotent."""
@@ -242,14 +242,14 @@ class SqliteFile:
         return apsw.SQLITE_OK
 
     def _guard[T](self, work: Callable[[], T]) -> T:
-        """Run `work`, and say what SQLite's errors mean."""
+        """Run `work`, and raise SQLite's errors as chatkeep's."""
         try:
             return work()
         except apsw.Error as error:
             raise self._translated(error) from error
 
     def _with_retries[T](self, work: Callable[[], T]) -> T:
-        """Run `work` again while another process holds the lock, with short random pauses."""
+        """Run `work`, and retry it with a random backoff while another process holds the lock."""
         deadline = time.monotonic() + self._write_timeout
         while True:
             try:
@@ -257,7 +257,7 @@ class SqliteFile:
             except apsw.BusyError:
                 if time.monotonic() >= deadline:
                     raise
-                time.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - not a secret
+                time.sleep(random.uniform(*LOCK_BACKOFF_SECONDS))  # noqa: S311 - not a secret
 
     def _read[T](self, query: Callable[[apsw.Connection], T]) -> T:
         return self._guard(partial(self._with_retries, partial(self._read_once, query)))
@@ -281,7 +281,7 @@ class SqliteFile:
                 self._watch_idle(loop)
 
     def _commit(self, jobs: Sequence[Job[object]]) -> Sequence[object]:
-        """Commit jobs together; where one spoils that, each alone, so that it takes no other down with it."""
+        """Commit jobs together; if one fails the transaction, each alone, so that no other fails with it."""
         connection = self._connection()
         self._with_retries(partial(connection.execute, "BEGIN IMMEDIATE"))
         try:
@@ -298,7 +298,7 @@ class SqliteFile:
     def _run(self, connection: apsw.Connection, jobs: Sequence[Job[object]]) -> list[object]:
         transaction = Transaction(connection, now())
         outcomes = [self._attempt(transaction, job) for job in jobs]
-        transaction.write_held()
+        transaction.flush()
         return outcomes
 
     def _commit_alone(self, job: Job[object]) -> object:
@@ -308,14 +308,14 @@ class SqliteFile:
             return self._translated(error) if isinstance(error, apsw.Error) else error
 
     def _end(self, connection: apsw.Connection) -> None:
-        """Commit. When that fails nobody knows what reached the disk: callers repeat by id, this does not."""
+        """Commit. If that fails, what reached the disk is unknown: callers retry by id, this does not."""
         try:
             connection.execute("COMMIT")
         except BaseException:
             self._roll_back(connection)
             raise
         if self._wal_bytes > self._checkpoint_at:
-            emptied = self._checkpoint("RESTART", patience=PATIENCE_SECONDS)
+            emptied = self._checkpoint("RESTART", timeout=CHECKPOINT_TIMEOUT_SECONDS)
             self._checkpoint_at = CHECKPOINT_BYTES + (0 if emptied else self._wal_bytes)
 
     def _roll_back(self, connection: apsw.Connection) -> None:
@@ -325,9 +325,9 @@ class SqliteFile:
     def _attempt(self, transaction: Transaction, job: Job[object]) -> object:
         """Run one job and return its outcome, or the exception with which it refused.
 
-        A job refuses before it changes anything. One that fails later spoils the transaction: that raises.
-        A savepoint for each job would undo that, too, but writing one costs as much as the message, because
-        the full-text index writes out what it holds back at each.
+        A job refuses before it changes anything. One that fails later fails the transaction: that raises.
+        A savepoint for each job would undo it, too, but costs as much as the message, because the full-text
+        index flushes its buffer at each.
         """
         before = transaction.mark()
         try:
@@ -338,7 +338,7 @@ class SqliteFile:
             return self._translated(error) if isinstance(error, apsw.Error) else error
 
     def _watch_idle(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Write the log back in passing once nobody has written for a while."""
+        """Start a timer that runs a checkpoint after IDLE_SECONDS without a commit."""
         seen = self._commit_count
 
         def look() -> None:
@@ -348,20 +348,20 @@ class SqliteFile:
             if seen != self._commit_count:
                 self._watch_idle(loop)
             else:
-                self._writer.submit(self._checkpoint, "TRUNCATE", patience=PATIENCE_SECONDS)
+                self._writer.submit(self._checkpoint, "TRUNCATE", timeout=CHECKPOINT_TIMEOUT_SECONDS)
 
         self._idle_timer = loop.call_later(IDLE_SECONDS, look)
 
-    def _checkpoint(self, mode: Literal["RESTART", "TRUNCATE"], *, patience: float) -> bool:
-        """Write the log back and empty it; False where somebody reads from it for longer than `patience`."""
-        deadline = time.monotonic() + patience
+    def _checkpoint(self, mode: Literal["RESTART", "TRUNCATE"], *, timeout: float) -> bool:
+        """Write the log back and empty it; False if a reader keeps it in use for longer than `timeout` seconds."""
+        deadline = time.monotonic() + timeout
         try:
             while not self._checkpoint_once(mode):
                 if time.monotonic() >= deadline:
                     return False
-                time.sleep(random.uniform(*PAUSE_SECONDS))  # noqa: S311 - not a secret
+                time.sleep(random.uniform(*LOCK_BACKOFF_SECONDS))  # noqa: S311 - not a secret
         except apsw.Error as error:
-            # The log is kept and read as before; the next checkpoint takes it along.
+            # The log stays valid; the next checkpoint writes it back.
             logger.warning("the write-ahead log of %s was not written back: %s", self.path, error)
             return False
         self._wal_bytes = 0
@@ -388,7 +388,7 @@ class SqliteFile:
             continue
 
     def _step(self, connection: apsw.Connection, current: str | None, target: str) -> bool:
-        """Migrate from `current` to `target`; False where another process has just moved it."""
+        """Migrate from `current` to `target`; False if another process has migrated meanwhile."""
         if current not in (*REVISIONS, None):
             raise SchemaMismatch(
                 f"the database has a newer schema than this version of chatkeep knows ({HEAD}); upgrade chatkeep",
@@ -433,7 +433,7 @@ MEANINGS: tuple[tuple[type[apsw.Error], str], ...] = (
     (apsw.CorruptError, "the database is damaged; restore a backup"),
     (apsw.IOError, "the disk does not answer"),
 )
-"""What SQLite's errors mean to a person."""
+"""SQLite's errors in plain words."""
 
 
 def read_revision(connection: apsw.Connection) -> str | None:

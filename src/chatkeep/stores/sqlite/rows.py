@@ -126,8 +126,8 @@ class SqliteRows(Rows):
 
     def _flush(self, key: Key) -> None:
         """Write the deferred rows if some are of this conversation."""
-        if self._transaction is not None and key in self._transaction.held_of:
-            self._transaction.write_held()
+        if self._transaction is not None and key in self._transaction.deferred_of:
+            self._transaction.flush()
 
     # --- conversations ------------------------------------------------------------------------------------
 
@@ -189,7 +189,7 @@ class SqliteRows(Rows):
         return cast("bytes | None", self._connection.execute(statement, (key[0], key[1].bytes)).get)
 
     async def finish_removal(self, key: Key) -> None:
-        self._writes.write_held()
+        self._writes.flush()
         self._remove_messages(key[0], key[1].bytes, -1)
         self._remove_conversation(key[0], key[1].bytes)
 
@@ -230,12 +230,12 @@ class SqliteRows(Rows):
         rids = [transaction.next_rid() for _ in new]
         created_at = to_micros(transaction.moment)
         rows = [_message_values(owner, created_at, rid, placed) for rid, placed in zip(rids, new, strict=True)]
-        transaction.hold(INSERT_MESSAGE, rows)
-        transaction.held_of.add(key)
+        transaction.defer(INSERT_MESSAGE, rows)
+        transaction.deferred_of.add(key)
         if self._index:
             word, contents = _owner_word(owner), [placed.message.content for placed in new]
             words = [(rid, word, index_text(text)) for rid, text in zip(rids, contents, strict=True) if text]
-            transaction.hold(INSERT_WORDS, words)
+            transaction.defer(INSERT_WORDS, words)
         else:
             self._mark_unindexed(rids[0])
         self._connection.execute(SAVE_STATE, (*_state_values(state), owner, key[1].bytes))
@@ -306,19 +306,19 @@ class SqliteRows(Rows):
 
     def _mark_unindexed(self, rid: int) -> None:
         """Note that messages from `rid` on are stored without being indexed."""
-        if not self._writes.says_unindexed:
+        if not self._writes.marked_unindexed:
             self._connection.execute(
                 "UPDATE store_state SET value = ? WHERE name = 'unindexed_from' AND (value IS NULL OR value > ?)",
                 (rid, rid),
             )
-            self._writes.says_unindexed = True
+            self._writes.marked_unindexed = True
 
     async def index_slice(self) -> bool:
-        self._writes.write_held()
+        self._writes.flush()
         first = self._connection.execute("SELECT value FROM store_state WHERE name = 'unindexed_from'").get
         if first is None:
             return False
-        self._writes.says_unindexed = False
+        self._writes.marked_unindexed = False
         last = cast("int", first) + INDEX_SLICE
         self._connection.execute(INDEX, (MAX_INDEXED_CHARS, first, last, first, last))
         self._connection.execute(INDEXED, (last,))
@@ -327,11 +327,10 @@ class SqliteRows(Rows):
     async def merge_index(self, pages: int) -> bool:
         """Merge some pages of the full-text index, which drops what was deleted; False if nothing is left to do.
 
-        A negative number begins to merge the index as a whole, a positive one goes on with that, and leaves
-        alone what others have written since. A step that changes fewer than two rows had nothing to merge
-        (SQLite's documentation of FTS5, 6.8).
+        A negative number begins a merge of the whole index; a positive one continues it, without what was written
+        since. A step that changes fewer than two rows had nothing to merge (SQLite's documentation of FTS5, 6.8).
         """
-        self._writes.write_held()
+        self._writes.flush()
         before = self._connection.total_changes()
         self._connection.execute("INSERT INTO message_words (message_words, rank) VALUES ('merge', ?)", (pages,))
         return self._connection.total_changes() - before >= 2
@@ -354,7 +353,7 @@ class SqliteRows(Rows):
         return self._connection.changes() > 0
 
     async def purge_slice(self, owner: str) -> Removed | None:
-        self._writes.write_held()
+        self._writes.flush()
         statement = "SELECT id FROM conversations WHERE owner_id = ? AND deleted_at IS NOT NULL LIMIT ?"
         hidden = self._fetch(statement, (owner, SLICE // 10))
         removed = Removed()
@@ -378,7 +377,7 @@ class SqliteRows(Rows):
         return Removed(self._connection.changes())
 
     async def remove_owner(self, owner: str) -> int | None:
-        self._writes.write_held()
+        self._writes.flush()
         if self._connection.execute("SELECT 1 FROM conversations WHERE owner_id = ? LIMIT 1", (owner,)).get:
             return None
         self._connection.execute("DELETE FROM users WHERE id = ?", (owner,))
@@ -392,7 +391,7 @@ class SqliteRows(Rows):
 
     async def rename_owner(self, old: str, new: str) -> int:
         """Give the conversations of one owner to another, to be indexed anew, and count them. Raises Conflict."""
-        self._writes.write_held()
+        self._writes.flush()
         both = (new, old)
         if self._connection.execute(CLASH, both).get:
             raise Conflict(IDS_CLASH)
@@ -434,7 +433,7 @@ def _in_context(owner: str, context_id: str | None) -> tuple[str, list[Any]]:
 
 
 def _in_segment(segment: Segment) -> tuple[str, Values]:
-    """On the trunk seq alone says which rows a segment has, after the first fork the index of runs does."""
+    """The condition of a segment: on the trunk its seqs, after the first fork its run, too, by the index of runs."""
     if segment.trunk:
         return " AND m.seq BETWEEN ? AND ?", (segment.low, segment.high)
     return " AND m.seq BETWEEN ? AND ? AND m.run = ? AND m.depth < m.seq", (segment.low, segment.high, segment.run)

@@ -1,4 +1,4 @@
-"""Permits: who may use a database now, who waits, and for how long."""
+"""The semaphore before a pool: how many hold it, who is served next, and timeouts."""
 
 import asyncio
 import random
@@ -6,51 +6,51 @@ import random
 import pytest
 
 from chatkeep.errors import StoreUnavailable
-from chatkeep.stores.permits import Permits
+from chatkeep.stores.semaphore import Semaphore
 
 
 async def test_no_more_at_a_time_and_in_order() -> None:
-    """Of many, `size` have a permit at a time, and they get it in the order in which they came."""
-    permits, order, most = Permits(3, 5), list[int](), 0
+    """Of many, `size` hold it at a time, and they get it in the order in which they came."""
+    semaphore, order, most = Semaphore(3, 5), list[int](), 0
 
     async def use(number: int) -> None:
         nonlocal most
-        async with permits:
+        async with semaphore:
             order.append(number)
-            most = max(most, permits.used)
+            most = max(most, semaphore.used)
             await asyncio.sleep(0.001)
 
     await asyncio.gather(*map(use, range(50)))
     assert order == list(range(50))
-    assert (most, permits.used) == (3, 0)
+    assert (most, semaphore.used) == (3, 0)
 
 
 async def test_patience_ends_for_each_in_its_own_time() -> None:
     """Whoever waits too long is sent away then, not before and not much later; the others go on waiting."""
-    permits, loop = Permits(1, 0.2), asyncio.get_running_loop()
-    await permits.acquire()
+    semaphore, loop = Semaphore(1, 0.2), asyncio.get_running_loop()
+    await semaphore.acquire()
 
     async def waited(after: float) -> float:
         await asyncio.sleep(after)
         began = loop.time()
         with pytest.raises(StoreUnavailable, match=r"all 1 connections were in use for 0\.2 s"):
-            await permits.acquire()
+            await semaphore.acquire()
         return loop.time() - began
 
     for seconds in await asyncio.gather(waited(0), waited(0.1)):
         assert 0.19 <= seconds < 1
-    permits.release()
-    async with permits:
-        assert permits.used == 1
-    assert permits.used == 0
+    semaphore.release()
+    async with semaphore:
+        assert semaphore.used == 1
+    assert semaphore.used == 0
 
 
 async def test_cancelled_in_any_moment() -> None:
     """Waiting tasks that are cancelled, also in the moment in which they are given a permit, leave none taken."""
-    permits, dice = Permits(2, 5), random.Random(7)
+    semaphore, dice = Semaphore(2, 5), random.Random(7)
 
     async def use() -> None:
-        async with permits:
+        async with semaphore:
             await asyncio.sleep(dice.choice((0, 0.001)))
 
     for _ in range(200):
@@ -60,17 +60,17 @@ async def test_cancelled_in_any_moment() -> None:
         for task in permitted:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        assert permits.used == 0
+        assert semaphore.used == 0
 
 
 async def test_given_and_cancelled_in_the_same_moment() -> None:
     """A permit that reaches a task which was just cancelled goes on to the next one."""
-    permits = Permits(1, 5)
-    await permits.acquire()
-    first, second = asyncio.create_task(permits.acquire()), asyncio.create_task(permits.acquire())
+    semaphore = Semaphore(1, 5)
+    await semaphore.acquire()
+    first, second = asyncio.create_task(semaphore.acquire()), asyncio.create_task(semaphore.acquire())
     await asyncio.sleep(0)
-    permits.release()
+    semaphore.release()
     first.cancel()
     await second
     assert first.cancelled()
-    assert permits.used == 1
+    assert semaphore.used == 1
