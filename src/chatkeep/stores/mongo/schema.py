@@ -8,9 +8,10 @@ from typing import Any
 from pymongo import IndexModel
 from pymongo.errors import CollectionInvalid, OperationFailure
 
-from chatkeep.errors import InvalidInput, SchemaMismatch
+from chatkeep.errors import InvalidInput
 from chatkeep.model import Role, Status
 from chatkeep.stores.mongo.database import Database, Document, View
+from chatkeep.stores.revisions import needs_migration, target_revision
 
 HEAD = "0001"
 """The newest revision."""
@@ -137,16 +138,8 @@ async def revision(view: View) -> str | None:
 
 async def migrate(database: Database, target: str) -> None:
     """Bring the schema to `target`. Safe to call from many processes at once."""
-    target = HEAD if target == "head" else target
-    if target not in (*REVISIONS, "base"):
-        raise SchemaMismatch(f"the revisions of the schema are base, {', '.join(REVISIONS)}", got=target)
-    current = await database.read(revision)
-    if current not in (*REVISIONS, None):
-        raise SchemaMismatch(
-            f"the database has a newer schema than this version of chatkeep knows ({HEAD}); upgrade chatkeep",
-            got=f"{database.name}: {current}",
-        )
-    if (current or "base") != target:
+    target = target_revision(target, REVISIONS)
+    if needs_migration(await database.read(revision), target, REVISIONS, database.name):
         await database.write_one(_drop if target == "base" else _build)
 
 

@@ -16,10 +16,12 @@ from urllib.parse import urlsplit
 import asyncpg
 
 from chatkeep.errors import ChatkeepError, InvalidInput, SchemaMismatch, StoreUnavailable, UnsafeDatabase
-from chatkeep.migrations import HEAD, REVISIONS, render
+from chatkeep.migrations import REVISIONS
+from chatkeep.stores.postgres import schema
 from chatkeep.stores.postgres.address import probe, written_address
 from chatkeep.stores.postgres.citus import has_citus
 from chatkeep.stores.postgres.pool import FATAL, Connection, Pool
+from chatkeep.stores.revisions import target_revision
 from chatkeep.stores.semaphore import InFlight
 
 logger = logging.getLogger(__name__)
@@ -33,18 +35,12 @@ transactions, which wait longer: one locked row does not delay the rest of its b
 COMMAND_SECONDS = 60.0
 """How long one statement may take until its connection is closed."""
 
-MIGRATION_SECONDS = 3_600.0
-"""The same for a migration."""
-
 BACKOFF_SECONDS = (0.01, 1.0)
 """First and longest delay before a write is retried: exponential backoff with jitter of up to a half."""
 
 RECONNECT_BACKOFF_SECONDS = 0.1
 """The first delay if the database cannot be reached: it does not come back sooner, and each try blocks the event
 loop for a third of a millisecond."""
-
-MIGRATION_LOCK = 0x636B_6D69
-"""The key of the advisory lock that one migration at a time holds, until its transaction ends."""
 
 STYLE = {"datestyle": "ISO", "timezone": "UTC"}
 """How every connection writes times as text; poolers know these two, and keep them for each client."""
@@ -136,38 +132,18 @@ class Database:
 
     async def revision(self) -> str | None:
         """The revision of the schema, None without one."""
-        return await self.read(read_revision)
+        return await self.read(schema.read_revision)
 
     async def migrate(self, revision: str) -> None:
         """Bring the schema to `revision`; of many processes one migrates, and the others wait."""
-        target = HEAD if revision == "head" else revision
-        if target not in (*REVISIONS, "base"):
-            raise SchemaMismatch(f"the revisions of the schema are base, {', '.join(REVISIONS)}", got=target)
-
-        async def step(connection: Connection) -> None:
-            lock = f"SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"
-            await connection.execute(lock, timeout=MIGRATION_SECONDS)
-            await self._step(connection, await read_revision(connection), target)
-
+        target = target_revision(revision, REVISIONS)
         if (await self.revision() or "base") != target:
-            await self.write(step)
+            await self.write(lambda connection: schema.migrate(connection, target, self.name))
 
     async def aclose(self) -> None:
         """Wait for the writes in flight, and close every connection. Idempotent."""
         await self.writing.drained()
         await self._pool.aclose()
-
-    async def _step(self, connection: Connection, current: str | None, target: str) -> None:
-        if current not in (*REVISIONS, None):
-            raise SchemaMismatch(
-                f"the database has a newer schema than this version of chatkeep knows ({HEAD}); upgrade chatkeep",
-                got=f"{self.name}: {current}",
-            )
-        if (current or "base") == target:
-            return
-        await connection.execute(render("postgresql", current, target), timeout=MIGRATION_SECONDS)
-        if target == "base":
-            await connection.execute("DROP TABLE chatkeep_schema")
 
     # --- connections --------------------------------------------------------------------------------------
 
@@ -304,16 +280,6 @@ MEANINGS: tuple[tuple[type[Exception], str], ...] = (
     (OSError, "PostgreSQL cannot be reached"),
 )
 """The driver's errors in plain words."""
-
-
-async def read_revision(connection: Connection) -> str | None:
-    """The revision of the schema that `connection` sees."""
-    # Not to_regclass: in a transaction that waited it answers from what its session knew before.
-    there = "SELECT 1 FROM pg_class WHERE relname = 'chatkeep_schema' AND pg_table_is_visible(oid)"
-    if await connection.fetchval(there) is None:
-        return None
-    revision: str | None = await connection.fetchval("SELECT version_num FROM chatkeep_schema")
-    return revision
 
 
 async def _roll_back(connection: Connection) -> None:

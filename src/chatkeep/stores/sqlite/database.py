@@ -21,8 +21,10 @@ from typing import Any, Literal, cast
 import apsw
 
 from chatkeep.errors import ChatkeepError, SchemaMismatch, StoreUnavailable
-from chatkeep.migrations import HEAD, REVISIONS, render
+from chatkeep.migrations import REVISIONS
 from chatkeep.stores.group_commit import GroupCommit
+from chatkeep.stores.revisions import target_revision
+from chatkeep.stores.sqlite import schema
 from chatkeep.values import now
 from chatkeep.words import index_text
 
@@ -180,7 +182,7 @@ class SqliteFile:
 
     async def revision(self) -> str | None:
         """The revision of the schema, None without one."""
-        return await self.read(read_revision)
+        return await self.read(schema.read_revision)
 
     async def scrub(self) -> None:
         """VACUUM the file and truncate its log, so that nothing that was deleted is left in either.
@@ -380,35 +382,14 @@ class SqliteFile:
             connection.execute("PRAGMA temp_store = MEMORY")
 
     def _migrate(self, revision: str) -> None:
-        connection = self._connection()
-        target = HEAD if revision == "head" else revision
-        if target not in (*REVISIONS, "base"):
-            raise SchemaMismatch(f"the revisions of the schema are base, {', '.join(REVISIONS)}", got=target)
-        while not self._step(connection, read_revision(connection), target):
-            continue
-
-    def _step(self, connection: apsw.Connection, current: str | None, target: str) -> bool:
-        """Migrate from `current` to `target`; False if another process has migrated meanwhile."""
-        if current not in (*REVISIONS, None):
-            raise SchemaMismatch(
-                f"the database has a newer schema than this version of chatkeep knows ({HEAD}); upgrade chatkeep",
-                got=f"{self.path}: {current}",
-            )
-        if (current or "base") == target:
-            return True
-        script = render("sqlite", current, target)
-        self._with_retries(partial(connection.execute, "BEGIN IMMEDIATE"))
-        try:
-            if read_revision(connection) != current:
-                return False
-            connection.execute(script).fetchall()
-            if target == "base":
-                connection.execute("DROP TABLE chatkeep_schema")
-            connection.execute("COMMIT")
-        finally:
-            if connection.in_transaction:
-                connection.execute("ROLLBACK")
-        return True
+        connection, target = self._connection(), target_revision(revision, REVISIONS)
+        if schema.is_outdated(connection, target, str(self.path)):
+            self._with_retries(partial(connection.execute, "BEGIN IMMEDIATE"))
+            try:
+                schema.migrate(connection, target, str(self.path))
+                connection.execute("COMMIT")
+            finally:
+                self._roll_back(connection)
 
     def _translated(self, error: apsw.Error) -> ChatkeepError:
         if isinstance(error, apsw.SQLError) and "no such table" in str(error):
@@ -434,12 +415,3 @@ MEANINGS: tuple[tuple[type[apsw.Error], str], ...] = (
     (apsw.IOError, "the disk does not answer"),
 )
 """SQLite's errors in plain words."""
-
-
-def read_revision(connection: apsw.Connection) -> str | None:
-    """The revision of the schema that `connection` sees."""
-    # A statement: APSW's table_exists answers from what this connection knew before another one made the table.
-    if connection.execute("SELECT 1 FROM sqlite_schema WHERE type = 'table' AND name = 'chatkeep_schema'").get is None:
-        return None
-    revision: Any = connection.execute("SELECT version_num FROM chatkeep_schema").get
-    return cast("str | None", revision)
