@@ -25,7 +25,8 @@ from test_auth import SECRET, bearer
 from test_server import log_of, served
 
 from chatkeep import InvalidInput, open_store
-from chatkeep.api.rate_limit import PROBE_SECONDS, TIMEOUT_SECONDS, RateLimiter, rate_limiters
+from chatkeep.api import rate_limit
+from chatkeep.api.rate_limit import TIMEOUT_SECONDS, RateLimiter, rate_limiters
 from chatkeep.api.server import Server
 from chatkeep.settings import Settings
 from servers import redis as redis_server
@@ -34,6 +35,13 @@ from servers.api import Api, assert_problem, serving
 PATH = "/api/conversations"
 WRONG = {"Authorization": "Bearer zq7wrong"}
 LOGGER = "chatkeep.api.rate_limit"
+PROBE_SECONDS = 1.0
+
+
+@pytest.fixture(autouse=True)
+def probed_twice_as_often(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A Redis that failed is probed after half the time that it takes on a server."""
+    monkeypatch.setattr(rate_limit, "PROBE_SECONDS", PROBE_SECONDS)
 
 
 @asynccontextmanager

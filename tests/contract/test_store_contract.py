@@ -11,14 +11,19 @@ from conftest import STORES
 from servers.postgres import databases
 
 LONG_ON_MONGODB = (
+    "test_cancelled_append_is_stored_whole_or_not_at_all",
     "test_cancelled_deletion_is_done_whole_or_not_at_all",
+    "test_deep_alternation",
+    "test_erasure_beside_other_owners",
+    "test_id_of_a_deleted_conversation_can_be_used_again",
     "test_large_conversation_is_deleted_whole",
     "test_offsets_over_2500_messages_while_others_append",
+    "test_owner_begins_anew",
     "test_paging_2500_messages_while_others_append",
     "test_random_trees_read_like_their_parents",
     "test_seqs_over_2500_messages_while_others_append",
 )
-"""What takes the emulator of MongoDB 10 s each; marked `long` there."""
+"""What takes the emulator of MongoDB 3 to 20 s each; marked `long` there."""
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:

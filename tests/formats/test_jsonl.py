@@ -244,7 +244,15 @@ def test_ids_are_mapped_the_same_way_for_ever() -> None:
     assert import_id(namespace, str(own).upper())[1] == str(own).upper()
 
 
-@pytest.mark.parametrize("name", ["oasst1_en", "tau_bench_airline", "mtrag_un", "arena_hard"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "oasst1_en",
+        "tau_bench_airline",
+        pytest.param("mtrag_un", marks=pytest.mark.long),
+        pytest.param("arena_hard", marks=pytest.mark.long),
+    ],
+)
 async def test_real_conversations_survive(name: str, tmp_path: Path) -> None:
     """Real trees, tool calls, sources and long texts: the export says what the file says, and again elsewhere."""
     file = DATA / f"{name}.jsonl.gz"

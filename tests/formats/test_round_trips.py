@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
+from _pytest.mark import ParameterSet
 
 from chatkeep.formats.jsonl import export_lines, import_lines
 from chatkeep.store import open_store
@@ -21,10 +22,11 @@ LINES = int(os.environ.get("CHATKEEP_ROUND_TRIP_LINES", FEW))
 """Conversations that are taken of each data set: the emulator of MongoDB takes a millisecond for a message."""
 
 
-def sources() -> Iterator[Path]:
-    """The sample, and the real data sets where they are."""
-    yield SAMPLE
-    yield from sorted(DATA.glob("*.jsonl.gz"))
+def sources() -> Iterator[ParameterSet]:
+    """The sample, and the real data sets where they are: two of them, and the others marked `long`."""
+    for path in (SAMPLE, *sorted(DATA.glob("*.jsonl.gz"))):
+        marks = () if path.name.startswith(("conversations", "crosswoz", "tau_bench")) else pytest.mark.long
+        yield pytest.param(path, id=path.name, marks=marks)
 
 
 def lines_of(path: Path) -> list[bytes]:
@@ -48,7 +50,7 @@ def url_of(name: str, folder: Path) -> str:
     return mongo_databases().migrated() if name == "mongodb" and LINES > FEW else STORES[name](folder)
 
 
-@pytest.mark.parametrize("path", list(sources()), ids=lambda path: path.name)
+@pytest.mark.parametrize("path", list(sources()))
 async def test_through_every_database(path: Path, tmp_path: Path) -> None:
     """SQLite → MongoDB → PostgreSQL → SQLite: each export is the one before it, to the byte."""
     (tmp_path / "first").mkdir()

@@ -60,18 +60,18 @@ class TestSharedTopics(OnPgBouncer, SharedTopics):
 
 async def test_pooler_does_what_the_store_is_kept_from(url: str) -> None:
     """The pooler of these tests does lose prepared statements: else they would show nothing."""
-    first, second = [await asyncpg.connect(url) for _ in range(2)]
+    clients = [await asyncpg.connect(url) for _ in range(6)]
 
     async def ask() -> None:
-        for _ in range(50):
-            await asyncio.gather(*(c.fetchval("SELECT $1::int", 1) for c in (first, second)))
+        for number in range(300):
+            await asyncio.gather(*(client.fetchval(f"SELECT $1::int + {number}", 1) for client in clients))
 
     try:
         with pytest.raises((asyncpg.InvalidSQLStatementNameError, asyncpg.DuplicatePreparedStatementError)):
             await ask()
     finally:
-        first.terminate()
-        second.terminate()
+        for client in clients:
+            client.terminate()
 
 
 async def test_pooler_is_found_out(store: Store) -> None:
