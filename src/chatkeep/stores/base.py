@@ -348,7 +348,10 @@ class RowStore[R: Rows](Store):
         ids = ids_to_look_up(messages) if row.last_seq else ()
         known = await rows.known(key, ids) if ids else {}
         tree = Tree.load(row.last_seq, row.runs)
-        state = State(tree, await self._head(rows, key, tree, row), row.head_id, row.title, row.updated_at)
+        head = None
+        if row.head_seq is not None:  # mostly the tree knows its position, without a query
+            head = tree.find(row.head_seq) or await rows.position(key, row.head_seq)
+        state = State(tree, head, row.head_id, row.title, row.updated_at)
         results = plan(key[1], state, messages, fingerprints, known, row.moment, expected_seq)
         new = unique(result for result in results if isinstance(result, Placed))
         if new:
@@ -356,13 +359,6 @@ class RowStore[R: Rows](Store):
         old = [result for result in results if isinstance(result, UUID)]
         stored = await rows.messages_by_id(key, old) if old else {}
         return [result.message if isinstance(result, Placed) else stored[result] for result in results]
-
-    async def _position(self, rows: R, key: Key, tree: Tree, seq: int) -> Position:
-        """The position of a message: mostly the tree knows it, without a query."""
-        return tree.find(seq) or await rows.position(key, seq)
-
-    async def _head(self, rows: R, key: Key, tree: Tree, row: StateRow) -> Position | None:
-        return None if row.head_seq is None else await self._position(rows, key, tree, row.head_seq)
 
     async def _message(self, rows: R, key: Key, id_: UUID) -> Message:
         found = (await rows.messages_by_id(key, (id_,))).get(id_)
@@ -414,11 +410,12 @@ class RowStore[R: Rows](Store):
         self, rows: R, key: Key, tree: Tree, row: StateRow, leaf: UUID | None, window: Window
     ) -> Position | None:
         """The end of the path: the cursor's leaf, the one that is named, or the head."""
+        seq = row.head_seq
         if window.leaf_seq is not None:
-            return await self._position(rows, key, tree, window.checked_leaf(tree.last_seq))
-        if leaf is not None:
-            return await self._position(rows, key, tree, (await self._message(rows, key, leaf)).seq)
-        return await self._head(rows, key, tree, row)
+            seq = window.checked_leaf(tree.last_seq)
+        elif leaf is not None:
+            seq = (await self._message(rows, key, leaf)).seq
+        return None if seq is None else tree.find(seq) or await rows.position(key, seq)
 
     async def _path_messages(self, rows: R, key: Key, segments: Sequence[Segment], window: Window) -> list[Message]:
         """The messages of a page in reading order, and one more if there is more."""
