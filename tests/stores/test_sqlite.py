@@ -6,7 +6,7 @@ import os
 import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -30,7 +30,7 @@ from chatkeep.stores.rows import Work, run
 from chatkeep.stores.sqlite import database as sqlite_file
 from chatkeep.stores.sqlite.database import SqliteFile, Transaction
 from chatkeep.stores.sqlite.rows import SqliteRows
-from chatkeep.testing import assistant, contents, dense, found, numbered, seqs, user, whole_log
+from chatkeep.testing import CONVERSATION_CALLS, assistant, contents, dense, found, numbered, seqs, user, whole_log
 
 OWNER = "ada"
 
@@ -300,6 +300,22 @@ async def test_owner_who_is_erased_and_comes_back_in_one_commit(path: Path) -> N
         ("bob",),
     ]
     await file.aclose()
+
+
+async def test_what_is_being_removed_is_not_shown(path: Path, store: Store) -> None:
+    """A conversation that is hidden, and removed in part, as after a kill, is not there for any call."""
+    talk = await store.create_conversation(OWNER, NewConversation())
+    stored = await store.append(OWNER, talk.id, numbered(20, "sage"))
+    with closing(apsw.Connection(str(path))) as connection:
+        connection.execute("UPDATE conversations SET deleted_at = 1")
+        connection.execute("DELETE FROM messages WHERE seq <= 10")
+    for name, call in CONVERSATION_CALLS.items():
+        if name != "delete_conversation":
+            with pytest.raises(NotFound):
+                await call(store, OWNER, talk.id, stored[15].id)
+    assert not await store.delete_conversation(OWNER, talk.id)
+    assert (await store.list_conversations(OWNER)).items == []
+    assert (await store.search_messages(OWNER, "sage")).items == []
 
 
 async def test_file_that_is_closed_refuses(path: Path) -> None:
