@@ -431,7 +431,7 @@ async def test_tls_that_breaks_off(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             await asyncio.to_thread(redis.start)
             began = time.monotonic()
             assert all(result.allowed for result in await asyncio.gather(*(limiter.hit("ada") for _ in range(10))))
-            assert time.monotonic() - began < 1
+            assert time.monotonic() - began < 1.5
             assert (await limiter.hit("ada")).remaining < 100
 
 
