@@ -9,7 +9,7 @@ demo: $(UV)  ## import a sample, serve it, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
 	$(RUN) chatkeep serve --database-url sqlite:///demo.db
 
-test: $(UV)  ## the tests but those marked long, two at a time
+test: $(UV)  ## the tests but those marked long, three at a time: each waits a third of its time
 	$(RUN) pytest -n 3 --dist worksteal -m "not long"
 
 coverage: $(UV)  ## all tests, with the lines that they run

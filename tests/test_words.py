@@ -137,7 +137,7 @@ def test_snippet_shows_the_whole_phrase() -> None:
 def test_long_text_is_handled_in_time() -> None:
     """Text as long as anything that is searched takes well under a second, whatever it is made of."""
     for text in ("a" * MAX_INDEXED_CHARS, "茶" * MAX_INDEXED_CHARS, "e\u0301" * 100_000, "\u0301" * MAX_INDEXED_CHARS):
-        started = time.perf_counter()
+        started = time.thread_time()  # what others do with the machine does not count
         index_text(text)
         snippet(text, [["b"]])
-        assert time.perf_counter() - started < 5
+        assert time.thread_time() - started < 5
