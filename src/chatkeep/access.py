@@ -3,9 +3,11 @@
 A store has one as `store.access`. The server and the command line use it; who embeds the library need not.
 """
 
+import random
 from abc import ABC, abstractmethod
 from datetime import datetime, timedelta
 from typing import NamedTuple
+from uuid import UUID
 
 from pydantic import Field
 
@@ -18,6 +20,12 @@ LEASE = timedelta(seconds=60)
 KEPT = timedelta(hours=24)
 """How long the reply to a request is kept."""
 
+
+FORGET_SLICE = 500
+"""Replies of one owner that one transaction removes at most."""
+
+DELETED = 404
+"""The status of a reply whose conversation was deleted. Only replies to requests that succeeded are kept otherwise."""
 
 IDS_CLASH = "both owners have a conversation with the same id; export one of them, and delete it"
 """The error of a rename that would give an owner two conversations with one id."""
@@ -41,6 +49,21 @@ class Reply(NamedTuple):
     status: int
     body: bytes
     location: str | None = None
+    """Where the conversation is that the body shows."""
+
+
+def location_of(conversation_id: UUID) -> str:
+    """Return where a conversation is, as `Reply.location` says it."""
+    return f"/api/conversations/{conversation_id}"
+
+
+def new_lease(moment: datetime) -> datetime:
+    """Return the end of a lease that begins at `moment`.
+
+    No two are the same, for all practical purposes: whoever finds a lease that ends at this moment took it itself,
+    although the answer of the database was lost.
+    """
+    return moment + LEASE + timedelta(microseconds=random.randrange(1_000_000))  # noqa: S311 - not a secret
 
 
 def judged(known: bytes, reply: Reply | None, fingerprint: bytes) -> Reply:
@@ -67,7 +90,7 @@ class Access(ABC):
 
     @abstractmethod
     async def create_key(self, key: ApiKey, secret_hash: bytes) -> None:
-        """Store a key with the SHA-256 of its secret. Raises Conflict if its id exists."""
+        """Store a key with the SHA-256 of its secret. Idempotent; raises Conflict if another key has the id."""
 
     @abstractmethod
     async def find_key(self, key_id: str) -> tuple[ApiKey, bytes] | None:
@@ -90,7 +113,7 @@ class Access(ABC):
         """Take the lease of a request: of concurrent callers one gets None, and executes it.
 
         Returns the reply if the request was executed within the last 24 hours. Raises Conflict while another
-        caller executes it, for up to 60 s, and InvalidInput if the key was used for another request.
+        caller executes it, for up to 61 s, and InvalidInput if the key was used for another request.
         """
 
     @abstractmethod
@@ -100,6 +123,14 @@ class Access(ABC):
     @abstractmethod
     async def abandon_request(self, owner: str, key: str) -> None:
         """Release the lease of a request that changed nothing. Idempotent; a kept reply stays."""
+
+    @abstractmethod
+    async def forget_replies(self, owner: str, conversation_id: UUID) -> None:
+        """Empty the replies that show a conversation, which was deleted: what is left says so (DELETED)."""
+
+    @abstractmethod
+    async def forget_expired(self) -> bool:
+        """Remove some replies that expired, of any owner; False if there are no more of them."""
 
     @abstractmethod
     async def forget_owner(self, owner: str) -> Forgotten:

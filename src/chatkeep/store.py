@@ -63,7 +63,10 @@ class StoreOptions(Given):
     synchronous: Literal["full", "normal"] = "full"
     """SQLite: `full` syncs the disk at every commit; `normal` may lose the last commits when power fails."""
     write_timeout: float = Field(10.0, gt=0)
-    """Seconds until a write that waits for the database raises StoreUnavailable."""
+    """Seconds that a call that writes may take; then it raises StoreUnavailable, and may have been executed: retry it
+    with the same ids. Erasing, deleting and importing: each step. Closing waits as long for writes in progress."""
+    read_timeout: float = Field(10.0, gt=0)
+    """Seconds that a call that reads may take; then it raises StoreUnavailable."""
     readers: int = Field(4, ge=1, le=64)
     """SQLite: number of reading connections."""
     durability: Literal["full", "relaxed"] = "full"
@@ -170,8 +173,9 @@ class Store(ABC):
     async def delete_conversation(self, owner: str, conversation_id: UUID | str) -> bool:
         """Remove a conversation with everything in it, and return whether there was one.
 
-        It is invisible to every reader at once, even if removing a large one takes time. Raises NotYours as
-        described above, never NotFound.
+        It is invisible to every reader at once, even if removing a large one takes time: a call that finds it half
+        removed finishes the removal and returns True. Replies that were kept for its creation go, too.
+        Raises NotYours as described above, never NotFound.
         """
 
     @abstractmethod
@@ -246,7 +250,8 @@ class Store(ABC):
         """Erase a message's content, sources and metadata, and return whether there was one.
 
         A tombstone stays: seqs remain dense, messages that follow it keep their parent, and a late retry of its
-        append is not a new message. Does not move updated_at.
+        append is not a new message. A title of the conversation that was made from it goes, too. Does not move
+        updated_at.
         """
 
     @abstractmethod
@@ -265,6 +270,10 @@ class Store(ABC):
     @abstractmethod
     async def erase_owner(self, owner: str) -> ErasureReceipt:
         """Remove everything of an owner from the database, and return a receipt. Idempotent.
+
+        Ends in bounded time, also if others go on to create conversations for the owner: what was stored before the
+        call is gone then, and the receipt's `remaining` counts what MongoDB stored meanwhile; on the other databases
+        it is 0.
 
         SQLite rewrites the file, so that no copy stays in it: seconds per gigabyte, while other writers wait.
         """
@@ -305,7 +314,7 @@ class Store(ABC):
 
     @abstractmethod
     async def aclose(self) -> None:
-        """Finish the accepted writes, refuse new ones, and close. Idempotent."""
+        """Finish the accepted writes, for at most `write_timeout` seconds, refuse new ones, and close. Idempotent."""
 
     def _committed(self, items: int) -> None:
         """What a group commit is given, to tell the observer."""

@@ -301,6 +301,8 @@ class StoreMachine(RuleBasedStateMachine):
             if message is not None:
                 erased = {"content": "", "metadata": {}, "status": Status.DELETED}
                 talk.log[message.seq - 1] = message.model_copy(update=erased)
+                if message.role == Role.USER and talk.record.title == message.content:  # made from it
+                    talk.change(title=None)
 
     @rule(which=WHICH, seldom=SELDOM)
     def delete_conversation(self, which: int, seldom: int) -> None:

@@ -6,8 +6,9 @@ from typing import Annotated
 
 from fastapi import Header, Request, Response
 
-from chatkeep.access import Access, Reply
+from chatkeep.access import DELETED, Access, Reply
 from chatkeep.api.body import JSON
+from chatkeep.errors import NotFound
 
 REPLAYED = "Idempotency-Replayed"
 
@@ -27,13 +28,16 @@ async def execute_once(
     """Execute a request, or return the kept reply if its key was used within 24 hours.
 
     Only replies to successful requests are kept: a refused request changed nothing and is executed again.
-    Raises Conflict while a request with the key is in progress, InvalidInput if the key was used for another request.
+    Raises Conflict while a request with the key is in progress, InvalidInput if the key was used for another request,
+    NotFound if what the reply shows was deleted.
     """
     if key is None:
         return await execute()
     body = await request.body()
     fingerprint = hashlib.sha256(b"\n".join((request.method.encode(), request.url.path.encode(), body))).digest()
     kept = await access.begin_request(owner, key, fingerprint)
+    if kept is not None and kept.status == DELETED:
+        raise NotFound("the conversation that this request created or found was deleted; take a new idempotency key")
     if kept is not None:
         return _replayed(kept)
     try:

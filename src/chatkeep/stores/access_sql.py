@@ -7,8 +7,20 @@ appear in order. Text is encoded for PostgreSQL (`encode_nul`) on both.
 from abc import abstractmethod
 from collections.abc import Sequence
 from datetime import datetime
+from uuid import UUID
 
-from chatkeep.access import KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged
+from chatkeep.access import (
+    DELETED,
+    FORGET_SLICE,
+    KEPT,
+    Access,
+    ApiKey,
+    Forgotten,
+    Reply,
+    judged,
+    location_of,
+    new_lease,
+)
 from chatkeep.errors import Conflict
 from chatkeep.stores.rows import Row
 from chatkeep.values import decode_nul, encode_nul, from_micros, now, to_micros
@@ -24,9 +36,18 @@ BEGIN = """
     SET fingerprint = excluded.fingerprint, lease_until = excluded.lease_until, expires_at = excluded.expires_at,
         status = NULL, body = NULL, location = NULL
     WHERE requests.expires_at <= $6 OR (
-        requests.status IS NULL AND requests.lease_until <= $6 AND requests.fingerprint = excluded.fingerprint
+        requests.status IS NULL AND requests.fingerprint = excluded.fingerprint
+        AND (requests.lease_until <= $6 OR requests.lease_until = excluded.lease_until)
     )
     RETURNING owner_id
+"""
+FORGET_REPLIES = """
+    UPDATE requests SET status = $1, body = $2, location = NULL WHERE owner_id = $3 AND location = $4 RETURNING key
+"""
+FORGET_EXPIRED = """
+    DELETE FROM requests WHERE owner_id = $1 AND key IN (
+        SELECT key FROM requests WHERE owner_id = $1 AND expires_at <= $2 LIMIT $3
+    ) RETURNING key
 """
 
 
@@ -44,7 +65,10 @@ class SqlAccess(Access):
     async def create_key(self, key: ApiKey, secret_hash: bytes) -> None:
         owner, name, scopes = encode_nul(key.owner_id), encode_nul(key.name), " ".join(key.scopes)
         times = to_micros(key.created_at), _micros(key.expires_at)
-        if not await self._write(CREATE, key.id, secret_hash, owner, name, scopes, *times):
+        if await self._write(CREATE, key.id, secret_hash, owner, name, scopes, *times):
+            return
+        found = await self.find_key(key.id)
+        if found is None or (found[0].owner_id, found[1]) != (key.owner_id, secret_hash):
             raise Conflict("there is an API key with this id", got=key.id)
 
     async def find_key(self, key_id: str) -> tuple[ApiKey, bytes] | None:
@@ -66,8 +90,7 @@ class SqlAccess(Access):
     async def begin_request(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
         owner, key = encode_nul(owner), encode_nul(key)
         moment = now()
-        past, lease, expiry = to_micros(moment), to_micros(moment + LEASE), to_micros(moment + KEPT)
-        await self._forget_old(owner, past)
+        past, lease, expiry = to_micros(moment), to_micros(new_lease(moment)), to_micros(moment + KEPT)
         while True:
             if await self._write(BEGIN, owner, key, fingerprint, lease, expiry, past):
                 return None
@@ -91,6 +114,18 @@ class SqlAccess(Access):
         statement = "DELETE FROM requests WHERE owner_id = $1 AND key = $2 AND status IS NULL RETURNING key"
         await self._write(statement, encode_nul(owner), encode_nul(key))
 
+    async def forget_replies(self, owner: str, conversation_id: UUID) -> None:
+        where = encode_nul(owner), location_of(conversation_id)
+        if await self._read("SELECT 1 FROM requests WHERE owner_id = $1 AND location = $2 LIMIT 1", *where):
+            await self._write(FORGET_REPLIES, DELETED, b"", *where)
+
+    async def forget_expired(self) -> bool:
+        past = to_micros(now())
+        found = await self._read("SELECT owner_id FROM requests WHERE expires_at <= $1 LIMIT 1", past)
+        for (owner,) in found:
+            await self._write(FORGET_EXPIRED, owner, past, FORGET_SLICE)
+        return bool(found)
+
     async def forget_owner(self, owner: str) -> Forgotten:
         owner = encode_nul(owner)
         keys = await self._write("DELETE FROM api_keys WHERE owner_id = $1 RETURNING id", owner)
@@ -101,12 +136,6 @@ class SqlAccess(Access):
         statement = "UPDATE api_keys SET owner_id = $1 WHERE owner_id = $2 RETURNING id"
         await self._write(statement, encode_nul(new), encode_nul(old))
         await self._write("DELETE FROM requests WHERE owner_id = $1 RETURNING key", encode_nul(old))
-
-    async def _forget_old(self, owner: str, past: int) -> None:
-        statement = "DELETE FROM requests WHERE owner_id = $1 AND expires_at <= $2 RETURNING key"
-        asked = "SELECT 1 FROM requests WHERE owner_id = $1 AND expires_at <= $2 LIMIT 1"
-        if await self._read(asked, owner, past):
-            await self._write(statement, owner, past)
 
 
 def _to_key(row: Row) -> ApiKey:

@@ -1,11 +1,14 @@
 """The ports over rows: arguments, 403 or 404, threading, pages, removal. Written once for every database."""
 
 import asyncio
+import logging
+import os
 from abc import abstractmethod
-from collections.abc import Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, ClassVar
 from uuid import UUID
 
+from chatkeep.access import Access
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours, SchemaMismatch, StoreUnavailable
 from chatkeep.ids import new_id, valid_id
@@ -17,16 +20,25 @@ from chatkeep.model import (
     NewConversation,
     NewMessage,
     Page,
+    Role,
     SearchHit,
     Status,
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions
 from chatkeep.stores.append import Placed, State, check, ids_to_look_up, plan
 from chatkeep.stores.rows import Hit, Key, Removed, Rows, StateRow, Work, unique
+from chatkeep.stores.time_limit import TimeLimit
 from chatkeep.stores.window import Window, list_cursor, list_place, list_scope, valid_page
 from chatkeep.tree import Position, Segment, Tree
-from chatkeep.values import clean_text, dump_json, merge_patch, now, valid_owner
+from chatkeep.values import clean_text, dump_json, merge_patch, now, title_from, valid_owner
 from chatkeep.words import holds, query_phrases, snippet
+
+logger = logging.getLogger(__name__)
+
+ERASE_ROUNDS = 3
+"""How often an erasure begins again because others created conversations meanwhile, before it locks them out."""
+
+OTHER_PROCESS = "the store was opened by the process that this one was forked from; open one in this process"
 
 
 class RowStore[R: Rows](Store):
@@ -35,10 +47,19 @@ class RowStore[R: Rows](Store):
     hit_place: ClassVar[tuple[type, ...]] = (int, str, int)
     """The types in the cursor of a search: time, conversation and seq of a message."""
 
+    _access: Access
+
     def __init__(self, url: str, options: StoreOptions) -> None:
         super().__init__(url, options)
+        self._reads, self._writes = TimeLimit(options.read_timeout), TimeLimit(options.write_timeout)
         self._background: set[asyncio.Task[Any]] = set()
+        self._process = os.getpid()
         self._closed = False
+
+    @property
+    def access(self) -> Access:
+        self._same_process()
+        return self._access
 
     # --- what a database brings ---------------------------------------------------------------------------
 
@@ -77,8 +98,12 @@ class RowStore[R: Rows](Store):
         """The revision of the schema, None without one."""
 
     @abstractmethod
+    async def _finish(self) -> None:
+        """Finish the writes that were taken. It is cancelled if that takes too long."""
+
+    @abstractmethod
     async def _close(self) -> None:
-        """Finish the writes that were taken, and close every connection. Idempotent."""
+        """Close every connection within a second, whatever it is doing. Idempotent."""
 
     def _stored_owner(self, owner: str) -> str:
         """The owner as the database stores it."""
@@ -95,14 +120,15 @@ class RowStore[R: Rows](Store):
     # --- conversations ------------------------------------------------------------------------------------
 
     async def create_conversation(self, owner: str, new: NewConversation) -> Conversation:
-        return await self._create((self._owner(owner), new.id or new_id()), new)
+        key = self._owner(owner), new.id or new_id()
+        with self._writes.of_call():
+            return await self._when_removed(key[0], lambda: self._create(key, new))
 
     async def get_or_create_conversation(self, owner: str, new: NewConversation) -> Conversation:
         key = self._owner(owner), new.id or new_id()
-        found = await self._read(lambda rows: rows.newest(key[0], new.context_id))
-        if found is not None:
-            return found
-        return await self._write(lambda rows: self._get_or_create_in(rows, key, new), atomic=False)
+        with self._writes.of_call():
+            found = await self._read(lambda rows: rows.newest(key[0], new.context_id))
+            return found or await self._when_removed(key[0], lambda: self._get_or_create(key, new))
 
     async def get_conversation(self, owner: str, conversation_id: UUID | str) -> Conversation:
         key = self._key(owner, conversation_id)
@@ -140,7 +166,7 @@ class RowStore[R: Rows](Store):
         return await self._write_to(key, lambda rows: self._update(rows, key, change))
 
     async def delete_conversation(self, owner: str, conversation_id: UUID | str) -> bool:
-        return await self._in_background(self._delete(self._key(owner, conversation_id)))
+        return await self._in_background(self._delete(owner, self._key(owner, conversation_id)))
 
     # --- messages -----------------------------------------------------------------------------------------
 
@@ -154,7 +180,8 @@ class RowStore[R: Rows](Store):
     ) -> list[Message]:
         key = self._key(owner, conversation_id)
         fingerprints = check(messages, self._options.max_content_chars)
-        return await self._append(key, messages, fingerprints, expected_seq)
+        with self._writes.of_call():
+            return await self._append(key, messages, fingerprints, expected_seq)
 
     async def history(
         self,
@@ -192,7 +219,7 @@ class RowStore[R: Rows](Store):
 
     async def delete_message(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> bool:
         key, id_ = self._key(owner, conversation_id), valid_id(message_id)
-        return await self._write(lambda rows: self._delete_message(rows, key, id_), atomic=False)
+        return await self._write_to(key, lambda rows: self._delete_message(rows, key, id_))
 
     async def search_messages(
         self, owner: str, query: str, *, limit: int = 20, cursor: str | None = None
@@ -218,7 +245,7 @@ class RowStore[R: Rows](Store):
         if old == new:
             return 0
         count = await self._rename(old, new)
-        await self.access.rename_owner(owner, new_owner)
+        await self._access.rename_owner(owner, new_owner)
         await self._index()
         return count
 
@@ -243,14 +270,28 @@ class RowStore[R: Rows](Store):
 
     async def aclose(self) -> None:
         self._closed = True
-        await asyncio.gather(*self._background, return_exceptions=True)
-        await self._close()
+        if os.getpid() != self._process:
+            return  # what is open belongs to the process that this one was forked from
+        try:
+            async with asyncio.timeout(self._writes.seconds):
+                await asyncio.gather(*self._background, return_exceptions=True)
+                await self._finish()
+        except TimeoutError:
+            logger.warning("writes were cut off after %g s, as the database did not answer", self._writes.seconds)
+        finally:
+            await self._close()
 
     # --- what every method begins with --------------------------------------------------------------------
 
     def _open(self) -> None:
+        self._same_process()
         if self._closed:
             raise StoreUnavailable("the store is closed")
+
+    def _same_process(self) -> None:
+        """Raise StoreUnavailable in a forked child, which has neither the threads nor the tasks of the store."""
+        if os.getpid() != self._process:
+            raise StoreUnavailable(OTHER_PROCESS)
 
     def _owner(self, owner: str) -> str:
         """The owner as the database stores it. Raises InvalidInput, or StoreUnavailable if the store is closed."""
@@ -291,28 +332,31 @@ class RowStore[R: Rows](Store):
             raise await self._missing(rows, key[1])
         return found
 
-    async def _create(self, key: Key, new: NewConversation) -> Conversation:
+    async def _when_removed(self, owner: str, create: Callable[[], Awaitable[Conversation | None]]) -> Conversation:
+        """What `create` returns; while that is None, finish the removal of a conversation with the same id."""
+        while (made := await create()) is None:
+            await self._purge(owner)
+        return made
+
+    async def _create(self, key: Key, new: NewConversation) -> Conversation | None:
+        """Create a conversation, or find it; None while one with this id is being removed."""
         return await self._write(lambda rows: self._create_in(rows, key, new), atomic=False)
 
-    async def _create_in(self, rows: R, key: Key, new: NewConversation) -> Conversation:
-        while True:
-            found = await rows.create(key, new) or await self._created_before(rows, key, new)
-            if found is not None:
-                return found
+    async def _create_in(self, rows: R, key: Key, new: NewConversation) -> Conversation | None:
+        return await rows.create(key, new) or await self._created_before(rows, key, new)
 
-    async def _get_or_create_in(self, rows: R, key: Key, new: NewConversation) -> Conversation:
+    async def _get_or_create(self, key: Key, new: NewConversation) -> Conversation | None:
+        return await self._write(lambda rows: self._get_or_create_in(rows, key, new), atomic=False)
+
+    async def _get_or_create_in(self, rows: R, key: Key, new: NewConversation) -> Conversation | None:
         """Whoever takes the slot of the context creates; whoever finds it taken reads again."""
-        while True:
-            found = await rows.create(key, new, slot=True) or await rows.newest(key[0], new.context_id)
-            found = found or await self._created_before(rows, key, new)
-            if found is not None:
-                return found
+        found = await rows.create(key, new, slot=True) or await rows.newest(key[0], new.context_id)
+        return found or await self._created_before(rows, key, new)
 
     async def _created_before(self, rows: R, key: Key, new: NewConversation) -> Conversation | None:
         """The conversation with this id; None if there is none now. Raises Conflict if it has other values."""
         fingerprint = await rows.fingerprint(key)
         if fingerprint is None:
-            await rows.finish_removal(key)
             return None
         if fingerprint != new.fingerprint():
             raise Conflict("this conversation id is already used for other values", got=key[1])
@@ -369,8 +413,14 @@ class RowStore[R: Rows](Store):
         return found
 
     async def _delete_message(self, rows: R, key: Key, id_: UUID) -> bool:
-        await self._state(rows, key)
-        return await rows.erase_message(key, id_)
+        conversation = await self._conversation(rows, key, lock=True)
+        message = (await rows.messages_by_id(key, (id_,))).get(id_)
+        if message is None or message.status == Status.DELETED:
+            return False
+        await rows.erase_message(key, id_)
+        if message.role == Role.USER and conversation.title == title_from(message.content):
+            await rows.set_values(key, {"title": None})
+        return True
 
     async def _log(self, rows: R, key: Key, after: int, limit: int) -> list[Message]:
         found = await rows.log(key, after, limit)
@@ -452,9 +502,10 @@ class RowStore[R: Rows](Store):
         while self._options.search and await self._write(lambda rows: rows.index_slice(), atomic=False):
             pass
 
-    async def _delete(self, key: Key) -> bool:
-        hidden = await self._write(lambda rows: self._hide(rows, key), atomic=False)
+    async def _delete(self, owner: str, key: Key) -> bool:
+        hidden = await self._write(lambda rows: self._hide(rows, key))
         if hidden:
+            await self._access.forget_replies(owner, key[1])
             await self._purge(key[0])
         return hidden
 
@@ -469,17 +520,23 @@ class RowStore[R: Rows](Store):
     async def _purge(self, owner: str) -> Removed:
         """Remove the hidden conversations of an owner in slices, and count what went."""
         total = Removed()
-        while removed := await self._write(lambda rows: rows.purge_slice(owner), atomic=False):
+        while removed := await self._write(lambda rows: rows.purge_slice(owner)):
             total = total.plus(removed)
         return total
 
     async def _erase(self, owner: str, stored: str) -> ErasureReceipt:
         total, remaining = Removed(), None
-        while remaining is None:
-            await self._write(lambda rows: rows.hide_all(stored), atomic=False)
+        for _ in range(ERASE_ROUNDS):
+            while await self._write(lambda rows: rows.hide_slice(stored), atomic=False):
+                pass
             total = total.plus(await self._purge(stored))
             remaining = await self._write(lambda rows: rows.remove_owner(stored), atomic=False)
-        forgotten = await self.access.forget_owner(owner)
+            if remaining is not None:
+                break
+        else:
+            last, remaining = await self._write(lambda rows: self._erase_the_rest(rows, stored), atomic=False)
+            total = total.plus(last)
+        forgotten = await self._access.forget_owner(owner)
         await self._scrub()
         return ErasureReceipt(
             owner_id=owner,
@@ -491,6 +548,17 @@ class RowStore[R: Rows](Store):
             remaining=remaining,
             erased_at=now(),
         )
+
+    async def _erase_the_rest(self, rows: R, owner: str) -> tuple[Removed, int]:
+        """Remove, and count, what others created while an owner was erased; and count what they go on to create."""
+        await rows.lock_owner(owner)
+        total = Removed()
+        while await rows.hide_slice(owner):
+            pass
+        while removed := await rows.purge_slice(owner):
+            total = total.plus(removed)
+        remaining = await rows.remove_owner(owner)
+        return total, await rows.count(owner, None) if remaining is None else remaining
 
 
 def _to_search_hit(hit: Hit, phrases: list[list[str]]) -> SearchHit:

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import Any, override
 from uuid import UUID
 
-from chatkeep.access import IDS_CLASH, KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged
+from chatkeep.access import DELETED, IDS_CLASH, KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged, location_of
 from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.model import (
     Conversation,
@@ -91,7 +91,8 @@ class MemoryAccess(Access):
         self._requests: dict[tuple[str, str], _Request] = {}
 
     async def create_key(self, key: ApiKey, secret_hash: bytes) -> None:
-        if key.id in self._keys:
+        known, known_hash = self._keys.get(key.id, (key, secret_hash))
+        if (known.owner_id, known_hash) != (key.owner_id, secret_hash):
             raise Conflict("there is an API key with this id", got=key.id)
         self._keys[key.id] = key, secret_hash
 
@@ -112,9 +113,12 @@ class MemoryAccess(Access):
 
     async def begin_request(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
         moment = now()
-        self._requests = {place: request for place, request in self._requests.items() if request.began + KEPT > moment}
         known = self._requests.get((owner, key))
-        if known is None or (known.reply is None and known.fingerprint == fingerprint and known.began + LEASE < moment):
+        if (
+            known is None
+            or known.began + KEPT <= moment
+            or (known.reply is None and known.fingerprint == fingerprint and known.began + LEASE < moment)
+        ):
             self._requests[owner, key] = _Request(fingerprint, moment)
             return None
         return judged(known.fingerprint, known.reply, fingerprint)
@@ -128,6 +132,17 @@ class MemoryAccess(Access):
         known = self._requests.get((owner, key))
         if known is not None and known.reply is None:
             del self._requests[owner, key]
+
+    async def forget_replies(self, owner: str, conversation_id: UUID) -> None:
+        for (owner_id, _), request in self._requests.items():
+            shown = None if request.reply is None else request.reply.location
+            if owner_id == owner and shown == location_of(conversation_id):
+                request.reply = Reply(DELETED, b"")
+
+    async def forget_expired(self) -> bool:
+        limit = now() - KEPT
+        self._requests = {place: request for place, request in self._requests.items() if request.began > limit}
+        return False
 
     async def forget_owner(self, owner: str) -> Forgotten:
         keys = [key.id for key in await self.list_keys(owner)]
@@ -210,9 +225,6 @@ class MemoryRows(Rows):
     async def fingerprint(self, key: Key) -> bytes | None:
         found = self._find(key)
         return None if found is None else found.fingerprint
-
-    async def finish_removal(self, key: Key) -> None:
-        """Do nothing: what is hidden is gone at once."""
 
     async def newest(self, owner: str, context_id: str | None) -> Conversation | None:
         of_context = [c for c in self._sorted(owner, None, "updated") if c.context_id == context_id]
@@ -302,12 +314,9 @@ class MemoryRows(Rows):
         entries = self._log_of(key)[segment.low - 1 : segment.high]
         return [entry.message for entry in entries if entry.position.run == segment.run]
 
-    async def erase_message(self, key: Key, id_: UUID) -> bool:
+    async def erase_message(self, key: Key, id_: UUID) -> None:
         for entry in self._entries(key, (id_,)):
-            if entry.message.status != Status.DELETED:
-                entry.message = entry.message.model_copy(update=dict(ERASED))
-                return True
-        return False
+            entry.message = entry.message.model_copy(update=dict(ERASED))
 
     # --- search -------------------------------------------------------------------------------------------
 
@@ -329,8 +338,12 @@ class MemoryRows(Rows):
     async def hide(self, key: Key) -> bool:
         return self._remove(key[0], [key[1]] if self._find(key) else [])
 
-    async def hide_all(self, owner: str) -> None:
+    async def lock_owner(self, owner: str) -> None:
+        """Do nothing: nobody else writes while a transaction does."""
+
+    async def hide_slice(self, owner: str) -> bool:
         self._remove(owner, list(self._of(owner)))
+        return False
 
     def _remove(self, owner: str, ids: Collection[UUID]) -> bool:
         gone = [self._data.owners[owner].pop(id_) for id_ in ids]
@@ -370,10 +383,6 @@ class MemoryStore(RowStore[MemoryRows]):
         self._data = _Data()
         self._access = MemoryAccess()
 
-    @property
-    def access(self) -> Access:
-        return self._access
-
     async def _read[T](self, work: Work[MemoryRows, T]) -> T:
         return run(work(MemoryRows(self._data, index=self._options.search)))
 
@@ -389,6 +398,9 @@ class MemoryStore(RowStore[MemoryRows]):
 
     async def _revision(self) -> str | None:
         return self.newest_revision
+
+    async def _finish(self) -> None:
+        """Do nothing: no write takes time."""
 
     async def _close(self) -> None:
         self._data.owners.clear()

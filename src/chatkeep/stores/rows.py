@@ -101,10 +101,6 @@ class Rows(ABC):
         """The fingerprint of a conversation that is not being removed."""
 
     @abstractmethod
-    async def finish_removal(self, key: Key) -> None:
-        """Remove at once what is left of a hidden conversation, so that its id is free."""
-
-    @abstractmethod
     async def newest(self, owner: str, context_id: str | None) -> Conversation | None:
         """The owner's most recently updated conversation of a context."""
 
@@ -161,8 +157,8 @@ class Rows(ABC):
         """How many messages of a part of a path are deleted, or are not."""
 
     @abstractmethod
-    async def erase_message(self, key: Key, id_: UUID) -> bool:
-        """Leave a tombstone: place, id and fingerprint, which a late retry needs. Say whether there was a message."""
+    async def erase_message(self, key: Key, id_: UUID) -> None:
+        """Leave a tombstone of a message: its place, id and fingerprint, which a late retry needs."""
 
     def shows_whole(self, found: Sequence[Message], window: Window, segments: Sequence[Segment]) -> bool:  # noqa: ARG002 - some databases look
         """Whether a page shows by itself that its conversation was not removed while its parts were read."""
@@ -181,16 +177,20 @@ class Rows(ABC):
     # --- removal ------------------------------------------------------------------------------------------
 
     @abstractmethod
+    async def lock_owner(self, owner: str) -> None:
+        """Keep others from creating conversations of the owner until the transaction ends, if the database can."""
+
+    @abstractmethod
     async def owners_with_remains(self) -> list[str]:
         """Owners of hidden conversations, whose removal was cut off."""
 
     @abstractmethod
     async def hide(self, key: Key) -> bool:
-        """Make a conversation invisible, and say whether there was one. `purge_slice` removes its rows."""
+        """Make a conversation invisible; say whether there is one, hidden or not. `purge_slice` removes its rows."""
 
     @abstractmethod
-    async def hide_all(self, owner: str) -> None:
-        """Make all conversations of an owner invisible."""
+    async def hide_slice(self, owner: str) -> bool:
+        """Make some conversations of an owner invisible; False if those were the last."""
 
     @abstractmethod
     async def purge_slice(self, owner: str) -> Removed | None:

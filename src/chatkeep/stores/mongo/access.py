@@ -3,10 +3,23 @@
 from collections.abc import Mapping
 from datetime import datetime
 from typing import Any
+from uuid import UUID
 
+from bson.int64 import Int64
 from pymongo.errors import DuplicateKeyError
 
-from chatkeep.access import KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged
+from chatkeep.access import (
+    DELETED,
+    FORGET_SLICE,
+    KEPT,
+    Access,
+    ApiKey,
+    Forgotten,
+    Reply,
+    judged,
+    location_of,
+    new_lease,
+)
 from chatkeep.errors import Conflict
 from chatkeep.stores.mongo.database import Database, Document, View
 from chatkeep.stores.mongo.rows import micros
@@ -35,7 +48,9 @@ class MongoAccess(Access):
             try:
                 await view.api_keys.insert_one(document)
             except DuplicateKeyError:
-                raise Conflict("there is an API key with this id", got=key.id) from None
+                same = {"_id": key.id, "owner_id": key.owner_id, "secret_hash": secret_hash}
+                if await view.api_keys.find_one(same) is None:
+                    raise Conflict("there is an API key with this id", got=key.id) from None
 
         await self._database.write_one(create)
 
@@ -50,7 +65,7 @@ class MongoAccess(Access):
         return [_to_key(each) for each in found]
 
     async def revoke_key(self, key_id: str) -> bool:
-        gone = await self._database.write_one(lambda view: view.api_keys.delete_one({"_id": key_id}))
+        gone = await self._database.write(lambda view: view.api_keys.delete_one({"_id": key_id}, session=view.session))
         return gone.deleted_count == 1
 
     async def key_used(self, key_id: str, moment: datetime) -> None:
@@ -58,9 +73,10 @@ class MongoAccess(Access):
         await self._database.write_one(lambda view: view.api_keys.update_one({"_id": key_id}, change))
 
     async def begin_request(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
-        await self._forget_old(owner)
+        moment = now()
+        lease = micros(new_lease(moment))
         while True:
-            if await self._database.write_one(lambda view: _taken(view, owner, key, fingerprint)):
+            if await self._database.write_one(lambda view: _taken(view, owner, key, fingerprint, moment, lease)):
                 return None
             found = await self._database.read(lambda view: view.requests.find_one(_one(owner, key)))
             if found is not None:  # and not abandoned meanwhile
@@ -77,9 +93,29 @@ class MongoAccess(Access):
     async def abandon_request(self, owner: str, key: str) -> None:
         await self._database.write_one(lambda view: view.requests.delete_one({**_one(owner, key), "status": None}))
 
+    async def forget_replies(self, owner: str, conversation_id: UUID) -> None:
+        where = {"owner_id": owner, "location": location_of(conversation_id)}
+        change = {"$set": {"status": DELETED, "body": b"", "location": None}}
+        if await self._database.read(lambda view: view.requests.find_one(where, {"_id": 1})):
+            await self._database.write_one(lambda view: view.requests.update_many(where, change))
+
+    async def forget_expired(self) -> bool:
+        past = {"expires_at": {"$lte": micros(now())}}
+        found = await self._database.read(lambda view: view.requests.find_one(past, {"owner_id": 1}))
+        if found is None:
+            return False
+        of_owner = {"owner_id": found["owner_id"], **past}
+        some = await self._database.read(
+            lambda view: view.requests.find(of_owner, {"_id": 1}, limit=FORGET_SLICE).to_list()
+        )
+        where = {**of_owner, "_id": {"$in": [each["_id"] for each in some]}}
+        await self._database.write_one(lambda view: view.requests.delete_many(where))
+        return True
+
     async def forget_owner(self, owner: str) -> Forgotten:
-        keys = await self._database.write_one(lambda view: view.api_keys.delete_many({"owner_id": owner}))
-        requests = await self._database.write_one(lambda view: view.requests.delete_many({"owner_id": owner}))
+        where = {"owner_id": owner}
+        keys = await self._database.write(lambda view: view.api_keys.delete_many(where, session=view.session))
+        requests = await self._database.write(lambda view: view.requests.delete_many(where, session=view.session))
         return Forgotten(keys.deleted_count, requests.deleted_count)
 
     async def rename_owner(self, old: str, new: str) -> None:
@@ -87,28 +123,19 @@ class MongoAccess(Access):
         await self._database.write_one(lambda view: view.api_keys.update_many({"owner_id": old}, change))
         await self._database.write_one(lambda view: view.requests.delete_many({"owner_id": old}))
 
-    async def _forget_old(self, owner: str) -> None:
-        where = {"owner_id": owner, "expires_at": {"$lte": micros(now())}}
-        if await self._database.read(lambda view: view.requests.find_one(where, {"_id": 1})):
-            await self._database.write_one(lambda view: view.requests.delete_many(where))
 
-
-async def _taken(view: View, owner: str, key: str, fingerprint: bytes) -> bool:
-    """Take the lease of a request if it is free or has expired; say whether it was taken."""
-    moment = now()
+async def _taken(view: View, owner: str, key: str, fingerprint: bytes, moment: datetime, lease: Int64) -> bool:
+    """Take the lease of a request if it is free, has expired, or was taken by this call; say whether it was taken."""
     past = micros(moment)
-    values = {
-        "fingerprint": fingerprint,
-        "lease_until": micros(moment + LEASE),
-        "expires_at": micros(moment + KEPT),
-    }
+    values = {"fingerprint": fingerprint, "lease_until": lease, "expires_at": micros(moment + KEPT)}
     try:
         await view.requests.insert_one({**_one(owner, key), **values})
     except DuplicateKeyError:
-        lost = {"status": None, "lease_until": {"$lte": past}, "fingerprint": fingerprint}
+        leases = [{"lease_until": {"$lte": past}}, {"lease_until": lease}]
+        lost = {"status": None, "fingerprint": fingerprint, "$or": leases}
         where = {**_one(owner, key), "$or": [{"expires_at": {"$lte": past}}, lost]}
         change = {"$set": values, "$unset": {"status": "", "body": "", "location": ""}}
-        return (await view.requests.update_one(where, change)).modified_count == 1
+        return (await view.requests.update_one(where, change)).matched_count == 1
     return True
 
 

@@ -168,9 +168,12 @@ class Database:
                     raise
                 return None
 
-    async def aclose(self) -> None:
-        """Wait for the writes in flight, and close every connection. Idempotent."""
+    async def finish(self) -> None:
+        """Wait for the writes in flight."""
         await self.writing.drained()
+
+    async def aclose(self) -> None:
+        """Close every connection. Idempotent."""
         if self._client is not None:
             await self._client.close()
 

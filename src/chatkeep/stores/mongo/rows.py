@@ -44,8 +44,8 @@ from chatkeep.words import index_words, query_words
 INDEX_SLICE = 500
 """Messages that are indexed at once at most."""
 
-SLICE = 5_000
-"""Messages that are removed at once at most, which bounds how long it takes."""
+SLICE = 1_000
+"""Messages that one transaction removes at most, which bounds how long it takes."""
 
 DELETED = Status.DELETED.value
 NOT_DELETED = {"$ne": DELETED}
@@ -114,12 +114,6 @@ class MongoRows(Rows):
     async def fingerprint(self, key: Key) -> bytes | None:
         found = await self._conversation(key, {"fingerprint": 1})
         return None if found is None else bytes(found["fingerprint"])
-
-    async def finish_removal(self, key: Key) -> None:
-        hidden = {**conversation_filter(key), "deleted_at": {"$gt": 0}}
-        if await self._view.conversations.find_one(hidden, {"_id": 1}) is not None:
-            await self._view.messages.delete_many(message_filter(key))
-            await self._view.conversations.delete_one(hidden)
 
     async def newest(self, owner: str, context_id: str | None) -> Conversation | None:
         where = {"owner_id": owner, "context_id": context_id, "deleted_at": None}
@@ -202,13 +196,13 @@ class MongoRows(Rows):
             where = message_filter(key, status=DELETED, run=segment.run, seq=between)
         return await self._view.messages.count_documents(where)
 
-    async def erase_message(self, key: Key, id_: UUID) -> bool:
+    async def erase_message(self, key: Key, id_: UUID) -> None:
         where = {"_id": message_id(key, id_), "owner_id": key[0], "status": NOT_DELETED}
         change = {
             "$set": {"content": "", "status": DELETED, "words": []},
             "$unset": {"sources": "", "metadata": "", "external_id": "", "unindexed": ""},
         }
-        return (await self._view.messages.update_one(where, change)).modified_count == 1
+        await self._view.messages.update_one(where, change, session=self._view.session)
 
     def shows_whole(self, found: Sequence[Message], window: Window, segments: Sequence[Segment]) -> bool:
         """A page on the trunk without a missing seq was read before any removal."""
@@ -256,27 +250,38 @@ class MongoRows(Rows):
         found = await self._view.conversations.find({"deleted_at": {"$gt": 0}}, {"owner_id": 1}).to_list()
         return sorted({each["owner_id"] for each in found})
 
-    async def hide(self, key: Key) -> bool:
-        return (await self._view.conversations.update_one(conversation_filter(key), _hidden())).modified_count == 1
+    async def lock_owner(self, owner: str) -> None:
+        """Do nothing: MongoDB has no lock that creating a conversation would wait for."""
 
-    async def hide_all(self, owner: str) -> None:
-        await self._view.conversations.update_many({"owner_id": owner, "deleted_at": None}, _hidden())
+    async def hide(self, key: Key) -> bool:
+        where = {"_id": {"o": key[0], "c": key[1]}, "owner_id": key[0]}
+        done = await self._view.conversations.update_one(where, _hidden(), session=self._view.session)
+        return done.matched_count == 1
+
+    async def hide_slice(self, owner: str) -> bool:
+        where = {"owner_id": owner, "deleted_at": None}
+        found = await self._view.conversations.find(where, {"_id": 1}, limit=SLICE).to_list()
+        if found:
+            some = {**where, "_id": {"$in": [each["_id"] for each in found]}}
+            await self._view.conversations.update_many(some, _hidden())
+        return len(found) == SLICE
 
     async def purge_slice(self, owner: str) -> Removed | None:
         """Remove some of a conversation's messages, or the conversation after the last of them."""
         where = {"owner_id": owner, "deleted_at": {"$gt": 0}}
-        hidden = await self._view.conversations.find_one(where, {"id": 1})
+        hidden = await self._view.conversations.find_one(where, {"id": 1}, session=self._view.session)
         if hidden is None:
             return None
         key = owner, hidden["id"]
         last = await self._find(message_filter(key), {"seq": 1}, sort=[("seq", ASCENDING)], limit=1, skip=SLICE - 1)
         upto = message_filter(key, **({"seq": {"$lte": last[0]["seq"]}} if last else {}))
         indexed = {**upto, "words": {"$exists": True}, "content": {"$ne": ""}}
-        count = await self._view.messages.count_documents(indexed)
-        gone = (await self._view.messages.delete_many(upto)).deleted_count
+        count = await self._view.messages.count_documents(indexed, session=self._view.session)
+        gone = (await self._view.messages.delete_many(upto, session=self._view.session)).deleted_count
         if last:
             return Removed(0, gone, count)
-        removed = await self._view.conversations.delete_one({"_id": hidden["_id"], **where})
+        one = {"_id": hidden["_id"], **where}
+        removed = await self._view.conversations.delete_one(one, session=self._view.session)
         return Removed(removed.deleted_count, gone, count)
 
     async def remove_owner(self, owner: str) -> int | None:

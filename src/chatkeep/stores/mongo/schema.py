@@ -121,7 +121,10 @@ INDEXES: dict[str, list[IndexModel]] = {
     ],
     "users": [_index("owner", "owner_id")],
     "api_keys": [_index("owner", "owner_id", "created_at")],
-    "requests": [_index("expiry", "owner_id", "expires_at")],
+    "requests": [
+        _index("expiry", "owner_id", "expires_at"),
+        _index("location", "owner_id", "location", where={"location": {"$type": "string"}}),
+    ],
 }
 
 SPREAD = ("users", "conversations", "messages", "requests")

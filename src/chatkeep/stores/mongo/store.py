@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from typing import cast
 from uuid import UUID
 
-from chatkeep.access import Access
 from chatkeep.errors import SchemaMismatch
 from chatkeep.model import Message, NewMessage
 from chatkeep.store import StoreOptions
@@ -42,10 +41,6 @@ class MongoStore(RowStore[MongoRows]):
         self._batches: GroupCommit[Item] = GroupCommit(self._append_batch, flushers=FLUSHERS, committed=self._committed)
         self._locks: KeyedLocks[Key] = KeyedLocks()
         self._has_schema = False
-
-    @property
-    def access(self) -> Access:
-        return self._access
 
     def state(self) -> Mapping[str, int]:
         return {"connections_used": self._database.slots.used}
@@ -88,8 +83,11 @@ class MongoStore(RowStore[MongoRows]):
     async def _revision(self) -> str | None:
         return await self._database.read(schema.revision)
 
-    async def _close(self) -> None:
+    async def _finish(self) -> None:
         await self._batches.aclose()
+        await self._database.finish()
+
+    async def _close(self) -> None:
         await self._database.aclose()
 
     @property

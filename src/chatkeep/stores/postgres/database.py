@@ -140,9 +140,12 @@ class Database:
         if (await self.revision() or "base") != target:
             await self.write(lambda connection: schema.migrate(connection, target, self.name))
 
-    async def aclose(self) -> None:
-        """Wait for the writes in flight, and close every connection. Idempotent."""
+    async def finish(self) -> None:
+        """Wait for the writes in flight."""
         await self.writing.drained()
+
+    async def aclose(self) -> None:
+        """Close every connection. Idempotent."""
         await self._pool.aclose()
 
     # --- connections --------------------------------------------------------------------------------------

@@ -131,7 +131,13 @@ INDEX = """
     FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[]) AS t (owner_id, conversation_id, seq, terms)
     WHERE m.owner_id = t.owner_id AND m.conversation_id = t.conversation_id AND m.seq = t.seq AND m.terms IS NULL
 """
-HIDE = "UPDATE conversations SET deleted_at = now(), slot = false WHERE owner_id = $1 AND deleted_at IS NULL"
+HIDE = """
+    UPDATE conversations SET deleted_at = coalesce(deleted_at, now()), slot = false WHERE owner_id = $1 AND id = $2
+"""
+HIDE_SLICE = """
+    UPDATE conversations SET deleted_at = now(), slot = false WHERE owner_id = $1 AND deleted_at IS NULL AND id IN (
+        SELECT id FROM conversations WHERE owner_id = $1 AND deleted_at IS NULL LIMIT $2)
+"""
 HIDDEN = "SELECT id FROM conversations WHERE owner_id = $1 AND deleted_at IS NOT NULL ORDER BY id LIMIT $2 FOR UPDATE"
 REMOVE_CONVERSATION = "DELETE FROM conversations WHERE owner_id = $1 AND id = $2 AND deleted_at IS NOT NULL"
 REMOVE_MESSAGES = """
@@ -189,9 +195,6 @@ class PostgresRows(Rows):
     async def fingerprint(self, key: Key) -> bytes | None:
         statement = "SELECT fingerprint FROM conversations WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL"
         return cast("bytes | None", await self._connection.fetchval(statement, *key))
-
-    async def finish_removal(self, key: Key) -> None:
-        await self._connection.execute(REMOVE_CONVERSATION, *key)  # and its messages, by cascade
 
     async def newest(self, owner: str, context_id: str | None) -> Conversation | None:
         where, values = ("IS NULL", ()) if context_id is None else ("= $2", (encode_nul(context_id),))
@@ -341,8 +344,8 @@ class PostgresRows(Rows):
         row = StateRow(last_seq, head_seq, None, runs, None, EPOCH, EPOCH)
         return row, _to_messages(key[1], found if found[0][0] is not None else ())
 
-    async def erase_message(self, key: Key, id_: UUID) -> bool:
-        return await self._connection.execute(ERASE_MESSAGE, *key, id_) != "UPDATE 0"
+    async def erase_message(self, key: Key, id_: UUID) -> None:
+        await self._connection.execute(ERASE_MESSAGE, *key, id_)
 
     @override
     def shows_whole(self, found: Sequence[Message], window: Window, segments: Sequence[Segment]) -> bool:
@@ -372,11 +375,15 @@ class PostgresRows(Rows):
         found = await self._connection.fetch("SELECT DISTINCT owner_id FROM conversations WHERE deleted_at IS NOT NULL")
         return [owner for (owner,) in found]
 
-    async def hide(self, key: Key) -> bool:
-        return await self._connection.execute(f"{HIDE} AND id = $2", *key) != "UPDATE 0"
+    async def lock_owner(self, owner: str) -> None:
+        # Whoever creates a conversation locks the row, too, in a weaker mode: the foreign key does.
+        await self._connection.execute("SELECT 1 FROM users WHERE id = $1 FOR UPDATE", owner)
 
-    async def hide_all(self, owner: str) -> None:
-        await self._connection.execute(HIDE, owner)
+    async def hide(self, key: Key) -> bool:
+        return await self._connection.execute(HIDE, *key) != "UPDATE 0"
+
+    async def hide_slice(self, owner: str) -> bool:
+        return await self._connection.execute(HIDE_SLICE, owner, SLICE) == f"UPDATE {SLICE}"
 
     async def purge_slice(self, owner: str) -> Removed | None:
         hidden = await self._connection.fetch(HIDDEN, owner, SLICE // 50)  # the locks serialise concurrent removals
@@ -391,8 +398,7 @@ class PostgresRows(Rows):
         return removed if hidden else None
 
     async def remove_owner(self, owner: str) -> int | None:
-        # The lock keeps others from creating a conversation between the question and the removal.
-        await self._connection.execute("SELECT 1 FROM users WHERE id = $1 FOR UPDATE", owner)
+        await self.lock_owner(owner)  # so that nobody creates a conversation between the question and the removal
         if await self._connection.fetchval("SELECT 1 FROM conversations WHERE owner_id = $1 LIMIT 1", owner):
             return None
         await self._connection.execute("DELETE FROM users WHERE id = $1", owner)

@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple, cast, override
 from uuid import UUID
 
-from chatkeep.access import Access
 from chatkeep.errors import Conflict, InvalidInput, NotFound
 from chatkeep.migrations import HEAD
 from chatkeep.model import Conversation, ImportedMessage, Message, NewConversation, NewMessage, Page
@@ -55,10 +54,6 @@ class PostgresStore(RowStore[PostgresRows]):
         self._batches = GroupCommit(self._append_batch, flushers=FLUSHERS, committed=self._committed)
         self._locks: KeyedLocks[Key] = KeyedLocks()
 
-    @property
-    def access(self) -> Access:
-        return self._access
-
     def state(self) -> Mapping[str, int]:
         return self._database.state()
 
@@ -91,8 +86,11 @@ class PostgresStore(RowStore[PostgresRows]):
     async def _revision(self) -> str | None:
         return await self._database.revision()
 
-    async def _close(self) -> None:
+    async def _finish(self) -> None:
         await self._batches.aclose()
+        await self._database.finish()
+
+    async def _close(self) -> None:
         await self._database.aclose()
 
     def _stored_owner(self, owner: str) -> str:
@@ -104,7 +102,7 @@ class PostgresStore(RowStore[PostgresRows]):
         hidden = self._options.hide_foreign
         return self._database.citus if hidden is None else hidden
 
-    async def _create(self, key: Key, new: NewConversation) -> Conversation:
+    async def _create(self, key: Key, new: NewConversation) -> Conversation | None:
         with self._database.writing:
             return await self._attempt(lambda rows: rows.create(key, new)) or await super()._create(key, new)
 

@@ -202,10 +202,14 @@ class SqliteFile:
                 return
             await asyncio.sleep(CHECKPOINT_TIMEOUT_SECONDS)  # lets others write
 
-    async def aclose(self) -> None:
-        """Finish the writes that were taken, then close every connection. Idempotent."""
+    async def finish(self) -> None:
+        """Finish the writes that were taken, and refuse others."""
         self._closed = True
         await self._commits.aclose()
+
+    async def aclose(self) -> None:
+        """Close every connection. Idempotent."""
+        self._closed = True
         if self._idle_timer:
             self._idle_timer.cancel()
         for executor in (self._writer, self._readers):

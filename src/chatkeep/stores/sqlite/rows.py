@@ -90,6 +90,10 @@ INDEX = """
 INDEXED = """
     UPDATE store_state SET value = (SELECT min(rid) FROM messages WHERE rid > ?) WHERE name = 'unindexed_from'
 """
+HIDE_SLICE = """
+    UPDATE conversations SET deleted_at = ? WHERE rid IN (
+        SELECT rid FROM conversations WHERE owner_id = ? AND deleted_at IS NULL LIMIT ?)
+"""
 REMOVABLE = """
     SELECT m.rid, d.id FROM messages m LEFT JOIN message_words_docsize d ON d.id = m.rid
     WHERE m.owner_id = ? AND m.conversation_id = ? LIMIT ?
@@ -188,11 +192,6 @@ class SqliteRows(Rows):
         statement = "SELECT fingerprint FROM conversations WHERE owner_id = ? AND id = ? AND deleted_at IS NULL"
         return cast("bytes | None", self._connection.execute(statement, (key[0], key[1].bytes)).get)
 
-    async def finish_removal(self, key: Key) -> None:
-        self._writes.flush()
-        self._remove_messages(key[0], key[1].bytes, -1)
-        self._remove_conversation(key[0], key[1].bytes)
-
     async def newest(self, owner: str, context_id: str | None) -> Conversation | None:
         row = self._connection.execute(
             f"{CONVERSATION} AND c.context_id IS ? ORDER BY c.updated_at DESC, c.id DESC LIMIT 1", (owner, context_id)
@@ -288,13 +287,10 @@ class SqliteRows(Rows):
         rest = f"{where} AND m.status {'=' if deleted else '<>'} 'deleted'"
         return cast("int", cast("Row", self._columns(key, "count(*)", rest, *values))[0])
 
-    async def erase_message(self, key: Key, id_: UUID) -> bool:
+    async def erase_message(self, key: Key, id_: UUID) -> None:
         self._flush(key)
         rid = self._connection.execute(ERASE_MESSAGE, (key[0], key[1].bytes, id_.bytes)).get
-        if rid is None:
-            return False
         self._connection.execute("DELETE FROM message_words WHERE rowid = ?", (rid,))
-        return True
 
     # --- search -------------------------------------------------------------------------------------------
 
@@ -341,16 +337,17 @@ class SqliteRows(Rows):
         found = self._fetch("SELECT DISTINCT owner_id FROM conversations WHERE deleted_at IS NOT NULL")
         return [owner for (owner,) in found]
 
+    async def lock_owner(self, owner: str) -> None:
+        """Do nothing: nobody else writes while a transaction does."""
+
     async def hide(self, key: Key) -> bool:
-        return self._hide(key[0], " AND id = ?", key[1].bytes)
-
-    async def hide_all(self, owner: str) -> None:
-        self._hide(owner, "")
-
-    def _hide(self, owner: str, rest: str, *values: Any) -> bool:
-        statement = f"UPDATE conversations SET deleted_at = ? WHERE owner_id = ? AND deleted_at IS NULL{rest}"  # noqa: S608
-        self._connection.execute(statement, (to_micros(self._writes.moment), owner, *values))
+        statement = "UPDATE conversations SET deleted_at = coalesce(deleted_at, ?) WHERE owner_id = ? AND id = ?"
+        self._connection.execute(statement, (to_micros(self._writes.moment), key[0], key[1].bytes))
         return self._connection.changes() > 0
+
+    async def hide_slice(self, owner: str) -> bool:
+        self._connection.execute(HIDE_SLICE, (to_micros(self._writes.moment), owner, SLICE))
+        return self._connection.changes() == SLICE
 
     async def purge_slice(self, owner: str) -> Removed | None:
         self._writes.flush()

@@ -4,7 +4,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, override
 
-from chatkeep.access import Access
 from chatkeep.errors import InvalidInput
 from chatkeep.migrations import HEAD
 from chatkeep.model import ImportedMessage, Message, NewMessage
@@ -39,10 +38,6 @@ class SqliteStore(RowStore[SqliteRows]):
         )
         self._access = SqliteAccess(self._file)
         self._indexing: Task[None] | None = None
-
-    @property
-    def access(self) -> Access:
-        return self._access
 
     def state(self) -> Mapping[str, int]:
         return {"log_bytes": self._file.log_bytes}
@@ -84,6 +79,9 @@ class SqliteStore(RowStore[SqliteRows]):
 
     async def _revision(self) -> str | None:
         return await self._file.revision()
+
+    async def _finish(self) -> None:
+        await self._file.finish()
 
     async def _close(self) -> None:
         await self._file.aclose()
