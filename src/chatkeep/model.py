@@ -100,7 +100,9 @@ class NewConversation(Given):
 class ImportedConversation(NewConversation):
     """A conversation from another system."""
 
-    updated_at: Time | None = Field(None, description="When it was last active; the time of import when absent.")
+    updated_at: Time | None = Field(
+        None, description="When it was last active; the time of import when absent, or when it lies in the future."
+    )
 
 
 class Conversation(Record):

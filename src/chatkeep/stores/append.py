@@ -159,9 +159,9 @@ def _position(parent_id: UUID | None, known: Mapping[UUID, Known], placed: Mappi
 
 
 def _touch(state: State, message: NewMessage, moment: datetime) -> None:
-    """Advance updated_at, never back, and make a title if there is none."""
+    """Advance updated_at, never back and never into the future, and make a title if there is none."""
     active = message.sent_at if isinstance(message, ImportedMessage) else moment
-    if active is not None and active > state.updated_at:
-        state.updated_at = active
+    if active is not None:
+        state.updated_at = max(state.updated_at, min(active, moment))
     if state.title is None and message.role == Role.USER:
         state.title = title_from(message.content)

@@ -206,7 +206,7 @@ class MemoryRows(Rows):
         if self._find(key) or (slot and await self.newest(key[0], new.context_id)):
             return None
         moment = now()
-        updated = new.updated_at if isinstance(new, ImportedConversation) else None
+        updated = min(new.updated_at or moment, moment) if isinstance(new, ImportedConversation) else moment
         conversation = Conversation(
             id=key[1],
             owner_id=key[0],
@@ -217,7 +217,7 @@ class MemoryRows(Rows):
             last_seq=0,
             head_id=None,
             created_at=moment,
-            updated_at=updated or moment,
+            updated_at=updated,
         )
         self._data.owners.setdefault(key[0], {})[key[1]] = _Stored(conversation, new.fingerprint())
         return _copy(conversation)

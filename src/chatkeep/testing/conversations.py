@@ -177,14 +177,43 @@ class ConversationContract(Contract):
         assert (await store.get_conversation(owner, conversation.id)).updated_at == moved
 
     async def test_updated_at_never_moves_back(self, store: Store, owner: str) -> None:
-        """Times in the past do not move updated_at, nor do any times if it is in the future."""
-        future = datetime.now(UTC) + timedelta(days=400)
-        conversation = await store.create_conversation(owner, ImportedConversation(updated_at=future))
-        assert conversation.updated_at == future
-        await store.append(owner, conversation.id, [user("now")])
-        old = ImportedMessage(role=Role.USER, content="then", sent_at=future - timedelta(days=900))
+        """Times in the past do not move updated_at."""
+        conversation = await store.create_conversation(owner, NewConversation())
+        (message,) = await store.append(owner, conversation.id, [user("now")])
+        old = ImportedMessage(role=Role.USER, content="then", sent_at=message.created_at - timedelta(days=900))
         await store.append(owner, conversation.id, [old, ImportedMessage(role=Role.USER, content="some day")])
-        assert (await store.get_conversation(owner, conversation.id)).updated_at == future
+        assert (await store.get_conversation(owner, conversation.id)).updated_at == message.created_at
+
+    @pytest.mark.parametrize("years", [1, 7000])
+    async def test_times_in_the_future_are_clamped(self, store: Store, owner: str, years: int) -> None:
+        """A time in the future does not keep a conversation on top of the list, nor in get-or-create."""
+        future = datetime(2030 + years - 1, 1, 1, tzinfo=UTC)
+        one = await store.create_conversation(owner, ImportedConversation(updated_at=future, context_id="k"))
+        assert one.updated_at == one.created_at
+        said = ImportedMessage(role=Role.USER, content="some day", sent_at=future)
+        (message,) = await store.append(owner, one.id, [said])
+        assert message.sent_at == future
+        moved = (await store.get_conversation(owner, one.id)).updated_at
+        assert one.updated_at <= moved <= datetime.now(UTC)
+        await asyncio.sleep(0.005)
+        two = await store.create_conversation(owner, NewConversation(context_id="k"))
+        assert [c.id for c in (await store.list_conversations(owner)).items] == [two.id, one.id]
+        assert await store.get_or_create_conversation(owner, NewConversation(context_id="k")) == two
+        await store.append(owner, one.id, [user("today")])
+        assert [c.id for c in (await store.list_conversations(owner)).items] == [one.id, two.id]
+
+    async def test_updated_before_1970(self, store: Store, owner: str) -> None:
+        """Times before 1970 are kept and compared like all others."""
+        times = [datetime(1950 + n, 1, 1, tzinfo=UTC) for n in range(3)]
+        old = await store.create_conversation(owner, ImportedConversation(updated_at=times[0]))
+        await store.append(owner, old.id, [ImportedMessage(role=Role.USER, content="then", sent_at=times[1])])
+        assert (await store.get_conversation(owner, old.id)).updated_at == times[1]
+        later = ImportedMessage(role=Role.ASSISTANT, content="later", sent_at=times[2])
+        await store.append(owner, old.id, [later, ImportedMessage(role=Role.USER, content="earlier", sent_at=times[0])])
+        assert (await store.get_conversation(owner, old.id)).updated_at == times[2]
+        untimed = await store.create_conversation(owner, ImportedConversation(updated_at=times[0]))
+        await store.append(owner, untimed.id, [ImportedMessage(role=Role.USER, content="some day")])
+        assert (await store.get_conversation(owner, untimed.id)).updated_at == times[0]
 
     async def test_imported_messages_move_updated_at_to_their_own_time(self, store: Store, owner: str) -> None:
         """An import moves updated_at to the latest time of its messages, not to the time of the import."""

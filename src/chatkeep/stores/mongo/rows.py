@@ -441,7 +441,7 @@ def _to_conversation(document: Mapping[str, Any]) -> Conversation:
 def _new_conversation(key: Key, new: NewConversation, *, slot: bool) -> Document:
     """The document of a conversation without messages."""
     moment = now()
-    updated_at = new.updated_at if isinstance(new, ImportedConversation) else None
+    updated_at = min(new.updated_at or moment, moment) if isinstance(new, ImportedConversation) else moment
     metadata = json_text(new.metadata)
     check_fits(metadata)
     return {
@@ -459,7 +459,7 @@ def _new_conversation(key: Key, new: NewConversation, *, slot: bool) -> Document
         "straight": True,
         "fingerprint": new.fingerprint(),
         "created_at": micros(moment),
-        "updated_at": micros(updated_at or moment),
+        "updated_at": micros(updated_at),
         **({"slot": True} if slot else {}),
     }
 

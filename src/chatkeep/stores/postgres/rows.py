@@ -67,7 +67,7 @@ INSERT_CONVERSATION = f"""
     WITH owner AS (INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING)
     INSERT INTO conversations AS c (owner_id, id, title, context_id, external_id, metadata, fingerprint, slot,
                                     updated_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, coalesce($9, now()))
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, least($9, now()))
     ON CONFLICT DO NOTHING
     RETURNING {CONVERSATION_COLUMNS}
 """  # noqa: S608

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from typing import NamedTuple, cast, override
 from uuid import UUID
 
@@ -22,7 +23,10 @@ from chatkeep.stores.postgres.rows import PostgresRows
 from chatkeep.stores.rows import Key, Row, Work, unique
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Segment, Tree
-from chatkeep.values import EPOCH, encode_nul, now
+from chatkeep.values import encode_nul, now
+
+BEGINNING = datetime.min.replace(tzinfo=UTC)
+"""A time before every other: SAVE keeps the later one."""
 
 FLUSHERS = 2
 """Batches in flight at the same time: while one waits for the disk, the other is filled and sent."""
@@ -175,7 +179,7 @@ class PostgresStore(RowStore[PostgresRows]):
         self, key: Key, messages: Sequence[NewMessage], fingerprints: Sequence[bytes]
     ) -> list[Message] | None:
         """Append to an empty conversation in one statement, as imports do; None if it needs a transaction."""
-        state = State(Tree(), None, None, None, EPOCH)
+        state = State(Tree(), None, None, None, BEGINNING)
         try:
             results = plan(key[1], state, messages, fingerprints, {}, now())
         except (Conflict, NotFound):  # the conversation may have what is missing here

@@ -159,7 +159,7 @@ class SqliteRows(Rows):
             return None
         created = updated = self._writes.moment
         if isinstance(new, ImportedConversation) and new.updated_at is not None:
-            updated = new.updated_at
+            updated = min(new.updated_at, created)
         self._note_owner(key[0])
         columns = (new.title, new.context_id, new.external_id, json_text(new.metadata), new.fingerprint())
         times = (to_micros(created), to_micros(updated))
