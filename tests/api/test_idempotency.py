@@ -2,10 +2,14 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from datetime import timedelta
 
 import pytest
 
 from chatkeep import open_store
+from chatkeep.access import Reply
+from chatkeep.api.server import sweep
+from chatkeep.values import now
 from servers.api import Api, assert_problem, serving
 
 PATH = "/api/conversations"
@@ -37,6 +41,38 @@ async def test_requests_at_the_same_moment(api: Api) -> None:
     assert {reply.status_code for reply in replies} <= {201, 409}
     assert len({reply.content for reply in replies if reply.status_code == 201}) == 1
     assert len((await api.client.get(PATH)).json()["items"]) == 1
+
+
+@pytest.mark.parametrize("body", [{"title": "private"}, {"metadata": {"a": "private"}, "reuse_latest": True}])
+async def test_a_reply_goes_with_its_conversation(api: Api, body: dict[str, object]) -> None:
+    """The reply is not given again when the conversation was deleted, and the conversation does not come back."""
+    key = {"Idempotency-Key": "k"}
+    made = await api.client.post(PATH, json=body, headers=key)
+    assert (await api.client.delete(made.headers["location"])).status_code == 204
+    assert_problem(await api.client.post(PATH, json=body, headers=key), 404, "private", made.json()["id"])
+    assert (await api.client.get(PATH)).json()["items"] == []
+
+
+async def test_expired_replies_are_swept(store_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The server removes the replies of all owners that expired, also of those who never come back."""
+    async with open_store(store_url) as store:
+        access, owners = store.access, ["one", "two\0", "three"]
+        for hours, count in ((25, 5), (23, 2)):
+            moment = now() - timedelta(hours=hours)
+            for module in ("access_sql", "memory", "mongo.access"):
+                monkeypatch.setattr(f"chatkeep.stores.{module}.now", lambda moment=moment: moment)
+            for owner in owners:
+                for key in (f"{hours} {number}" for number in range(count)):
+                    await access.begin_request(owner, key, b"")
+                    await access.finish_request(owner, key, Reply(201, b"private"))
+        monkeypatch.undo()
+        for module in ("access_sql", "mongo.access"):
+            monkeypatch.setattr(f"chatkeep.stores.{module}.FORGET_SLICE", 2)
+        monkeypatch.setattr("chatkeep.api.server.SWEEP_SECONDS", 0.01)
+        sweeping = asyncio.create_task(sweep(access))
+        await asyncio.sleep(0.5)
+        sweeping.cancel()
+        assert [(await access.forget_owner(owner)).requests for owner in owners] == [2, 2, 2]
 
 
 async def test_a_key_is_for_one_request(api: Api) -> None:

@@ -1,20 +1,32 @@
 """The HTTP server: uvicorn in one process or several, with a graceful shutdown at SIGINT and SIGTERM."""
 
 import asyncio
+import logging
 import multiprocessing
+import random
 import signal
 import socket
 import tempfile
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Generator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
 import uvicorn
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
+from chatkeep.access import Access
 from chatkeep.api.logs import configure
+from chatkeep.errors import StoreUnavailable
 from chatkeep.settings import Settings, share_metrics
-from chatkeep.store import open_store
+from chatkeep.store import Store, open_store
+
+logger = logging.getLogger(__name__)
+
+SWEEP_SECONDS = 600.0
+"""How often replies that expired are removed; each worker does it, at a time of its own."""
+
+CLOSE_SECONDS = 1.0
+"""How long closing the store may take at least, also if requests took all the time of the shutdown."""
 
 PARENT_POLL_SECONDS = 1.0
 """How often a worker checks that its parent process is alive."""
@@ -30,23 +42,41 @@ class Server(uvicorn.Server):
     def __init__(self, settings: Settings) -> None:
         super().__init__(uvicorn_config(settings))
         self._settings = settings
+        self._stop_by = float("inf")
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve until a signal arrives. Accepted writes are finished."""
         from chatkeep.api.app import create_app
 
         configure(self._settings.log_format, self._settings.log_level)
-        options = {} if self._settings.hide_foreign is None else {"hide_foreign": self._settings.hide_foreign}
-        async with open_store(self._settings.store_url, **options) as store:
+        async with self._opened_store() as store:
             app = create_app(store, self._settings)
             self._app_shutdown = app.state.shutdown
             self.config.app = app
-            watching = asyncio.create_task(self._stop_when_orphaned())
+            beside = [asyncio.create_task(work) for work in (self._stop_when_orphaned(), sweep(store.access))]
             try:
                 await super().serve(sockets)
             finally:
-                watching.cancel()
+                for task in beside:
+                    task.cancel()
                 await app.state.admission.aclose()
+
+    @asynccontextmanager
+    async def _opened_store(self) -> AsyncIterator[Store]:
+        """The store, closed within what is left of the time of the shutdown."""
+        options = {} if self._settings.hide_foreign is None else {"hide_foreign": self._settings.hide_foreign}
+        store = await open_store(self._settings.store_url, **options)
+        try:
+            yield store
+        finally:
+            loop = asyncio.get_running_loop()
+            try:
+                async with asyncio.timeout_at(max(self._stop_by, loop.time() + CLOSE_SECONDS)):
+                    await store.aclose()
+            except TimeoutError:
+                logger.warning(
+                    "the store was closed before all writes were finished, as the time of the shutdown is over"
+                )
 
     async def _stop_when_orphaned(self) -> None:
         """Stop when the parent process is gone: a worker must not keep the port of a killed server."""
@@ -58,6 +88,7 @@ class Server(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new requests, end event streams, and wait for the other requests."""
+        self._stop_by = asyncio.get_running_loop().time() + self._settings.shutdown_seconds
         self._app_shutdown.begin()
         await super().shutdown(sockets)
 
@@ -70,6 +101,17 @@ class Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+async def sweep(access: Access) -> None:
+    """Remove replies that expired, at random moments every SWEEP_SECONDS on average, until cancelled."""
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
+        try:
+            while await access.forget_expired():
+                pass
+        except StoreUnavailable as error:
+            logger.warning("replies that expired were not removed: %s", error.detail)
 
 
 class Worker(Process):

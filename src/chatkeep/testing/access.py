@@ -6,7 +6,7 @@ from uuid import uuid4
 
 import pytest
 
-from chatkeep.access import ApiKey, Reply
+from chatkeep.access import DELETED, ApiKey, Reply, location_of
 from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.model import NewConversation
 from chatkeep.store import Store
@@ -41,6 +41,33 @@ class AccessContract(Contract):
         assert await access.revoke_key(first.id)
         assert not await access.revoke_key(first.id)
         assert await access.find_key(first.id) is None
+
+    async def test_a_key_that_is_stored_again(self, store: Store, owner: str) -> None:
+        """Storing the same key again changes nothing; its id with another secret is a conflict."""
+        key = api_key(owner)
+        for _ in range(2):
+            await store.access.create_key(key, HASH)
+        with pytest.raises(Conflict):
+            await store.access.create_key(key, HASH[::-1])
+        assert await store.access.list_keys(owner) == [key]
+
+    async def test_replies_go_with_their_conversation(self, store: Store, owner: str) -> None:
+        """Of the replies that show a deleted conversation the fact is left; others, and other owners', stay."""
+        gone, stays, stranger = uuid4(), uuid4(), someone()
+        kept = {
+            (who, key): Reply(201, b'{"title": "private"}', location_of(id_))
+            for who in (owner, stranger)
+            for key, id_ in (("gone", gone), ("found", gone), ("stays", stays))
+        }
+        for (who, key), reply in kept.items():
+            await store.access.begin_request(who, key, HASH)
+            await store.access.finish_request(who, key, reply)
+        await store.access.forget_replies(owner, gone)
+        for (who, key), reply in kept.items():
+            left = reply if who == stranger or key == "stays" else Reply(DELETED, b"")
+            assert await store.access.begin_request(who, key, HASH) == left
+        with pytest.raises(InvalidInput):
+            await store.access.begin_request(owner, "gone", HASH[::-1])
 
     async def test_keys_of_unusual_owners(self, store: Store, owner: str) -> None:
         """Owner and name are kept unchanged, NUL included."""

@@ -33,6 +33,24 @@ class DeletedMessageContract(Contract):
         assert (tombstone.status, tombstone.content) == (Status.DELETED, "")
         assert (tombstone.metadata, tombstone.sources) == ({}, ())
 
+    @pytest.mark.parametrize("content", ["  Is Ada's  test\tpositive?\nPlease tell me.", "long " * 60])
+    async def test_title_goes_with_its_message(
+        self, store: Store, owner: str, conversation: Conversation, content: str
+    ) -> None:
+        """A title that was made from a deleted message goes, and the next message makes one; other titles stay."""
+        first, second = await store.append(owner, conversation.id, [user(content), user("mint")])
+        titled = await store.get_conversation(owner, conversation.id)
+        assert titled.title is not None
+        await store.delete_message(owner, conversation.id, second.id)
+        assert await store.get_conversation(owner, conversation.id) == titled
+        await store.delete_message(owner, conversation.id, first.id)
+        assert await store.get_conversation(owner, conversation.id) == titled.model_copy(update={"title": None})
+        (third,) = await store.append(owner, conversation.id, [user("thyme")])
+        assert (await store.get_conversation(owner, conversation.id)).title == "thyme"
+        await store.update_conversation(owner, conversation.id, ConversationChange(title="Herbs"))
+        await store.delete_message(owner, conversation.id, third.id)
+        assert (await store.get_conversation(owner, conversation.id)).title == "Herbs"
+
     async def test_deleted_at_the_moment_of_its_append(
         self, store: Store, owner: str, conversation: Conversation
     ) -> None:
