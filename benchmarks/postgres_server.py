@@ -30,6 +30,9 @@ SETTINGS = {
 FAST = {"fsync": "off", "synchronous_commit": "on", "full_page_writes": "off"}
 """For tests that do not crash the machine: what is committed survives every crash of PostgreSQL itself."""
 
+RELAXED = "durability=relaxed"
+"""The option with which a store takes such a server."""
+
 
 class Server:
     """One server, in a folder of its own, on a port of its own."""
@@ -47,13 +50,14 @@ class Server:
         password.write_text(PASSWORD)
         self._run("initdb", "-D", self.data, "-U", USER, f"--pwfile={password}", "-A", "scram-sha-256", "-E", "UTF8",
                   "--locale=C", "--no-sync")  # fmt: skip
+        self._query = f"?{RELAXED}" if "off" in (settings.get("fsync"), settings.get("full_page_writes")) else ""
         lines = {**SETTINGS, **settings, "port": str(self.port), "unix_socket_directories": str(self.folder)}
         with (self.data / "postgresql.conf").open("a") as config:
             config.writelines(f"{name} = '{value}'\n" for name, value in lines.items())
 
     def url(self, database: str = "postgres") -> str:
-        """The URL of one of its databases."""
-        return f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{database}"
+        """The URL of one of its databases, with the option that a store needs to take it."""
+        return f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{database}{self._query}"
 
     def start(self) -> None:
         """Start it and wait until it takes connections."""
@@ -102,6 +106,11 @@ async def fresh_database(server: Server) -> AsyncIterator[str]:
         await admin.execute(f'DROP DATABASE "{name}" WITH (FORCE)')
         await admin.execute("CHECKPOINT")
         await admin.close()
+
+
+def plain(url: str) -> str:
+    """The URL without the option of the store that the driver does not know."""
+    return url.replace(f"?{RELAXED}", "")
 
 
 def _programs(folder: Path) -> Path:

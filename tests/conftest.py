@@ -14,7 +14,7 @@ from hypothesis import settings
 
 from servers import pgbouncer, redis
 from servers.mongo import mongo_databases
-from servers.postgres import databases
+from servers.postgres import databases, durable_databases
 
 pytest.register_assert_rewrite("chatkeep.testing")
 
@@ -73,8 +73,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 def pytest_unconfigure() -> None:
     """Stop what was started."""
-    if databases.cache_info().currsize:
-        databases().close()
+    for started in (databases, durable_databases):
+        if started.cache_info().currsize:
+            started().close()
     if mongo_databases.cache_info().currsize:
         mongo_databases().close()
 

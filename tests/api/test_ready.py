@@ -1,12 +1,8 @@
 """Whether the server can work: /readyz while PostgreSQL is down or does not answer, and when it is back."""
 
 import asyncio
-import os
-import signal
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import pytest
 from benchmarks.postgres_server import FAST, PASSWORD, Server
@@ -14,6 +10,7 @@ from benchmarks.postgres_server import FAST, PASSWORD, Server
 from chatkeep import open_store
 from chatkeep.api.routes.health import PING_TIMEOUT_SECONDS
 from servers.api import Api, assert_problem, serving
+from servers.postgres import stopped
 
 
 @pytest.fixture(scope="module")
@@ -79,27 +76,3 @@ async def seconds_until_ready(api: Api) -> float:
         assert time.monotonic() - began < 10
         await asyncio.sleep(0.05)
     return time.monotonic() - began
-
-
-@contextmanager
-def stopped(server: Server) -> Iterator[None]:
-    """Let no process of the server run: connections are taken, and nothing is answered."""
-    postmaster = int((server.data / "postmaster.pid").read_text().split()[0])
-    processes = [postmaster, *children(postmaster)]
-    for process in processes:
-        os.kill(process, signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        for process in processes:
-            os.kill(process, signal.SIGCONT)
-
-
-def children(pid: int) -> list[int]:
-    """The processes that a process has started."""
-    found = []
-    for folder in Path("/proc").glob("[0-9]*"):
-        with suppress(OSError):  # it has ended
-            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
-                found.append(int(folder.name))
-    return found

@@ -26,7 +26,7 @@ from chatkeep.testing import dense, path_to, seqs, whole_history, whole_log, who
 
 if __name__ != "__main__":
     from servers.mongo import mongo_databases
-    from servers.postgres import databases
+    from servers.postgres import databases, plain
 
 OWNER = "ada"
 TASKS = {"sqlite": 8, "postgresql": 64, "mongodb": 16}
@@ -155,14 +155,14 @@ class InPostgres:
     async def settle(self) -> None:
         """Wait until the server has done what the killed process sent: it may still commit."""
         others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
-        connection = await asyncpg.connect(self.url)
+        connection = await asyncpg.connect(plain(self.url))
         while await connection.fetchval(others):  # noqa: ASYNC110 - nothing tells
             await asyncio.sleep(0.01)
         await connection.close()
 
     async def count(self, pattern: str) -> int:
         """How many messages are like `pattern`."""
-        connection = await asyncpg.connect(self.url)
+        connection = await asyncpg.connect(plain(self.url))
         counted: int = await connection.fetchval("SELECT count(*) FROM messages WHERE content LIKE $1", pattern)
         await connection.close()
         return counted

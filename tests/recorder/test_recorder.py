@@ -17,7 +17,6 @@ from contextlib import contextmanager, suppress
 from datetime import UTC, datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 from uuid import UUID, uuid4
 
 import apsw
@@ -382,12 +381,12 @@ async def test_a_locked_conversation_holds_back_no_other(journal: Path) -> None:
     """On PostgreSQL somebody holds one conversation's row: its messages wait, those of others arrive."""
     import asyncpg
 
-    from servers.postgres import databases
+    from servers.postgres import databases, plain
 
     url = databases().clean()
-    async with open_store(f"{url}?write_timeout=0.3") as store, Recorder(store, journal) as recorder:
+    async with open_store(url, write_timeout=0.3) as store, Recorder(store, journal) as recorder:
         locked, free = [await store.create_conversation(OWNER, NewConversation()) for _ in range(2)]
-        other = await asyncpg.connect(url)
+        other = await asyncpg.connect(plain(url))
         async with other.transaction():
             await other.execute("SELECT 1 FROM conversations WHERE id = $1 FOR UPDATE", locked.id)
             for number in range(10):
@@ -405,12 +404,12 @@ async def test_what_comes_during_an_append_is_delivered_after_it(journal: Path) 
     """An append waits for a lock, and the next message is recorded meanwhile: nobody else has to come for it."""
     import asyncpg
 
-    from servers.postgres import databases
+    from servers.postgres import databases, plain
 
     url = databases().clean()
     async with open_store(url) as store, Recorder(store, journal) as recorder:
         conversation = await store.create_conversation(OWNER, NewConversation())
-        other = await asyncpg.connect(url)
+        other = await asyncpg.connect(plain(url))
         async with other.transaction():
             await other.execute("SELECT 1 FROM conversations WHERE id = $1 FOR UPDATE", conversation.id)
             recorder.record(OWNER, conversation.id, "user", "first")
@@ -443,16 +442,16 @@ async def test_a_database_that_turned_unsafe_is_waited_for(journal: Path) -> Non
     """A server that is set to forget what it acknowledged gets nothing, and everything when it is set right."""
     import asyncpg
 
-    from servers.postgres import databases
+    from servers.postgres import durable_databases
 
-    url = databases().clean()
-    name = urlsplit(url).path.removeprefix("/")
+    url = durable_databases().clean()
     admin = await asyncpg.connect(url)
     async with open_store(url) as store:
         conversation = await store.create_conversation(OWNER, NewConversation())
     try:
         async with open_store(url) as store, Recorder(store, journal) as recorder:
-            await admin.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
+            await admin.execute("ALTER SYSTEM SET full_page_writes = off")
+            await admin.execute("SELECT pg_reload_conf()")
             await admin.execute(
                 "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
                 " WHERE datname = current_database() AND pid <> pg_backend_pid()"
@@ -460,11 +459,13 @@ async def test_a_database_that_turned_unsafe_is_waited_for(journal: Path) -> Non
             recorder.record(OWNER, conversation.id, "user", "hello")
             await until(lambda: recorder.stats().retried > 0 or recorder.stats().dead > 0)
             assert (recorder.stats().dead, recorder.stats().unsent) == (0, 1)
-            await admin.execute(f'ALTER DATABASE "{name}" RESET synchronous_commit')
+            await admin.execute("ALTER SYSTEM RESET full_page_writes")
+            await admin.execute("SELECT pg_reload_conf()")
             await recorder.flush(PATIENCE)
             assert contents(await whole_log(store, OWNER, conversation.id)) == ["hello"]
     finally:
-        await admin.execute(f'ALTER DATABASE "{name}" RESET synchronous_commit')
+        await admin.execute("ALTER SYSTEM RESET full_page_writes")
+        await admin.execute("SELECT pg_reload_conf()")
         await admin.close()
 
 

@@ -1,26 +1,35 @@
-"""Databases on a PostgreSQL server: the one that CHATKEEP_TEST_POSTGRES_URL names, or one that is started here."""
+"""Databases on a PostgreSQL server: the one that CHATKEEP_TEST_POSTGRES_URL names, or one that is started here.
+
+The one that is started here does not wait for the disk; its URLs say so to a store, and `plain` takes that away.
+"""
 
 import asyncio
 import os
-from collections.abc import Coroutine
+import signal
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 from uuid import uuid4
 
 import asyncpg
-from benchmarks.postgres_server import FAST, Server
+from benchmarks.postgres_server import FAST, Server, plain
 
 from chatkeep import open_store
+
+__all__ = ["Databases", "databases", "durable_databases", "plain", "raw", "stopped", "with_query"]
 
 
 class Databases:
     """Fresh databases on the server that the tests use."""
 
-    def __init__(self) -> None:
-        self._given = os.environ.get("CHATKEEP_TEST_POSTGRES_URL")
-        self.server = None if self._given else Server(**FAST)
+    def __init__(self, given: str | None, **settings: str) -> None:
+        """Take the URL of a server, or the settings of one to start."""
+        self._given = given
+        self.server = None if given else Server(**settings)
         if self.server:
             self.server.start()
         # In a thread of its own: fixtures ask for databases while a loop runs in theirs.
@@ -85,14 +94,14 @@ class Databases:
 
     async def _connected(self) -> "asyncpg.Connection[asyncpg.Record]":
         if self._admin is None or self._admin.is_closed():
-            self._admin = await asyncpg.connect(self._given or self._url("postgres"))
+            self._admin = await asyncpg.connect(plain(self._given or self._url("postgres")))
         return self._admin
 
 
 async def _clean(url: str) -> None:
     async with open_store(url):
         pass
-    connection = await asyncpg.connect(url)
+    connection = await asyncpg.connect(plain(url))
     await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests")
     await connection.close()
 
@@ -100,4 +109,49 @@ async def _clean(url: str) -> None:
 @cache
 def databases() -> Databases:
     """The databases of this run; the server starts with the first one."""
-    return Databases()
+    return Databases(os.environ.get("CHATKEEP_TEST_POSTGRES_URL"), **FAST)
+
+
+@cache
+def durable_databases() -> Databases:
+    """Databases on a server that waits for the disk at every commit, and that tests may set otherwise for a while."""
+    return Databases(None)
+
+
+def with_query(url: str, query: str) -> str:
+    """The URL with more options in its query."""
+    return f"{url}{'&' if '?' in url else '?'}{query}"
+
+
+@asynccontextmanager
+async def raw(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
+    """A connection beside the store's."""
+    connection = await asyncpg.connect(plain(url))
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+@contextmanager
+def stopped(server: Server) -> Iterator[None]:
+    """Let no process of the server run: connections are taken, and nothing is answered."""
+    postmaster = int((server.data / "postmaster.pid").read_text().split()[0])
+    processes = [postmaster, *_children(postmaster)]
+    for process in processes:
+        os.kill(process, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        for process in processes:
+            os.kill(process, signal.SIGCONT)
+
+
+def _children(pid: int) -> list[int]:
+    """The processes that a process has started."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it has ended
+            if int((folder / "stat").read_text().rpartition(")")[2].split()[1]) == pid:
+                found.append(int(folder.name))
+    return found

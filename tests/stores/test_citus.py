@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 from chatkeep import InvalidInput, NewConversation, NotFound, NotYours, Store, open_store
 from chatkeep.cli.app import app
 from chatkeep.testing import Opener, dense, numbered, seqs, someone, user, whole_log
-from servers.postgres import databases
+from servers.postgres import databases, plain
 
 STAND_IN = """
     SET allow_system_table_mods = on;
@@ -50,7 +50,7 @@ def database() -> Iterator[str]:
 
 
 async def _prepare(url: str) -> None:
-    connection = await asyncpg.connect(url)
+    connection = await asyncpg.connect(plain(url))
     await connection.execute(STAND_IN)
     await connection.close()
     async with open_store(url) as store:
@@ -60,7 +60,7 @@ async def _prepare(url: str) -> None:
 @pytest.fixture
 async def url(database: str) -> str:
     """The same, with nothing in it."""
-    connection = await asyncpg.connect(database)
+    connection = await asyncpg.connect(plain(database))
     await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests")
     await connection.close()
     return database
@@ -79,7 +79,7 @@ class OnCitus:
     @pytest.fixture
     def open_store_with(self, database: str) -> Opener:
         """Open the store of this run; the suite bears what other tests left."""
-        return partial(open_store, f"{database}?hide_foreign=off")
+        return partial(open_store, database, hide_foreign="off")
 
 
 class TestDifferentTopics(OnCitus, DifferentTopics):
@@ -107,7 +107,7 @@ async def test_owners_are_not_renamed(store: Store) -> None:
 
 async def test_distributing(url: str) -> None:
     """Every table is spread by its owner beside the others, once; the foreign keys are as they were."""
-    connection = await asyncpg.connect(url)
+    connection = await asyncpg.connect(plain(url))
     spread = await connection.fetch("SELECT logicalrelid::regclass::text, partkey, colocation FROM pg_dist_partition")
     keys = await connection.fetch(
         "SELECT conrelid::regclass::text, pg_get_constraintdef(oid) FROM pg_constraint WHERE contype = 'f' ORDER BY 1"

@@ -13,7 +13,7 @@ from alembic import command
 
 from chatkeep.migrations import HEAD, REVISIONS, render
 from chatkeep.migrations.__main__ import DIALECTS, FOLDER, rendered, sql_files
-from servers.postgres import databases
+from servers.postgres import databases, plain
 
 POSITIONS = ("base", *REVISIONS)
 PATHS = [(start, end) for start, end in product(POSITIONS, POSITIONS) if start != end]
@@ -69,7 +69,7 @@ def sqlite_schema(scripts: list[str]) -> set[tuple[object, ...]]:
 async def postgresql_schema(scripts: list[str]) -> set[tuple[object, ...]]:
     """Return the schema of a new database, and its revision, after these scripts."""
     url = databases().empty()
-    connection = await asyncpg.connect(url)
+    connection = await asyncpg.connect(plain(url))
     try:
         for script in scripts:
             await connection.execute(script)

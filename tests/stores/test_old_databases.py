@@ -36,7 +36,7 @@ from fixtures.databases.write_databases import (
     without_limits,
 )
 from servers.mongo import mongo_databases
-from servers.postgres import databases
+from servers.postgres import databases, plain
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "databases"
 COMMITS = sorted(file.parent.name for file in FIXTURES.glob("*/sqlite.expected.json"))
@@ -104,7 +104,7 @@ def postgres(folder: Path, _: Path) -> Iterator[str]:
     """Execute the statements in a new database."""
 
     async def restore() -> None:
-        connection = await asyncpg.connect(url)
+        connection = await asyncpg.connect(plain(url))
         await connection.execute((folder / "postgres.sql").read_text("utf-8"))
         await connection.close()
 

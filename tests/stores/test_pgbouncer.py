@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
+from urllib.parse import urlsplit
 from uuid import uuid4
 
 import asyncpg
@@ -12,7 +13,7 @@ from topics import DifferentTopics, SharedTopics
 from chatkeep import NewConversation, Store, open_store
 from chatkeep.testing import Opener, dense, seqs, user, whole_log
 from servers import pgbouncer
-from servers.postgres import databases
+from servers.postgres import databases, plain
 
 pytestmark = pytest.mark.skipif(pgbouncer.program() is None, reason=pgbouncer.version())
 
@@ -47,7 +48,7 @@ class OnPgBouncer:
     @pytest.fixture
     def open_store_with(self, bouncer: pgbouncer.Bouncer) -> Opener:
         """Open the store of this run; the suite bears what other tests left."""
-        return partial(open_store, f"{bouncer.url}?pgbouncer=on")
+        return partial(open_store, bouncer.url, pgbouncer="on")
 
 
 class TestDifferentTopics(OnPgBouncer, DifferentTopics):
@@ -60,7 +61,7 @@ class TestSharedTopics(OnPgBouncer, SharedTopics):
 
 async def test_pooler_does_what_the_store_is_kept_from(url: str) -> None:
     """The pooler of these tests does lose prepared statements: else they would show nothing."""
-    clients = [await asyncpg.connect(url) for _ in range(6)]
+    clients = [await asyncpg.connect(plain(url)) for _ in range(6)]
 
     async def ask() -> None:
         for number in range(300):
@@ -92,11 +93,11 @@ async def test_pooler_is_found_out(store: Store) -> None:
 
 async def test_schema_is_made_through_the_pooler(bouncer: pgbouncer.Bouncer) -> None:
     """Migrations run through it, too: their lock ends with their transaction."""
-    name = databases().empty().rpartition("/")[2]
-    url = f"{bouncer.url.rpartition('/')[0]}/{name}"
+    direct = databases().empty()
+    url = urlsplit(bouncer.url)._replace(path=urlsplit(direct).path).geturl()
     try:
         stores = await asyncio.gather(*(open_store(url) for _ in range(4)))
         await asyncio.gather(*(store.ping() for store in stores))
         await asyncio.gather(*(store.aclose() for store in stores))
     finally:
-        databases().drop(url)
+        databases().drop(direct)

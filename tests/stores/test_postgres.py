@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
@@ -35,7 +35,6 @@ from chatkeep import (
     SchemaMismatch,
     Store,
     StoreUnavailable,
-    UnsafeDatabase,
     open_store,
 )
 from chatkeep.stores.postgres.address import written_address
@@ -43,7 +42,7 @@ from chatkeep.stores.postgres.rows import PostgresRows
 from chatkeep.stores.postgres.store import PostgresStore
 from chatkeep.testing import CONVERSATION_CALLS, assistant, contents, dense, numbered, seqs, user, whole_log
 from chatkeep.values import decode_nul, encode_nul
-from servers.postgres import databases
+from servers.postgres import databases, raw, with_query
 
 OWNER = "ada"
 
@@ -75,16 +74,6 @@ async def talk(store: Store) -> Conversation:
     talk = await store.create_conversation(OWNER, NewConversation())
     await store.append(OWNER, talk.id, numbered(3))
     return talk
-
-
-@asynccontextmanager
-async def raw(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
-    """A connection beside the store's."""
-    connection = await asyncpg.connect(url)
-    try:
-        yield connection
-    finally:
-        await connection.close()
 
 
 # --- what the database enforces --------------------------------------------------------------------------
@@ -260,15 +249,6 @@ async def test_a_certificate_that_is_not_trusted_is_said(tmp_path: Path) -> None
             assert PASSWORD not in f"{caught.value!r}"
 
 
-async def test_database_that_forgets_is_refused(empty_url: str) -> None:
-    """With synchronous_commit off, acknowledged messages could be lost: such a database is not used."""
-    async with raw(empty_url) as connection:
-        name = await connection.fetchval("SELECT current_database()")
-        await connection.execute(f'ALTER DATABASE "{name}" SET synchronous_commit = off')
-    with pytest.raises(UnsafeDatabase, match="synchronous_commit is off"):
-        await open_store(empty_url)
-
-
 async def test_what_is_being_removed_is_not_shown(url: str, store: Store, talk: Conversation) -> None:
     """A conversation that is hidden, and removed in part, as after a kill, is not there for any call."""
     stored = await store.append(OWNER, talk.id, numbered(20, "sage"))
@@ -315,14 +295,14 @@ async def test_a_page_is_never_half_of_a_conversation(
 
 async def test_driver_options_reach_the_driver(url: str) -> None:
     """What chatkeep does not know in the URL is asyncpg's; what it knows is not."""
-    async with open_store(f"{url}?search=off&application_name=zq7name") as store:
+    async with open_store(with_query(url, "search=off&application_name=zq7name")) as store:
         assert isinstance(store, PostgresStore)
         await store.create_conversation(OWNER, NewConversation())
         async with raw(url) as connection:
             names = await connection.fetch("SELECT application_name FROM pg_stat_activity")
     assert "chatkeep" in {name for (name,) in names}
     with pytest.raises(InvalidInput, match="search"):
-        open_store(f"{url}?search=maybe")
+        open_store(with_query(url, "search=maybe"))
 
 
 # --- the schema ------------------------------------------------------------------------------------------
@@ -405,8 +385,8 @@ NOT_OF_AN_OWNER = (
     "SELECT 1 FROM conversations WHERE id = $1 AND deleted_at IS NULL LIMIT 1",  # whether somebody else has it
     "SELECT version_num FROM chatkeep_schema",
     "SELECT 1 FROM pg_class WHERE relname = 'chatkeep_schema'",
-    "SELECT current_setting('synchronous_commit')",
-    "SELECT extversion FROM pg_extension WHERE extname = 'citus'",  # with each connection
+    "SELECT current_setting('fsync')",  # with each connection
+    "SELECT pg_current_xact_id_if_assigned()",  # before each commit
     "WITH RECURSIVE typeinfo_tree",  # the driver's own
     "SELECT current_setting('jit')",
     "SELECT DISTINCT owner_id FROM conversations WHERE deleted_at IS NOT NULL",  # when it is opened
@@ -596,7 +576,7 @@ async def test_a_server_that_comes_back_is_found(server: Server, form: str, monk
         asked += 1
         return await connect(*arguments, **options)
 
-    async with open_store(url) as store:
+    async with open_store(url, durability="relaxed") as store:
         talk = await store.create_conversation(OWNER, NewConversation())
         monkeypatch.setattr(asyncpg, "connect", counted)
         await asyncio.to_thread(server.stop)

@@ -18,6 +18,7 @@ from chatkeep.testing.ids import IdContract
 from chatkeep.testing.lists import ListContract
 from chatkeep.testing.owners import OwnerContract
 from chatkeep.testing.port import PortContract
+from chatkeep.testing.removal import RemovalContract
 from chatkeep.testing.search import SearchContract
 from chatkeep.testing.values import ValueContract
 
@@ -35,6 +36,7 @@ class SharedTopics(
     OwnerContract,
     IdContract,
     ValueContract,
+    RemovalContract,
     AccessContract,
 ):
     """Everything else."""

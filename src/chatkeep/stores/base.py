@@ -303,7 +303,13 @@ class RowStore[R: Rows](Store):
 
     async def _in_background[T](self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` in a task that outlives a cancelled caller: a removal that began is finished."""
-        return await asyncio.shield(self._begin(work))
+        task, caller = self._begin(work), asyncio.current_task()
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if task.cancelled() and caller is not None and not caller.cancelling():
+                raise StoreUnavailable("the store was closed before this was done; try again") from None
+            raise
 
     def _begin[T](self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         task = asyncio.create_task(work)

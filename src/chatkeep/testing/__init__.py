@@ -49,6 +49,7 @@ from chatkeep.testing.reference import (
     whole_log,
     whole_search,
 )
+from chatkeep.testing.removal import RemovalContract
 from chatkeep.testing.search import SearchContract
 from chatkeep.testing.values import ValueContract
 
@@ -89,6 +90,7 @@ class StoreContract(
     ValueContract,
     SearchContract,
     EraseContract,
+    RemovalContract,
     AccessContract,
 ):
     """The contract in the docstrings of `Store`, except for durability, which needs tests for each database."""

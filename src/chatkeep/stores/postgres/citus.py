@@ -126,16 +126,16 @@ async def _spread(connection: Connection, tables: Sequence[str]) -> None:
     for table in tables:
         await _spread_one(connection, table)
     for (table, name), definition in zip(REFERENCES, definitions, strict=True):
-        await connection.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}", timeout=None)
+        await connection.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}")
 
 
 async def _spread_one(connection: Connection, table: str) -> None:
     if table in EVERYWHERE:
-        await connection.execute("SELECT create_reference_table($1::text::regclass)", table, timeout=None)
+        await connection.execute("SELECT create_reference_table($1::text::regclass)", table)
         return
     others = "default" if table == "users" else "users"
     statement = "SELECT create_distributed_table($1::text::regclass, $2, colocate_with => $3)"
-    await connection.execute(statement, table, DISTRIBUTED[table], others, timeout=None)
+    await connection.execute(statement, table, DISTRIBUTED[table], others)
 
 
 async def _definition(connection: Connection, name: str) -> str:

@@ -3,15 +3,16 @@
 asyncpg's own pool makes a task, two timers and a proxy at each use: 70 µs, as long as a statement takes.
 """
 
+import asyncio
+from collections import deque
 from collections.abc import Awaitable, Callable
 
 import asyncpg
 
-from chatkeep.errors import ChatkeepError
+from chatkeep.errors import ChatkeepError, StoreUnavailable
 from chatkeep.stores.semaphore import Semaphore
 
 type Connection = asyncpg.Connection[asyncpg.Record]
-
 
 FATAL = (
     asyncpg.PostgresConnectionError,
@@ -19,8 +20,15 @@ FATAL = (
     asyncpg.CrashShutdownError,
     asyncpg.CannotConnectNowError,
     asyncpg.IdleInTransactionSessionTimeoutError,
+    asyncpg.ReadOnlySQLTransactionError,  # the server is no longer the primary
 )
-"""Errors with which the server closes the connection, although the driver may not have noticed yet."""
+"""Errors after which a connection is of no use: mostly the server closes it, and the driver may not know yet."""
+
+FULL_SECONDS = 0.25
+"""How long nobody connects after the server had no connection left, while one in use may be given back."""
+
+CLOSE_SECONDS = 0.5
+"""How long idle connections may take to say goodbye to the server."""
 
 
 class Pool:
@@ -31,6 +39,11 @@ class Pool:
         self._connect = connect
         self._timeout = timeout
         self._idle: list[Connection] = []
+        self._lent: set[Connection] = set()
+        self._wanted: deque[asyncio.Future[Connection]] = deque()
+        """Of those who have a slot, while the server has no connection left for it."""
+        self._full_until = 0.0
+        self._closed = False
 
     @property
     def used(self) -> int:
@@ -52,25 +65,77 @@ class Pool:
 
     async def take(self) -> Connection:
         """An idle connection, or a new one."""
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.is_closed():
-                return connection
-        return await self._connect()
+        self._open()
+        connection = self._take_idle() or await self._make()
+        try:
+            self._open()
+        except StoreUnavailable:
+            connection.terminate()
+            raise
+        self._lent.add(connection)
+        return connection
 
     def give_back(self, connection: Connection) -> None:
-        """Keep the connection for reuse, unless it is closed or left in a transaction."""
+        """Pass the connection on, or keep it for reuse, unless it is closed or left in a transaction."""
+        self._lent.discard(connection)
         if connection.is_closed():
             return
         if connection.is_in_transaction():
             connection.terminate()
-        else:
-            self._idle.append(connection)
+            return
+        while self._wanted:
+            waiter = self._wanted.popleft()
+            if not waiter.done():
+                waiter.set_result(connection)
+                return
+        self._idle.append(connection)
 
     async def aclose(self) -> None:
-        """Close the idle connections."""
+        """Close every connection within a second, those in use at once. Idempotent."""
+        self._closed = True
+        for connection in tuple(self._lent):
+            connection.terminate()
+        idle, self._idle = self._idle, []
+        await asyncio.gather(*(each.close(timeout=CLOSE_SECONDS) for each in idle), return_exceptions=True)
+
+    def _open(self) -> None:
+        if self._closed:
+            raise StoreUnavailable("the store is closed")
+
+    def _take_idle(self) -> Connection | None:
         while self._idle:
-            await self._idle.pop().close(timeout=self._timeout)
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+        return None
+
+    async def _make(self) -> Connection:
+        """A new connection; while the server has none left, one that somebody gives back."""
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._timeout
+        while True:
+            if loop.time() >= self._full_until or not self._lent:
+                try:
+                    return await self._connect()
+                except asyncpg.TooManyConnectionsError:
+                    if loop.time() >= deadline:
+                        raise
+                    self._full_until = loop.time() + FULL_SECONDS
+            given = await self._given_back(FULL_SECONDS)
+            if given is not None:
+                return given
+
+    async def _given_back(self, seconds: float) -> Connection | None:
+        """A connection that was given back within `seconds`."""
+        waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
+        self._wanted.append(waiter)
+        try:
+            await asyncio.wait((waiter,), timeout=seconds)
+        except asyncio.CancelledError:
+            if not waiter.cancel():
+                self.give_back(waiter.result())  # it got one and was cancelled in the same moment
+            raise
+        return None if waiter.cancel() else waiter.result()
 
 
 class Lease:

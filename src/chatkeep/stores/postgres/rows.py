@@ -147,14 +147,22 @@ REMOVE_MESSAGES = """
         RETURNING terms IS NOT NULL AND content <> '' AS indexed)
     SELECT 0, count(*), count(*) FILTER (WHERE indexed) FROM gone
 """
+LOCK_CONVERSATIONS = """
+    SELECT count(*) FROM (SELECT 1 FROM conversations WHERE owner_id = $1 ORDER BY id FOR UPDATE) c
+"""
 CLASH = """
     SELECT 1 FROM conversations a JOIN conversations b ON b.owner_id = $2 AND b.id = a.id
     WHERE a.owner_id = $1 LIMIT 1
 """
-# One statement: the foreign key between the tables is checked at its end.
+# One statement: the foreign key between the tables is checked at its end. Of two conversations that hold the slot of
+# the same context, the new owner's keeps it.
 RENAME = """
-    WITH c AS (UPDATE conversations SET owner_id = $2 WHERE owner_id = $1 RETURNING 1),
-        m AS (UPDATE messages SET owner_id = $2, terms = NULL WHERE owner_id = $1)
+    WITH c AS (
+        UPDATE conversations c SET owner_id = $2, slot = c.slot AND NOT EXISTS (
+            SELECT 1 FROM conversations n
+            WHERE n.owner_id = $2 AND n.slot AND coalesce(n.context_id, '') = coalesce(c.context_id, ''))
+        WHERE owner_id = $1 RETURNING 1
+    ), m AS (UPDATE messages SET owner_id = $2, terms = NULL WHERE owner_id = $1)
     SELECT count(*) FROM c
 """
 
@@ -408,9 +416,14 @@ class PostgresRows(Rows):
 
     async def rename_owner(self, old: str, new: str) -> int:
         """Give the conversations of one owner to another, to be indexed anew, and count them. Raises Conflict."""
+        # Nobody creates a conversation of either, or changes one of the old owner's, until the transaction ends. The
+        # statements after that see what was committed before.
+        both = sorted((old, new))
+        await self._connection.execute("INSERT INTO users (id) VALUES ($1), ($2) ON CONFLICT DO NOTHING", *both)
+        await self._connection.execute("SELECT 1 FROM users WHERE id IN ($1, $2) ORDER BY id FOR UPDATE", *both)
+        await self._connection.execute(LOCK_CONVERSATIONS, old)
         if await self._connection.fetchval(CLASH, old, new):
             raise Conflict(IDS_CLASH)
-        await self._connection.execute("INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING", new)
         moved = await self._connection.fetchval(RENAME, old, new)
         await self._connection.execute("DELETE FROM users WHERE id = $1", old)
         return cast("int", moved)

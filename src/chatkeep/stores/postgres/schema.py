@@ -5,7 +5,7 @@ from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.revisions import needs_migration
 
 MIGRATION_SECONDS = 3_600.0
-"""How long a migration may take, or wait for another one."""
+"""How long a migration may take, the wait for another one included; renaming an owner and distributing, too."""
 
 MIGRATION_LOCK = 0x636B_6D69
 """The key of the advisory lock that one migration at a time holds, until its transaction ends."""
@@ -23,10 +23,9 @@ async def read_revision(connection: Connection) -> str | None:
 
 async def migrate(connection: Connection, target: str, name: str) -> None:
     """Bring the schema to `target` in the open transaction; of many processes one migrates, the others wait."""
-    lock = f"SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock({MIGRATION_LOCK})"
-    await connection.execute(lock, timeout=MIGRATION_SECONDS)
+    await connection.execute(f"SET LOCAL lock_timeout = 0; SELECT pg_advisory_xact_lock({MIGRATION_LOCK})")
     current = await read_revision(connection)
     if needs_migration(current, target, REVISIONS, name):
-        await connection.execute(render("postgresql", current, target), timeout=MIGRATION_SECONDS)
+        await connection.execute(render("postgresql", current, target))
         if target == "base":
             await connection.execute("DROP TABLE chatkeep_schema")

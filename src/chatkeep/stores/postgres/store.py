@@ -47,13 +47,7 @@ class PostgresStore(RowStore[PostgresRows]):
 
     def __init__(self, url: str, options: StoreOptions) -> None:
         super().__init__(url, options)
-        self._database = Database(
-            url,
-            pool_size=options.pool_size,
-            pool_timeout=options.pool_timeout,
-            write_timeout=options.write_timeout,
-            pgbouncer=options.pgbouncer,
-        )
+        self._database = Database(url, options, reads=self._reads, writes=self._writes)
         self._access = PostgresAccess(self._database)
         self._batches = GroupCommit(self._append_batch, flushers=FLUSHERS, committed=self._committed)
         self._locks: KeyedLocks[Key] = KeyedLocks()
@@ -63,7 +57,7 @@ class PostgresStore(RowStore[PostgresRows]):
 
     async def distribute(self) -> list[str]:
         self._open()
-        return await self._database.write(distribute)
+        return await self._database.write(distribute, slow=True)
 
     def _rows(self, connection: Connection) -> PostgresRows:
         return PostgresRows(connection, index=self._options.search)
@@ -77,8 +71,9 @@ class PostgresStore(RowStore[PostgresRows]):
 
     async def _write_to[T](self, key: Key, work: Work[PostgresRows, T]) -> T:
         """Serialised for each conversation: a locked row then keeps one connection waiting, not the whole pool."""
-        async with self._locks.of(key):
-            return await self._write(work)
+        with self._writes.of_call():
+            async with self._locks.of(key):
+                return await self._write(work)
 
     async def _attempt[T](self, work: Work[PostgresRows, T]) -> T | None:
         """Run `work`, which is one statement. None if it failed, or its outcome is unknown: use a transaction then."""
@@ -114,7 +109,7 @@ class PostgresStore(RowStore[PostgresRows]):
         await self._database.revision()  # which tells what kind of database it is
         if self._database.citus:
             raise InvalidInput("Citus cannot move rows to another owner; export the conversations and import them")
-        return await self._write(lambda rows: rows.rename_owner(old, new))
+        return await self._database.write(lambda connection: self._rows(connection).rename_owner(old, new), slow=True)
 
     # --- appending ----------------------------------------------------------------------------------------
 

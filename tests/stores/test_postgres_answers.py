@@ -1,0 +1,152 @@
+"""The answer of PostgreSQL is lost after it did what it was told: every write gives the right result nevertheless."""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from datetime import UTC, datetime
+from uuid import UUID
+
+import pytest
+
+from chatkeep import ConversationChange, NewConversation, NewMessage, Role, Store, open_store
+from chatkeep.access import ApiKey, Reply, location_of
+from chatkeep.model import ImportedConversation, ImportedMessage, Record
+from chatkeep.stores.postgres.pool import Connection
+from chatkeep.testing import assistant, numbered, user
+from servers.postgres import databases, raw
+from servers.proxy import ONE_ROW, Proxy
+
+OWNER, OTHER = "ada", "bob"
+TALK, LARGE, NEW = UUID(int=1), UUID(int=2), UUID(int=3)
+FIRST, FORK = UUID(int=11), UUID(int=12)
+MOMENT = datetime(2024, 2, 3, tzinfo=UTC)
+KEY = ApiKey(id="key", owner_id=OWNER, name="laptop", created_at=MOMENT)
+SECRET = bytes(32)
+CREATED = Reply(201, b"{}", location_of(TALK))
+
+type Call = Callable[[Store], Awaitable[object]]
+
+WRITES: dict[str, Call] = {
+    "create": lambda store: store.create_conversation(OWNER, NewConversation(id=NEW, title="t")),
+    "create again": lambda store: store.create_conversation(OWNER, NewConversation(id=TALK, title="Tea")),
+    "create without an id": lambda store: store.create_conversation(OWNER, NewConversation()),
+    "get or create": lambda store: store.get_or_create_conversation(OWNER, NewConversation(context_id="new")),
+    "update": lambda store: store.update_conversation(OWNER, TALK, ConversationChange(title="x", metadata={"a": 1})),
+    "append": lambda store: store.append(OWNER, TALK, [user("sage", id=NEW)]),
+    "append without an id": lambda store: store.append(OWNER, TALK, [user("sage")]),
+    "append again": lambda store: store.append(OWNER, TALK, [user("first", id=FIRST)]),
+    "append several": lambda store: store.append(OWNER, TALK, numbered(3)),
+    "append many at once": lambda store: asyncio.gather(*(store.append(OWNER, TALK, [user("x")]) for _ in range(8))),
+    "append as expected": lambda store: store.append(OWNER, TALK, numbered(1), expected_seq=3),
+    "branch": lambda store: store.append(OWNER, TALK, [NewMessage(role=Role.USER, content="x", parent_id=FIRST)]),
+    "import": lambda store: store.append(
+        OWNER, LARGE, [ImportedMessage(role=Role.USER, content=f"old {n}", sent_at=MOMENT) for n in range(3)]
+    ),
+    "import a conversation": lambda store: store.create_conversation(
+        OWNER, ImportedConversation(id=NEW, updated_at=MOMENT)
+    ),
+    "delete a message": lambda store: store.delete_message(OWNER, TALK, FIRST),
+    "delete": lambda store: store.delete_conversation(OWNER, TALK),
+    "delete nothing": lambda store: store.delete_conversation(OWNER, NEW),
+    "erase": lambda store: store.erase_owner(OWNER),
+    "rename": lambda store: store.rename_owner(OWNER, OTHER),
+    "create a key": lambda store: store.access.create_key(KEY.model_copy(update={"id": "other"}), SECRET),
+    "revoke a key": lambda store: store.access.revoke_key("key"),
+    "use a key": lambda store: store.access.key_used("key", MOMENT),
+    "begin a request": lambda store: store.access.begin_request(OWNER, "new", b"f"),
+    "begin a request again": lambda store: store.access.begin_request(OWNER, "done", b"f"),
+    "finish a request": lambda store: store.access.finish_request(OWNER, "begun", CREATED),
+    "abandon a request": lambda store: store.access.abandon_request(OWNER, "begun"),
+    "forget replies": lambda store: store.access.forget_replies(OWNER, TALK),
+    "forget what expired": lambda store: store.access.forget_expired(),
+    "forget an owner": lambda store: store.access.forget_owner(OWNER),
+    "give keys to another": lambda store: store.access.rename_owner(OWNER, OTHER),
+}
+STATE = (
+    "SELECT id FROM users",
+    "SELECT owner_id, title, context_id, metadata, last_seq, head_seq, slot, deleted_at FROM conversations",
+    "SELECT owner_id, seq, run, depth, role, content, status, terms FROM messages",
+    "SELECT owner_id, id, last_used_at FROM api_keys",
+    "SELECT owner_id, key, fingerprint, status, body, location FROM requests",
+)
+
+
+async def prepare(url: str, connection: Connection) -> None:
+    """What every call finds."""
+    await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests")
+    async with open_store(url, migrate=False) as store:
+        await store.create_conversation(OWNER, NewConversation(id=TALK, title="Tea"))
+        await store.append(OWNER, TALK, [user("first", id=FIRST), assistant("second"), user("third")])
+        await store.get_or_create_conversation(OWNER, NewConversation(id=LARGE, context_id="large"))
+        await store.access.create_key(KEY, SECRET)
+        for key in ("begun", "done"):
+            await store.access.begin_request(OWNER, key, b"f")
+        await store.access.finish_request(OWNER, "done", CREATED)
+    await connection.execute(
+        "INSERT INTO requests (owner_id, key, fingerprint, lease_until, expires_at) VALUES ('zoe', 'old', 'f', 1, 1)"
+    )
+
+
+def shown(answer: object) -> object:
+    """An answer without the ids and times that the store makes."""
+    if isinstance(answer, Record):
+        made = {name: value for name, value in answer.model_dump().items() if not name.endswith("_at")}
+        return {k: v for k, v in made.items() if not (isinstance(v, UUID) and v.int > 1_000)}
+    if isinstance(answer, list):
+        return sorted(map(shown, answer), key=str)
+    return answer
+
+
+async def outcome(proxy: Proxy, url: str, call: Call, lose: tuple[str, int] | None) -> tuple[object, object, list[str]]:
+    """What a call returned and left stored, and what the server said that it did."""
+    async with raw(url) as connection:
+        await prepare(url, connection)
+        async with open_store(proxy.url, migrate=False) as store:
+            await asyncio.gather(*(store.access.list_keys() for _ in range(3)))
+            proxy.answered.clear()
+            if lose:
+                proxy.lose(*lose)
+            answer = await asyncio.wait_for(call(store), 10)
+            answered = list(proxy.answered)
+        assert lose is None or proxy.has_lost
+        return shown(answer), [sorted(map(str, await connection.fetch(each))) for each in STATE], answered
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[Proxy]:
+    """A proxy before the server of the tests."""
+    async with Proxy(databases().clean()) as proxy:
+        yield proxy
+
+
+async def check_lost(proxy: Proxy, name: str, words: Iterable[str]) -> int:
+    """Lose each answer that begins with one of the words in turn; return how many that were."""
+    url, call = databases().used(), WRITES[name]
+    expected, stored, answered = await outcome(proxy, url, call, None)
+    lost = [(word, n + 1) for word in words for n in range(sum(said.startswith(word) for said in answered))]
+    for lose in lost:
+        found = await outcome(proxy, url, call, lose)
+        assert found[:2] == (expected, stored), f"{name} without the answer {lose}"
+    return len(lost)
+
+
+QUICK = ("delete a message", "delete", "revoke a key", "begin a request", "append several")
+
+
+@pytest.mark.parametrize("name", [n if n in QUICK else pytest.param(n, marks=pytest.mark.long) for n in WRITES])
+async def test_lost_answer_to_a_commit(proxy: Proxy, name: str) -> None:
+    """Every write, with each answer to a COMMIT lost in turn: its result and what is stored are as with it."""
+    await check_lost(proxy, name, ["COMMIT"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", WRITES)
+async def test_any_lost_answer(proxy: Proxy, name: str) -> None:
+    """The same for every other answer, those of statements that commit by themselves among them."""
+    assert await check_lost(proxy, name, ["BEGIN", "INSERT", "UPDATE", "DELETE", "SELECT", "SET", ONE_ROW])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", ["create", "append", "append without an id", "get or create", "import"])
+async def test_lost_answer_to_a_statement(proxy: Proxy, name: str) -> None:
+    """Statements that commit by themselves, whose answer is lost."""
+    assert await check_lost(proxy, name, ["INSERT", ONE_ROW])
