@@ -183,11 +183,13 @@ class Store(ABC):
         self,
         owner: str,
         conversation_id: UUID | str,
-        messages: Sequence[NewMessage],
+        messages: Sequence[NewMessage] | NewMessage,
         *,
         expected_seq: int | None = None,
     ) -> list[Message]:
         """Append messages in order and return them as they are stored, one for each that was given.
+
+        `messages` is a list or tuple of NewMessage; one NewMessage alone is a list of one.
 
         Atomic: all or none. Their seqs are consecutive, in the order of commits, whoever else appends. Each
         follows the head unless it names a parent, and becomes the head.
@@ -195,9 +197,9 @@ class Store(ABC):
         Idempotent by message id within the conversation: what is known already, with the same values, is
         returned as it is now; the rest is stored. Raises Conflict, and stores nothing, when an id is known
         with other values, or when new messages are given and expected_seq is not the conversation's last
-        seq. Raises NotFound when a parent is not in the conversation, InvalidInput for an empty list or a
-        content above the store's max_content_chars. Makes a title from the first user message if the
-        conversation has none.
+        seq. Raises NotFound when a parent is not in the conversation, InvalidInput for an empty list, for
+        anything but NewMessages, and for content above the store's max_content_chars. Makes a title from the first
+        user message if the conversation has none.
         """
 
     @abstractmethod

@@ -43,6 +43,21 @@ class State:
     updated_at: datetime
 
 
+def listed(messages: object) -> Sequence[NewMessage]:
+    """Return what an append was given: one message is a list of one. Raises InvalidInput for anything else."""
+    if isinstance(messages, NewMessage):
+        return [messages]
+    if type(messages) is not list and (not isinstance(messages, Sequence) or isinstance(messages, str | bytes)):
+        raise InvalidInput(GIVE_MESSAGES, got=type(messages).__name__)
+    for message in messages:
+        if not isinstance(message, NewMessage):
+            raise InvalidInput(GIVE_MESSAGES, got=f"a {type(messages).__name__} with a {type(message).__name__}")
+    return messages
+
+
+GIVE_MESSAGES = "append takes a NewMessage, or a list or tuple of them"
+
+
 def check(messages: Sequence[NewMessage], max_content_chars: int) -> list[bytes]:
     """Validate an append as far as that needs no transaction, and return the fingerprints.
 

@@ -25,7 +25,7 @@ from chatkeep.model import (
     Status,
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions
-from chatkeep.stores.append import Placed, State, check, ids_to_look_up, plan
+from chatkeep.stores.append import Placed, State, check, ids_to_look_up, listed, plan
 from chatkeep.stores.rows import Hit, Key, Removed, Rows, StateRow, Work, unique
 from chatkeep.stores.time_limit import TimeLimit
 from chatkeep.stores.window import Window, list_cursor, list_place, list_scope, valid_page
@@ -174,11 +174,12 @@ class RowStore[R: Rows](Store):
         self,
         owner: str,
         conversation_id: UUID | str,
-        messages: Sequence[NewMessage],
+        messages: Sequence[NewMessage] | NewMessage,
         *,
         expected_seq: int | None = None,
     ) -> list[Message]:
         key = self._key(owner, conversation_id)
+        messages = listed(messages)
         fingerprints = check(messages, self._options.max_content_chars)
         with self._writes.of_call():
             return await self._append(key, messages, fingerprints, expected_seq)
