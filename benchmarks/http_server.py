@@ -17,7 +17,7 @@ from chatkeep.api.app import create_app
 from chatkeep.ids import new_id, valid_id
 from chatkeep.model import MAX_CONTENT_CHARS
 from chatkeep.settings import Settings
-from chatkeep.stores.append import check
+from chatkeep.stores.append import check, listed
 from chatkeep.values import now, valid_owner
 
 
@@ -26,9 +26,10 @@ def forget(store: Store) -> None:
     histories: dict[UUID, Page[Message]] = {}
 
     async def append(
-        owner: str, conversation_id: UUID | str, messages: Sequence[NewMessage], **_: object
+        owner: str, conversation_id: UUID | str, messages: Sequence[NewMessage] | NewMessage, **_: object
     ) -> list[Message]:
         valid_owner(owner)
+        messages = listed(messages)
         check(messages, MAX_CONTENT_CHARS)
         return [_answer(valid_id(conversation_id), message) for message in messages]
 

@@ -17,6 +17,7 @@ from uuid import UUID
 import uvloop
 
 from chatkeep import Message, NewMessage, Recorder, StoreOptions, StoreUnavailable
+from chatkeep.stores.append import listed
 from chatkeep.stores.memory import MemoryStore
 
 OWNER = "ada"
@@ -41,17 +42,17 @@ class Counting(MemoryStore):
         self,
         owner: str,  # noqa: ARG002
         conversation_id: UUID | str,
-        messages: Sequence[NewMessage],
+        messages: Sequence[NewMessage] | NewMessage,
         **_: object,
     ) -> list[Message]:
         if self.away:
             raise StoreUnavailable("it is away")
-        for message in messages:
+        for message in listed(messages):
             number = int(message.content.partition(" ")[0])
             if number != self.last.get(conversation_id, -1) + 1:
                 raise RuntimeError(f"message {number} of {conversation_id} follows {self.last.get(conversation_id)}")
             self.last[conversation_id] = number
-        self.stored += len(messages)
+        self.stored += len(listed(messages))
         return []
 
 

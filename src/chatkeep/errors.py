@@ -29,7 +29,14 @@ class ChatkeepError(Exception):
         super().__init__(detail)
 
     def __str__(self) -> str:
-        return self.detail if self.got is None else f"{self.detail} (got {str(self.got)!r})"
+        return self.detail if self.got is None else f"{self.detail} (got {_shown(self.got)!r})"
+
+
+def _shown(value: object) -> str:
+    try:
+        return str(value)
+    except Exception:  # noqa: BLE001 - the error is told all the same
+        return type(value).__name__
 
 
 class InvalidId(ChatkeepError, ValueError):

@@ -10,10 +10,28 @@ from uuid import UUID
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from chatkeep.errors import InvalidInput
-from chatkeep.values import FilePath, JsonObject, Label, Text, Time, canonical_json, to_micros
+from chatkeep.values import (
+    MAX_INTEGER_DIGITS,
+    MAX_JSON_DEPTH,
+    MAX_METADATA_BYTES,
+    MAX_METADATA_VALUES,
+    FilePath,
+    JsonObject,
+    Label,
+    Text,
+    Time,
+    canonical_json,
+    to_micros,
+)
 
 MAX_CONTENT_CHARS = 10_000
 """Longest content of a user or system message, in characters, unless a store is opened with another limit."""
+
+
+METADATA = (
+    f"Any JSON object of at most {MAX_JSON_DEPTH} levels, {MAX_METADATA_VALUES:,} values, {MAX_METADATA_BYTES:,} bytes"
+    f" as JSON, and {MAX_INTEGER_DIGITS:,} digits in an integer."
+)
 
 
 class Record(BaseModel):
@@ -88,7 +106,7 @@ class NewConversation(Given):
     title: Label | None = Field(None, description="Made from the first user message when absent.")
     context_id: Label | None = Field(None, description="The application's own label to list conversations by.")
     external_id: Label | None = Field(None, description="The id that another system knows the conversation by.")
-    metadata: JsonObject = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict, description=METADATA)
 
     def fingerprint(self) -> bytes:
         """Return a hash of 16 bytes of the values that the caller sent, without the id."""
@@ -140,7 +158,7 @@ class NewMessage(Given):
     parent_id: UUID | None = Field(None, description="The message it follows. Absent: the head. Null: none.")
     status: Status = Status.COMPLETE
     sources: tuple[Source, ...] = ()
-    metadata: JsonObject = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict, description=METADATA)
     external_id: Label | None = Field(None, description="The id that another system knows the message by.")
     sent_at: Time | None = Field(None, description="When it was said, if the writer knows.")
 

@@ -39,6 +39,13 @@ from chatkeep.model import (
     Page,
     SearchHit,
 )
+from chatkeep.values import (
+    MAX_INTEGER_DIGITS,
+    MAX_JSON_DEPTH,
+    MAX_METADATA_BYTES,
+    MAX_METADATA_VALUES,
+    MetadataLimits,
+)
 
 MAX_LIMIT = 1_000
 """Most items of one page, most messages of one append's result page; the HTTP API allows 200."""
@@ -55,6 +62,14 @@ class StoreOptions(Given):
 
     max_content_chars: int = Field(MAX_CONTENT_CHARS, ge=0)
     """Longest content of a user or system message, in characters; 0 means no limit."""
+    max_metadata_bytes: int = Field(MAX_METADATA_BYTES, ge=2, le=MAX_METADATA_BYTES)
+    """Most bytes of metadata, as compact JSON. This and the next three can only be lower than the default."""
+    max_metadata_values: int = Field(MAX_METADATA_VALUES, ge=1, le=MAX_METADATA_VALUES)
+    """Most values in metadata: the items of all its lists and objects."""
+    max_metadata_depth: int = Field(MAX_JSON_DEPTH, ge=1, le=MAX_JSON_DEPTH)
+    """Deepest nesting of metadata, in levels; the metadata itself is the first."""
+    max_metadata_digits: int = Field(MAX_INTEGER_DIGITS, ge=19, le=MAX_INTEGER_DIGITS)
+    """Most digits of an integer in metadata; every integer of 64 bits has at most 19."""
     hide_foreign: bool | None = None
     """Answer NotFound for somebody else's conversation, instead of NotYours. Default: false; true if sharded, because
     checking would query every shard."""
@@ -80,6 +95,13 @@ class StoreOptions(Given):
     """PostgreSQL, MongoDB: seconds until a call that waits for a connection raises StoreUnavailable."""
     pgbouncer: bool | None = None
     """PostgreSQL: whether it is behind a pooler in transaction mode. Default: detected when connecting."""
+
+    @property
+    def metadata_limits(self) -> MetadataLimits:
+        """The most that metadata of a message or a conversation may hold."""
+        return MetadataLimits(
+            self.max_metadata_depth, self.max_metadata_values, self.max_metadata_bytes, self.max_metadata_digits
+        )
 
 
 class Observer:
@@ -168,7 +190,8 @@ class Store(ABC):
 
         Metadata is merged (RFC 7396) in the same transaction: concurrent changes of different keys both apply.
         Moving the head makes history follow another path, and the next message continue there.
-        Does not move updated_at. Raises NotFound when head_id names no message of the conversation.
+        Does not move updated_at. Raises NotFound when head_id names no message of the conversation, InvalidInput
+        when the metadata would be larger than the store allows.
         """
 
     @abstractmethod
@@ -185,11 +208,13 @@ class Store(ABC):
         self,
         owner: str,
         conversation_id: UUID | str,
-        messages: Sequence[NewMessage],
+        messages: Sequence[NewMessage] | NewMessage,
         *,
         expected_seq: int | None = None,
     ) -> list[Message]:
         """Append messages in order and return them as they are stored, one for each that was given.
+
+        `messages` is a list or tuple of NewMessage; one NewMessage alone is a list of one.
 
         Atomic: all or none. Their seqs are consecutive, in the order of commits, whoever else appends. Each
         follows the head unless it names a parent, and becomes the head.
@@ -197,9 +222,9 @@ class Store(ABC):
         Idempotent by message id within the conversation: what is known already, with the same values, is
         returned as it is now; the rest is stored. Raises Conflict, and stores nothing, when an id is known
         with other values, or when new messages are given and expected_seq is not the conversation's last
-        seq. Raises NotFound when a parent is not in the conversation, InvalidInput for an empty list or a
-        content above the store's max_content_chars. Makes a title from the first user message if the
-        conversation has none.
+        seq. Raises NotFound when a parent is not in the conversation, InvalidInput for an empty list, for
+        anything but NewMessages, and for content or metadata above the store's limits. Makes a title from the first
+        user message if the conversation has none.
         """
 
     @abstractmethod

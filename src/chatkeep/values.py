@@ -8,7 +8,8 @@ import json
 import math
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from itertools import zip_longest
+from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, StringConstraints
 from pydantic_core import to_json
@@ -29,6 +30,15 @@ MAX_TITLE_WORDS = MAX_TITLE_FROM_MESSAGE // 2 + 1
 MAX_JSON_DEPTH = 100
 """Deepest nesting of metadata, in levels. pydantic serialises at most 254, and a response adds some levels."""
 
+MAX_METADATA_VALUES = 100_000
+"""Most values in metadata: the items of all its lists and objects."""
+
+MAX_METADATA_BYTES = 1 << 20
+"""Most bytes of metadata, as compact JSON in UTF-8."""
+
+MAX_INTEGER_DIGITS = 4_300
+"""Most digits of an integer in metadata: as many as Python reads, which takes quadratic time."""
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # --- text, JSON, times ----------------------------------------------------------------------------------
@@ -43,41 +53,73 @@ def clean_text(text: str) -> str:
     return text
 
 
-_ENCODE = json.JSONEncoder(ensure_ascii=False, allow_nan=False, separators=(",", ":")).encode
-
-
-def dump_json(value: object) -> str:
-    """Return `value` as compact JSON that keeps key order, NUL and integers of any size.
-
-    Raises ValueError for NaN, infinities, types that JSON does not have, cycles, and more than 100 levels.
-    """
-    try:
-        text = _ENCODE(value)
-    except TypeError as error:
-        raise ValueError("only JSON values can be stored: objects, lists, text, numbers, true, false, null") from error
-    except RecursionError as error:
-        raise ValueError(TOO_DEEP) from error
-    _check_depth(text, value)
-    return clean_text(text)
-
-
 def json_text(value: object) -> str:
-    """Return JSON of a value that `dump_json` or `copy_json` accepted, in 1 µs instead of 4 µs."""
+    """Return compact JSON of a value that `copy_json` or `load_json` returned. It keeps integers of any size."""
     return to_json(value).decode()
 
 
 def parse_json(text: str) -> Any:
-    """Parse strict JSON (no NaN, at most 100 levels), and clean its escaped text. Raises ValueError."""
+    """Parse strict JSON (no NaN), and clean its escaped text. Raises ValueError.
+
+    An integer of too many digits is not parsed, which would take long, but becomes one that `copy_json` refuses.
+    """
     try:
-        value = json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+        value = _parse_strictly(text)
+        return _clean_deeply(value) if "\\ud" in text or "\\uD" in text else value
     except RecursionError as error:
-        raise ValueError(TOO_DEEP) from error
-    _check_depth(text, value)
-    return copy_json(value) if "\\u" in text else value
+        raise ValueError("it is nested too deeply") from error
+
+
+def _parse_strictly(text: str) -> Any:
+    try:
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
+    except json.JSONDecodeError:
+        raise
+    except ValueError:  # mostly an integer that Python refuses to parse
+        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer_or_too_long)
+
+
+def _clean_deeply(value: object) -> Any:
+    if isinstance(value, dict):
+        return {clean_text(key): _clean_deeply(each) for key, each in value.items()}
+    if isinstance(value, list):
+        return [_clean_deeply(each) for each in value]
+    return _clean(value)
+
+
+def load_json(text: str) -> Any:
+    """Return the value of JSON that a store wrote, however many digits its integers have."""
+    try:
+        return json.loads(text)
+    except ValueError:
+        return json.loads(text, parse_int=_long_integer)
+
+
+def _integer_or_too_long(text: str) -> int:
+    return int(text) if len(text.lstrip("-")) <= MAX_INTEGER_DIGITS else _TOO_LONG
+
+
+_TOO_LONG = 10**MAX_INTEGER_DIGITS
+"""The smallest integer with too many digits."""
+
+
+def _long_integer(text: str) -> int:
+    """Return an integer of any number of digits: pieces that Python parses, put together pair by pair.
+
+    Python's limit for the whole process stays as it is. A million digits take a second.
+    """
+    digits, width = text.lstrip("-"), MAX_INTEGER_DIGITS
+    pieces = [int(digits[max(0, end - width) : end]) for end in range(len(digits), 0, -width)]
+    power: int = 10**width
+    while len(pieces) > 1:
+        pairs = zip_longest(pieces[::2], pieces[1::2], fillvalue=0)
+        pieces = [low + high * power for low, high in pairs]
+        power = power * power if len(pieces) > 1 else 1
+    return -pieces[0] if text.startswith("-") else pieces[0]
 
 
 def canonical_json(value: object) -> str:
-    """Return canonical JSON, with sorted keys, of a value that `dump_json` or `copy_json` accepted."""
+    """Return canonical JSON, with sorted keys, of a value that `copy_json` or `load_json` returned."""
     return json_text(_with_sorted_keys(value))
 
 
@@ -87,25 +129,6 @@ def _with_sorted_keys(value: object) -> object:
     if isinstance(value, list):
         return [_with_sorted_keys(each) for each in value]
     return value
-
-
-TOO_DEEP = f"JSON is nested too deeply; at most {MAX_JSON_DEPTH} levels are possible"
-
-
-def _check_depth(text: str, value: object) -> None:
-    if text.count("[") + text.count("{") > MAX_JSON_DEPTH and _is_deeper(value, MAX_JSON_DEPTH):
-        raise ValueError(TOO_DEEP)
-
-
-def _is_deeper(value: object, limit: int) -> bool:
-    """Return whether a JSON value has more than `limit` levels of objects and lists. Not recursive."""
-    level = [value]
-    for _ in range(limit + 1):
-        containers = [each for each in level if isinstance(each, dict | list | tuple)]
-        if not containers:
-            return False
-        level = [inner for each in containers for inner in (each.values() if isinstance(each, dict) else each)]
-    return True
 
 
 def _refuse_constant(name: str) -> None:
@@ -129,37 +152,139 @@ def _not_blank(text: str) -> str:
     return text
 
 
-class _NotPlain(Exception):
-    """A value is not of a type that JSON parses to, is nested too deeply, or is NaN or infinite."""
+# --- what metadata may hold ------------------------------------------------------------------------------
 
 
-def copy_json(value: object) -> Any:
-    """Return a deep copy of a JSON value, with its text cleaned. Raises ValueError as `dump_json` does."""
-    try:
-        return _copy_plain(value, MAX_JSON_DEPTH)
-    except _NotPlain:
-        return json.loads(dump_json(value))
+class MetadataLimits(NamedTuple):
+    """The most that metadata may hold. The defaults are the limits of every record; a store may have lower ones."""
+
+    depth: int = MAX_JSON_DEPTH
+    """Levels of objects and lists; the metadata itself is the first."""
+    values: int = MAX_METADATA_VALUES
+    """Items of all lists and objects."""
+    size: int = MAX_METADATA_BYTES
+    """Bytes of compact JSON in UTF-8."""
+    digits: int = MAX_INTEGER_DIGITS
+    """Digits of each integer."""
 
 
-def _copy_plain(value: object, levels: int) -> object:
-    """Fast path of `copy_json` for nearly all values, in a third of the time. Raises _NotPlain."""
-    if type(value) is str:
-        return value if value.isascii() else clean_text(value)
-    if value is None or type(value) is int or type(value) is bool:
+MAX_METADATA = MetadataLimits()
+
+
+class BeyondLimits(ValueError):
+    """Metadata is beyond one of its limits."""
+
+
+NOT_JSON = "may hold only JSON values: objects, lists, text, finite numbers, true, false and null"
+
+
+def copy_json(value: object, limits: MetadataLimits = MAX_METADATA) -> Any:
+    """Return a deep copy of a JSON value, with its text cleaned.
+
+    Tuples become lists, and keys that are numbers, true, false or null become text, as in Python's own JSON. Raises
+    BeyondLimits, or another ValueError for what is not JSON: NaN, infinities, other types. The messages go on from
+    the name of the field.
+    """
+    return copy_and_size(value, limits)[0]
+
+
+def copy_and_size(value: object, limits: MetadataLimits = MAX_METADATA) -> tuple[Any, int]:
+    """Return what `copy_json` returns, and its size in bytes. What is too large is refused before it is copied."""
+    copied = _copy(value, limits.depth, _Left(limits))
+    size = len(to_json(copied))
+    if size > limits.size:
+        raise BeyondLimits(_too_large(limits))
+    return copied, size
+
+
+class _Left:
+    """How much more a copy may hold."""
+
+    __slots__ = ("chars", "limits", "values")
+
+    def __init__(self, limits: MetadataLimits) -> None:
+        self.limits, self.values, self.chars = limits, limits.values, limits.size
+
+
+_LONG = 1_000
+"""Shorter text need not be counted in characters: how many there are is limited."""
+
+_SHORT = 1 << 63
+"""Integers below it need not be counted in digits."""
+
+
+def _copy(value: Any, levels: int, left: _Left) -> Any:
+    kind = type(value)
+    if kind is str:
+        return value if len(value) < _LONG and value.isascii() else _copy_text(value, left)
+    if kind is int:
+        return value if -_SHORT < value < _SHORT else _copy_integer(value, left)
+    if value is None or kind is bool or (kind is float and math.isfinite(value)):
         return value
-    if type(value) is float and math.isfinite(value):
-        return value
-    if type(value) is dict and levels:
-        return {_plain_key(key): _copy_plain(each, levels - 1) for key, each in value.items()}
-    if type(value) is list and levels:
-        return [_copy_plain(each, levels - 1) for each in value]
-    raise _NotPlain
+    if kind is not dict and kind is not list:
+        return _copy(_plain(value), levels, left)
+    left.values -= len(value)
+    if left.values < 0 or levels == 0:
+        raise BeyondLimits(_too_many(left))
+    if kind is dict:
+        return {_copy_key(key, left): _copy(each, levels - 1, left) for key, each in value.items()}
+    return [_copy(each, levels - 1, left) for each in value]
 
 
-def _plain_key(key: object) -> str:
-    if type(key) is not str:
-        raise _NotPlain
-    return clean_text(key)
+def _copy_key(key: object, left: _Left) -> str:
+    if type(key) is str:
+        return key if len(key) < _LONG and key.isascii() else _copy_text(key, left)
+    if isinstance(key, str):
+        return _copy_text(str.__str__(key), left)
+    if key is None or isinstance(key, int | float):
+        return json.dumps(_copy(key, 0, left))
+    raise ValueError(NOT_JSON)
+
+
+def _copy_text(text: str, left: _Left) -> str:
+    _take(len(text), left)
+    return text if text.isascii() else clean_text(text)
+
+
+def _copy_integer(value: int, left: _Left) -> int:
+    digits = left.limits.digits
+    too_long = _TOO_LONG if digits == MAX_INTEGER_DIGITS else 10**digits
+    if not -too_long < value < too_long:
+        raise BeyondLimits(f"may have at most {digits:,} digits in an integer")
+    _take(value.bit_length() * 3 // 10, left)
+    return value
+
+
+def _take(chars: int, left: _Left) -> None:
+    """Count what takes a byte for each character, or more, before it is copied."""
+    left.chars -= chars
+    if left.chars < 0:
+        raise BeyondLimits(_too_large(left.limits))
+
+
+def _too_many(left: _Left) -> str:
+    if left.values < 0:
+        return f"may have at most {left.limits.values:,} values"
+    return f"may have at most {left.limits.depth} levels of objects and lists"
+
+
+def _too_large(limits: MetadataLimits) -> str:
+    return f"may have at most {limits.size:,} bytes as JSON"
+
+
+def _plain(value: object) -> object:
+    """Return a value of another class as JSON has it. Raises ValueError."""
+    if isinstance(value, str):
+        return str.__str__(value)
+    if isinstance(value, int):
+        return int.__int__(value)
+    if isinstance(value, float) and math.isfinite(value):
+        return float.__float__(value)
+    if isinstance(value, dict):
+        return dict(value)
+    if isinstance(value, list | tuple):
+        return list(value)
+    raise ValueError(NOT_JSON)
 
 
 def _only_iso_or_datetime(value: object) -> object:
@@ -212,12 +337,20 @@ def valid_owner(owner: str) -> str:
     Owners are never cleaned: two owners must not become one.
     """
     try:
-        size = len(owner.encode())
-    except (UnicodeEncodeError, AttributeError):
+        size = len(str.encode(owner))
+    except (UnicodeEncodeError, TypeError):
         raise InvalidInput("an owner must be a text of valid Unicode") from None
     if not 1 <= size <= MAX_OWNER_BYTES:
         raise InvalidInput(f"an owner must be 1 to {MAX_OWNER_BYTES} bytes of UTF-8 long", got=f"{size} bytes")
     return owner
+
+
+def valid_metadata(metadata: object, limits: MetadataLimits) -> None:
+    """Raise InvalidInput if metadata is beyond `limits`."""
+    try:
+        copy_json(metadata, limits)
+    except ValueError as error:
+        raise InvalidInput(f"metadata {error}") from None
 
 
 _ESCAPE_CHAR = "\ufdd0"

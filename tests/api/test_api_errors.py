@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -30,6 +31,7 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 CONVERSATION = "/api/conversations/0190f0f0-0000-7000-8000-000000000001"
 JSON = {"Content-Type": "application/json"}
 SMALL = 1000
+LONG = pytest.mark.long
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=STORES)
@@ -145,6 +147,28 @@ async def test_large_body(api: Api) -> None:
     assert (await api.client.post("/api/conversations", content=fits, headers=JSON)).status_code == 201
     problem = assert_problem(await api.client.post("/api/conversations", content=fits + b" ", headers=JSON), 413)
     assert "1,000 bytes" in problem["detail"]
+
+
+HOSTILE = {
+    "lists": ("[" + "[]," * 2_700_000 + "[]]", "metadata may have at most 100,000 values"),
+    "keys": (f"{{{','.join(f'"{n:x}":1' for n in range(700_000))}}}", "metadata may have at most 100,000 values"),
+    "digits": ("9" * 8_000_000, "metadata may have at most 4,300 digits in an integer"),
+    "text": (f'"{"x" * 8_000_000}"', "metadata may have at most 1,048,576 bytes as JSON"),
+}
+"""Values of metadata that fill a body of 8 MiB, and what the problem says."""
+
+
+@pytest.mark.parametrize("name", [name if name == "lists" else pytest.param(name, marks=LONG) for name in HOSTILE])
+async def test_eight_megabytes_of_metadata_are_refused_soon(memory: Api, name: str) -> None:
+    """A body within its limit may hold millions of values: they cost a fraction of a second, and are not stored."""
+    path, (value, detail) = await memory.conversation(), HOSTILE[name]
+    body = f'{{"role": "user", "content": "x", "metadata": {{"k": {value}}}}}'.encode()
+
+    began = time.process_time()
+    reply = await memory.client.post(f"{path}/messages", content=body, headers=JSON)
+
+    assert time.process_time() - began < 3.0
+    assert assert_problem(reply, 422)["detail"] == detail
 
 
 async def test_large_chunked_body(api: Api) -> None:

@@ -310,9 +310,9 @@ async def test_metadata_keeps_its_numbers_and_its_order(api: Api) -> None:
         ("1e999", 422),
         (r'["\u0041", 1e999]', 422),
         pytest.param("9" * 10_000, 422, id="10,000 digits"),
-        pytest.param("[" * 98 + "]" * 98, 201, id="100 levels"),
-        pytest.param("[[],[]," + "[" * 97 + "]" * 98, 201, id="100 levels, and more beside"),
-        pytest.param("[" * 99 + "]" * 99, 422, id="101 levels"),
+        pytest.param("[" * 99 + "]" * 99, 201, id="100 levels"),
+        pytest.param("[[],[]," + "[" * 98 + "]" * 99, 201, id="100 levels, and more beside"),
+        pytest.param("[" * 100 + "]" * 100, 422, id="101 levels"),
         pytest.param("[" * 300 + "]" * 300, 422, id="300 levels"),
         pytest.param("[" * 5_000 + "]" * 5_000, 422, id="5,000 levels"),
         pytest.param("[" * 100_000 + "]" * 100_000, 422, id="100,000 lists"),
@@ -333,6 +333,43 @@ async def test_metadata_is_strict_json(api: Api, value: str, status: int) -> Non
     if status == 422:
         assert_problem(reply, 422, "9" * 20)
     assert reply.status_code == status
+
+
+TOO_MUCH = {
+    "levels": ("[" * 100 + "]" * 100, "at most 100 levels"),
+    "digits": ("9" * 4_301, "at most 4,300 digits"),
+    "values": (str([0] * 100_000), "at most 100,000 values"),
+    "bytes": (f'"{"x" * (1 << 20)}"', "at most 1,048,576 bytes"),
+}
+"""Values of metadata beyond a limit, and what the error says."""
+
+
+@pytest.mark.parametrize("name", TOO_MUCH)
+async def test_metadata_beyond_a_limit_is_refused(api: Api, name: str) -> None:
+    """Every call that takes metadata refuses it with the field and the limit."""
+    path = await api.conversation()
+    value, message = TOO_MUCH[name]
+    for method, where, more in (
+        ("POST", f"{path}/messages", '"role": "user", "content": "x", '),
+        ("POST", "/api/conversations", ""),
+        ("PATCH", path, ""),
+    ):
+        body = f'{{{more}"metadata": {{"k": {value}}}}}'.encode()
+        problem = assert_problem(await api.client.request(method, where, content=body, headers=JSON), 422, "9" * 20)
+        assert [error["field"] for error in problem["errors"]] == ["metadata"]
+        assert message in problem["detail"]
+        assert problem["detail"].startswith("metadata ")
+    assert (await api.client.get(f"{path}/messages")).json()["items"] == []
+
+
+async def test_changes_cannot_make_metadata_too_large(api: Api) -> None:
+    """Many small changes are refused from the limit on, with the field and the limit."""
+    path = await api.conversation(metadata={"a": "x" * 600_000})
+
+    reply = await api.client.patch(path, json={"metadata": {"b": "x" * 600_000}})
+
+    assert assert_problem(reply, 422)["detail"].startswith("metadata may have at most 1,048,576 bytes")
+    assert (await api.client.get(path)).json()["metadata"].keys() == {"a"}
     assert (await api.client.get(f"{path}/messages")).status_code == 200
 
 

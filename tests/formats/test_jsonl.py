@@ -4,12 +4,14 @@ import asyncio
 import gzip
 import json
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from chatkeep.errors import InvalidInput
 from chatkeep.formats.jsonl import WINDOW_LINES, WRITERS, export_lines, import_id, import_lines, parse_line
 from chatkeep.ids import new_id
 from chatkeep.model import Conversation, ConversationChange, NewConversation, NewMessage, Role
@@ -123,6 +125,34 @@ async def test_a_backup_comes_back_elsewhere_byte_for_byte(store: Store) -> None
         assert (there.id, there.head_id, there.title, there.context_id) == (conversation.id, ids[1], "T", "k")
 
 
+@pytest.mark.long
+def test_a_hostile_line_is_refused_soon() -> None:
+    """Eight megabytes of empty lists are not stored, and do not hold up the lines after them for long."""
+    bad = with_value("[" + "[]," * 2_700_000 + "[]]", "message")
+    began = time.process_time()
+    with pytest.raises(InvalidInput, match="at most 100,000 values"):
+        parse_line(OWNER, bad)
+    assert time.process_time() - began < 5.0
+
+
+async def test_metadata_at_a_limit_comes_back(store: Store) -> None:
+    """What is stored within the limits is exported, and imported elsewhere with the same lines."""
+    for number, value in enumerate((nested(99), 10**4_300 - 1, [0] * 99_998, "x" * ((1 << 20) - 25))):
+        conversation = await store.create_conversation(
+            OWNER, NewConversation(metadata={"x": value, "source": str(number)})
+        )
+        await store.append(OWNER, conversation.id, NewMessage(role=Role.USER, content="x", metadata={"x": value}))
+    text = await export_all(store)
+    async with open_store("memory://") as other:
+        assert await import_all(other, *text.encode().splitlines(keepends=True)) == [None] * 4
+        assert await export_all(other) == text
+
+
+def nested(levels: int) -> Any:
+    """So many lists, each in the next."""
+    return [nested(levels - 1)] if levels else 1
+
+
 async def test_another_owner_gets_conversations_of_its_own(store: Store) -> None:
     """The same file imported for two owners gives each its own, with different ids."""
     await import_all(store, line())
@@ -154,7 +184,32 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize(("bad", "reason"), BAD)
+def with_value(value: str, of: str) -> bytes:
+    """A line with a value in the metadata of its message, or of the conversation."""
+    metadata = {"x": "PLACE"}
+    text = line(messages=[message(metadata=metadata)]) if of == "message" else line(metadata=metadata)
+    return text.replace(b'"PLACE"', value.encode())
+
+
+BEYOND = {
+    "levels": ("[" * 100 + "]" * 100, "at most 100 levels"),
+    "more levels than a fast parser reads": ("[" * 300 + "]" * 300, "at most 100 levels"),
+    "digits": ("1" * 4_301, "at most 4,300 digits"),
+    "values": (str([0] * 100_000), "at most 100,000 values"),
+    "bytes": (f'"{"x" * (1 << 20)}"', "at most 1,048,576 bytes"),
+}
+"""Values of metadata beyond a limit, and what the error says."""
+
+BAD += [(with_value(value, of), rf"{place}metadata: .*{reason}.*can be exported, but not imported")
+        for of, place in (("message", "message 1, "), ("conversation", "^"))
+        for value, reason in BEYOND.values()]  # fmt: skip
+BAD += [
+    (line(lang="x", metadata={str(number): 0 for number in range(100_000)}), "^metadata: .*at most 100,000 values"),
+    (line(source="x" * (1 << 20)), "^metadata: .*at most 1,048,576 bytes"),
+]
+
+
+@pytest.mark.parametrize(("bad", "reason"), BAD, ids=lambda value: f"{len(value)}" if len(value) > 99 else None)
 async def test_a_bad_line_is_refused_whole_and_stops_nobody(store: Store, bad: bytes, reason: str) -> None:
     """The error says what is wrong and where; the lines around it are stored, and nothing of the bad one is."""
     errors = await import_all(store, line(id="before"), bad, line(id="after"))

@@ -10,19 +10,21 @@ import sys
 import threading
 import time
 import warnings
-from collections import deque
-from collections.abc import AsyncIterator
+from collections import Counter, deque
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
+from decimal import Decimal
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import UUID, uuid4
 
 import apsw
 import httpx2
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from typer.testing import CliRunner
@@ -289,6 +291,172 @@ async def test_a_programmers_mistake_is_said_at_once(store: Store, journal: Path
             recorder.record(OWNER, "no uuid", "user", "hello")
         assert recorder.stats().recorded == recorder.stats().unsent == 0
     assert "geheim" not in str(raised.value)
+
+
+@pytest.fixture
+async def recorder(journal: Path) -> AsyncIterator[Recorder]:
+    """A recorder that makes what conversations it needs, in memory."""
+    async with open_store("memory://") as store, Recorder(store, journal, create_missing=True) as opened:
+        yield opened
+
+
+TALK = UUID(int=1)
+
+
+class Refusing:
+    """Raises whatever is done with it."""
+
+    def __refuse(self, *_: object) -> Any:
+        raise ZeroDivisionError("geheim")
+
+    __eq__ = __ne__ = __bool__ = __len__ = __iter__ = __str__ = __repr__ = __getattr__ = __sizeof__ = __refuse
+
+    def __hash__(self) -> int:
+        return 1
+
+
+class RefusingDict(dict[str, Any]):
+    """An object that raises when it is read."""
+
+    def items(self) -> Any:
+        raise ZeroDivisionError("geheim")
+
+    keys = __iter__ = items
+
+
+class RefusingMapping(Mapping[str, Any]):
+    """A mapping that raises when it is read."""
+
+    def __getitem__(self, key: str) -> Any:
+        raise ZeroDivisionError("geheim")
+
+    def __iter__(self) -> Any:
+        raise ZeroDivisionError("geheim")
+
+    def __len__(self) -> int:
+        return 1
+
+
+class OddZone(tzinfo):
+    """A time zone that raises."""
+
+    def utcoffset(self, _: datetime | None) -> Any:
+        raise ZeroDivisionError("geheim")
+
+    dst = tzname = utcoffset
+
+
+def endless() -> dict[str, Any]:
+    """An object in itself."""
+    value: dict[str, Any] = {}
+    value["x"] = value
+    return value
+
+
+def deep(levels: int) -> list[Any]:
+    """Lists in lists."""
+    value: list[Any] = []
+    for _ in range(levels):
+        value = [value]
+    return value
+
+
+ODD: dict[str, Callable[[], Any]] = {
+    "object": object,
+    "refusing": Refusing,
+    "refusing dict": lambda: RefusingDict(a=1),
+    "refusing mapping": RefusingMapping,
+    "cycle": endless,
+    "deep": lambda: deep(100_000),
+    "levels": lambda: deep(101),
+    "digits": lambda: 10**5_000,
+    "values": lambda: [0] * 1_000_000,
+    "bytes": lambda: "x" * 2_000_000,
+    "tuple": lambda: (1, 2),
+    "generator": lambda: (number for number in range(3)),
+    "proxy": lambda: MappingProxyType({"a": 1}),
+    "counter": lambda: Counter("abc"),
+    "nan": lambda: float("nan"),
+    "infinity": lambda: float("inf"),
+    "bytes object": lambda: b"x",
+    "set": lambda: {1},
+    "decimal": lambda: Decimal(1),
+    "date": lambda: datetime.now(UTC),
+    "odd zone": lambda: datetime(2026, 1, 31, tzinfo=OddZone()),
+    "early": lambda: datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=14))),
+    "late": lambda: datetime(9999, 12, 31, 23, tzinfo=timezone(timedelta(hours=-12))),
+    "role": lambda: Role.USER,
+    "status": lambda: Status.DELETED,
+    "uuid": uuid4,
+    "lone surrogate": lambda: "\ud800",
+    "key that is no text": lambda: {(1, 2): 3},
+    "key of many digits": lambda: {10**5_000: 3},
+    "key of a class": lambda: {Refusing(): 3},
+    "key that is a number": lambda: {1: 3},
+    "type": lambda: Refusing,
+    "function": lambda: deep,
+}
+"""Values that a program may give by mistake, some of which can be stored."""
+ODD_VALUES = st.recursive(
+    st.sampled_from(list(ODD)).map(lambda name: ODD[name]()) | VALUES,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXTS, inner, max_size=3),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=100, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
+@given(
+    values=st.fixed_dictionaries(
+        {},
+        optional=dict.fromkeys(("owner", "conversation_id", "role", "content", "sent_at", "status", "id"), ODD_VALUES)
+        | {"metadata": ODD_VALUES | st.dictionaries(TEXTS, ODD_VALUES, max_size=3)},
+    )
+)
+async def test_record_raises_nothing_but_invalid_input(recorder: Recorder, values: dict[str, Any]) -> None:
+    """Whatever is given, it is taken and arrives, or InvalidInput or InvalidId says why not, without the value."""
+    before = recorder.stats()
+    reason = ""
+    try:
+        recorder.record(**{"owner": OWNER, "conversation_id": TALK, "role": "user", "content": "x", **values})
+    except (InvalidInput, InvalidId) as error:
+        reason = str(error)
+    taken = recorder.stats().recorded - before.recorded
+    assert (taken, "geheim" in reason) == (0 if reason else 1, False)
+    if taken:
+        await recorder.flush(PATIENCE)
+    stats = recorder.stats()
+    assert (stats.sent - before.sent, stats.dead) == (taken, 0)
+
+
+async def test_odd_metadata_is_stored_or_refused(recorder: Recorder) -> None:
+    """Each odd value alone, in a list and as the metadata itself."""
+    for make in ODD.values():
+        for values in ({"metadata": {"x": make()}}, {"metadata": {"x": [make()]}, "id": uuid4()}, {"metadata": make()}):
+            with suppress(InvalidInput):
+                recorder.record(OWNER, TALK, "user", "x", **values)
+    await recorder.flush(PATIENCE)
+    stats = recorder.stats()
+    assert (stats.sent, stats.dead) == (stats.recorded, 0)
+    assert 0 < stats.recorded < 3 * len(ODD)
+
+
+async def test_metadata_at_a_limit_goes_through_the_journal(
+    store: Store, journal: Path, conversation: Conversation
+) -> None:
+    """What is just allowed arrives; what is beyond is refused at once, and names the limit."""
+    most: list[Any] = [deep(98), [10**4_300 - 1, 1 - 10**4_300], [0] * 99_999, "é" * ((1 << 19) - 4)]
+    async with Recorder(store, journal) as recorder:
+        for value in most:
+            recorder.record(OWNER, conversation.id, "user", "x", metadata={"x": value})
+            recorder.record(OWNER, conversation.id, "user", "x", metadata={"x": value}, id=uuid4())
+        for value, message in ((deep(100), "100 levels"), (10**4_300, "4,300 digits"),
+                               ([0] * 100_000, "100,000 values"), ("é" * (1 << 19), "1,048,576 bytes")):  # fmt: skip
+            with pytest.raises(InvalidInput, match=f"metadata.* may have at most {message}"):
+                recorder.record(OWNER, conversation.id, "user", "x", metadata={"x": value})
+        await recorder.flush(PATIENCE)
+        assert recorder.stats().dead == 0
+    log = await whole_log(store, OWNER, conversation.id)
+    assert [message.metadata["x"] for message in log] == [value for value in most for _ in range(2)]
 
 
 async def test_ids_are_prepared_by_the_journals_thread(

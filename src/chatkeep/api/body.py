@@ -12,14 +12,14 @@ from pydantic_core import to_json
 
 from chatkeep.api.errors import STATUS_TEXTS, Refused
 from chatkeep.model import Page
-from chatkeep.values import MAX_JSON_DEPTH, parse_json
+from chatkeep.values import parse_json
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
 
 NOT_JSON = (
-    f"the body is not valid JSON, which is UTF-8 without NaN and Infinity; it may be nested at most {MAX_JSON_DEPTH}"
-    " levels deep, its numbers have to be within the range of a double, and integers have at most 4,300 digits"
+    "the body is not valid JSON, which is UTF-8 without NaN and Infinity; its numbers have to be within the range of a"
+    " double, and metadata may have at most 100 levels of objects and lists"
 )
 
 

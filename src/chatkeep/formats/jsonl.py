@@ -42,7 +42,7 @@ from chatkeep.model import (
     stored,
 )
 from chatkeep.store import MAX_LIMIT, Store
-from chatkeep.values import MAX_LABEL_CHARS, Label, dump_json, parse_json, title_from
+from chatkeep.values import MAX_LABEL_CHARS, BeyondLimits, JsonObject, Label, json_text, parse_json, title_from
 
 NAMESPACE = UUID("5e1c7a0e-0d5b-5f0c-9d5a-6b1f2a7c4e93")
 """Namespace of the UUIDs that are derived from foreign ids. It must never change."""
@@ -59,6 +59,8 @@ HUGE_NUMBERS = (re.compile(rb"e\+?\d{3,}\s*[,\]}]"), re.compile(rb"E\+?\d{3,}\s*
 """Numbers that pydantic's parser may read as infinite; it also accepts NaN and Infinity. Two patterns, because
 searching for a fixed letter is five times as fast as for a class of two."""
 
+NOT_AGAIN = "; an older version stored more, which can be exported, but not imported"
+
 FOREIGN_ID = Field(min_length=1, max_length=MAX_LABEL_CHARS)
 
 
@@ -72,7 +74,7 @@ class LineMessage(Given):
     created_at: AwareDatetime | None = None
     status: Status = Status.COMPLETE
     sources: tuple[Source, ...] = ()
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict)
     external_id: Label | None = None
 
 
@@ -85,7 +87,7 @@ class Line(Given):
     lang: str | None = None
     context_id: Label | None = None
     external_id: Label | None = None
-    metadata: dict[str, Any] = Field(default_factory=dict)
+    metadata: JsonObject = Field(default_factory=dict)
     messages: list[LineMessage]
     head: str | None = None
 
@@ -179,14 +181,17 @@ def parse_line(owner: str, text: bytes) -> Parsed:
     if line.head is not None and line.head not in ids:
         raise InvalidInput("head names no message of the conversation", got=line.head)
     named = {name: value for name in ("source", "lang") if (value := getattr(line, name)) is not None}
-    conversation = ImportedConversation(
-        id=id_,
-        title=line.title,
-        context_id=line.context_id,
-        external_id=line.external_id or external_id,
-        metadata={**named, **line.metadata},
-        updated_at=max((m.sent_at for m in messages if m.sent_at), default=None),
-    )
+    try:
+        conversation = ImportedConversation(
+            id=id_,
+            title=line.title,
+            context_id=line.context_id,
+            external_id=line.external_id or external_id,
+            metadata={**named, **line.metadata},
+            updated_at=max((m.sent_at for m in messages if m.sent_at), default=None),
+        )
+    except ValidationError as error:  # `source` and `lang` are metadata, too
+        raise _refusal(error) from None
     return Parsed(conversation, messages, None if line.head is None else ids[line.head])
 
 
@@ -207,10 +212,15 @@ def _read_slowly(text: bytes) -> Line:
     try:
         return Line.model_validate(parse_json(text.decode()))
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise InvalidInput(f"{_place(first['loc'])}: {first['msg']}") from None
+        raise _refusal(error) from None
     except ValueError as error:
         raise InvalidInput(f"not JSON in UTF-8: {error}") from None
+
+
+def _refusal(error: ValidationError) -> InvalidInput:
+    first = error.errors(include_url=False, include_input=False)[0]
+    hint = NOT_AGAIN if isinstance(first.get("ctx", {}).get("error"), BeyondLimits) else ""
+    return InvalidInput(f"{_place(first['loc'])}: {first['msg']}{hint}")
 
 
 def _place(loc: tuple[int | str, ...]) -> str:
@@ -290,7 +300,7 @@ async def _export(store: Store, owner: str, conversation: Conversation) -> Async
         yield _start_of_line(owner, conversation, [])
     last = next(reversed(names), None)
     head = conversation.head_id
-    yield "]" + (f',"head":{dump_json(names[head])}' if head in names and head != last else "") + "}\n"
+    yield "]" + (f',"head":{json_text(names[head])}' if head in names and head != last else "") + "}\n"
 
 
 async def _log_pages(store: Store, owner: str, id_: UUID) -> AsyncIterator[list[Message]]:
@@ -319,7 +329,7 @@ def _start_of_line(owner: str, conversation: Conversation, page: list[Message]) 
         fields["context_id"] = conversation.context_id
     if metadata:
         fields["metadata"] = metadata
-    return dump_json(fields)[:-1] + ',"messages":['
+    return json_text(fields)[:-1] + ',"messages":['
 
 
 def _take_text(metadata: dict[str, Any], name: str) -> str | None:
@@ -352,4 +362,4 @@ def _export_message(message: Message, names: dict[UUID, str]) -> str:
         fields["metadata"] = message.metadata
     if external_id is not None and not imported:
         fields["external_id"] = external_id
-    return dump_json(fields)
+    return json_text(fields)

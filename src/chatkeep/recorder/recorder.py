@@ -45,7 +45,7 @@ from chatkeep.recorder.journal import (
 from chatkeep.recorder.stats import Counters, RecorderStats
 from chatkeep.recorder.writer import JournalOperation, JournalWriter
 from chatkeep.store import Store
-from chatkeep.values import MAX_OWNER_BYTES, copy_json, from_micros, valid_owner
+from chatkeep.values import MAX_OWNER_BYTES, copy_and_size, from_micros, json_text, valid_owner
 
 logger = logging.getLogger(__name__)
 
@@ -65,6 +65,8 @@ ENTRY_BYTES = 256
 
 CLOSE_SECONDS = 10.0
 """How long closing waits for the store."""
+
+UNREADABLE = "a value of the message raises an error when it is read; give plain values"
 
 NOT_ENTERED = "the recorder does not deliver yet; enter it with `async with`"
 
@@ -153,13 +155,13 @@ class Recorder:
         Raises InvalidInput (InvalidId for an id) if the message can never be stored, or the recorder is closed;
         RecorderFull if the recorder is full and `when_full` is `raise`. Never raises a database's errors.
         """
-        size = ENTRY_BYTES + sys.getsizeof(content)
+        size = ENTRY_BYTES
         # Fast path for plain messages, without calls: between two messages the processor's cache goes cold, and with
         # functions for the checks this took one and a half times as long.
         if (
             id is None
             and (sent_at is None or (type(sent_at) is datetime and sent_at.tzinfo is UTC))
-            and (not metadata or type(metadata) is dict)
+            and (metadata is None or type(metadata) is dict)
             and type(status) is Status
             and status is not Status.DELETED
             and type(owner) is str
@@ -179,13 +181,13 @@ class Recorder:
             if status is not Status.COMPLETE:
                 given["status"] = status
             if metadata:
-                given["metadata"] = _copied(metadata)
+                given["metadata"], more = _copied(metadata)
+                size += more
         else:
             key = (valid_owner(owner), valid_id(conversation_id))
             given = _validated(id, role, content, status, sent_at, metadata)
-        if metadata:
-            size += len(repr(given["metadata"]))
-        self._enqueue(key, given, size)
+            size += len(json_text(given["metadata"])) if "metadata" in given else 0
+        self._enqueue(key, given, size + sys.getsizeof(given["content"]))
         id_: UUID = given["id"]
         return id_
 
@@ -441,11 +443,13 @@ class Recorder:
         )
 
 
-def _copied(metadata: Mapping[str, Any]) -> Any:
+def _copied(metadata: dict[str, Any]) -> tuple[Any, int]:
     try:
-        return copy_json(metadata)
+        return copy_and_size(metadata)
     except ValueError as error:
-        raise InvalidInput(f"metadata: {error}") from None
+        raise InvalidInput(f"metadata {error}") from None
+    except Exception as error:  # noqa: BLE001 - values of the caller's own classes may raise anything
+        raise InvalidInput(UNREADABLE, got=type(error).__name__) from None
 
 
 def _validated(
@@ -457,17 +461,19 @@ def _validated(
     metadata: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """Return the values of a valid message, copied. Raises InvalidInput if it can never be stored."""
-    given: dict[str, Any] = {"id": id_ or new_id(), "role": role, "content": content}
-    if status != Status.COMPLETE:
+    given: dict[str, Any] = {"id": new_id() if id_ is None else id_, "role": role, "content": content}
+    if status is not Status.COMPLETE:
         given["status"] = status
     if sent_at is not None or id_ is not None:
         given["sent_at"] = sent_at  # with an id null: the time of the call would make a retry another message
-    if metadata:
-        given["metadata"] = dict(metadata) if isinstance(metadata, Mapping) else metadata
     try:
+        if metadata is not None:
+            given["metadata"] = dict(metadata) if isinstance(metadata, Mapping) else metadata
         message = NewMessage(**given)
     except ValidationError as error:
         raise InvalidInput(_first_error(error)) from None
+    except Exception as error:  # noqa: BLE001 - values of the caller's own classes may raise anything
+        raise InvalidInput(UNREADABLE, got=type(error).__name__) from None
     return {name: getattr(message, name) for name in given}
 
 

@@ -14,7 +14,7 @@ from chatkeep.errors import Conflict, InvalidInput, NotFound
 from chatkeep.ids import new_id
 from chatkeep.model import MESSAGE_FIELDS, ImportedMessage, Message, NewMessage, Role, stored
 from chatkeep.tree import Position, Tree
-from chatkeep.values import title_from
+from chatkeep.values import MetadataLimits, title_from, valid_metadata
 
 
 class Known(NamedTuple):
@@ -43,15 +43,35 @@ class State:
     updated_at: datetime
 
 
-def check(messages: Sequence[NewMessage], max_content_chars: int) -> list[bytes]:
+def listed(messages: object) -> Sequence[NewMessage]:
+    """Return what an append was given: one message is a list of one. Raises InvalidInput for anything else."""
+    if isinstance(messages, NewMessage):
+        return [messages]
+    if type(messages) is not list and (not isinstance(messages, Sequence) or isinstance(messages, str | bytes)):
+        raise InvalidInput(GIVE_MESSAGES, got=type(messages).__name__)
+    for message in messages:
+        if not isinstance(message, NewMessage):
+            raise InvalidInput(GIVE_MESSAGES, got=f"a {type(messages).__name__} with a {type(message).__name__}")
+    return messages
+
+
+GIVE_MESSAGES = "append takes a NewMessage, or a list or tuple of them"
+
+
+def check(
+    messages: Sequence[NewMessage], max_content_chars: int, metadata_limits: MetadataLimits | None = None
+) -> list[bytes]:
     """Validate an append as far as that needs no transaction, and return the fingerprints.
 
-    They are computed here because other writers wait while a transaction runs.
+    `metadata_limits` are given if they are lower than those of every record. The fingerprints are computed here
+    because other writers wait while a transaction runs.
     """
     if not messages:
         raise InvalidInput("append needs at least one message")
     for message in messages:
         message.check_length(max_content_chars)
+        if metadata_limits is not None:
+            valid_metadata(message.metadata, metadata_limits)
     return [message.fingerprint() for message in messages]
 
 

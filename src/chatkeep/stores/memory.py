@@ -4,7 +4,6 @@ It keeps the whole contract, durability apart. What runs on its rows never waits
 between the steps of a transaction; what refuses has changed nothing.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from chatkeep.stores.base import RowStore
 from chatkeep.stores.rows import Found, Hit, Key, Removed, Rows, StateRow, Work, run
 from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
-from chatkeep.values import now
+from chatkeep.values import load_json, now
 from chatkeep.words import holds
 
 ERASED: Mapping[str, Any] = {
@@ -258,7 +257,7 @@ class MemoryRows(Rows):
         if "head_seq" in changed:
             found.head_seq = changed.pop("head_seq")
         if "metadata" in changed:
-            changed["metadata"] = json.loads(changed["metadata"])
+            changed["metadata"] = load_json(changed["metadata"])
         found.conversation = found.conversation.model_copy(update=changed)
 
     # --- messages -----------------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 import asyncio
 import random
-from collections.abc import Awaitable
+from collections import deque
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
@@ -15,6 +16,20 @@ from chatkeep.store import Store
 from chatkeep.testing.contract import Contract
 from chatkeep.testing.messages import contents, dense, numbered, seqs, someone, user
 from chatkeep.testing.reference import others_appending, whole_history, whole_log, whole_search
+
+WRONG_MESSAGES: tuple[Callable[[], Any], ...] = (
+    lambda: (user("from a generator") for _ in range(3)),
+    lambda: {"role": "user", "content": "a dictionary"},
+    lambda: {user("in a set").content},
+    lambda: b"bytes",
+    lambda: "text",
+    lambda: None,
+    lambda: 7,
+    lambda: [user("before"), {"role": "user", "content": "a dictionary in a list"}],
+    lambda: (None,),
+    lambda: bytearray(b"x"),
+)
+"""What is no sequence of messages. A generator can be read once only."""
 
 
 class AppendContract(Contract):
@@ -302,6 +317,23 @@ class AppendContract(Contract):
         """An append needs a message."""
         with pytest.raises(InvalidInput):
             await store.append(owner, conversation.id, [])
+
+    async def test_one_message_is_a_list_of_one(self, store: Store, owner: str, conversation: Conversation) -> None:
+        """A message alone, a tuple, and any other sequence of messages are appended as a list of them is."""
+        new = [user(text) for text in ("alone", "in a tuple", "in a deque")]
+        for messages in (new[0], (new[1],), deque([new[2]])):
+            (stored,) = await store.append(owner, conversation.id, messages)
+            assert stored == await store.get_message(owner, conversation.id, stored.id)
+        assert contents(await store.log(owner, conversation.id)) == [message.content for message in new]
+
+    @pytest.mark.parametrize("wrong", WRONG_MESSAGES, ids=lambda each: type(each()).__name__)
+    async def test_anything_else_is_refused(
+        self, store: Store, owner: str, conversation: Conversation, wrong: Callable[[], Any]
+    ) -> None:
+        """What is no sequence of NewMessage stores nothing, and the error says what to give."""
+        with pytest.raises(InvalidInput, match="append takes a NewMessage, or a list or tuple of them"):
+            await store.append(owner, conversation.id, wrong())
+        assert await store.log(owner, conversation.id) == []
 
     async def test_cancelled_append_is_stored_whole_or_not_at_all(
         self, store: Store, owner: str, conversation: Conversation

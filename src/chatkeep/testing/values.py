@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import Callable
 from datetime import UTC, datetime, timedelta, timezone
 from typing import Any
 from uuid import uuid4
@@ -9,14 +10,45 @@ from uuid import uuid4
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from pydantic_core import to_json
 
 from chatkeep.errors import InvalidInput
-from chatkeep.model import Conversation, ConversationChange, ImportedMessage, NewConversation, NewMessage, Role, Status
+from chatkeep.model import (
+    Conversation,
+    ConversationChange,
+    ImportedConversation,
+    ImportedMessage,
+    NewConversation,
+    NewMessage,
+    Role,
+    Status,
+)
 from chatkeep.store import Store
 from chatkeep.testing.contract import Contract, Opener
 from chatkeep.testing.examples import JSON_OBJECTS, LABELS, PROPERTY
 from chatkeep.testing.messages import assistant, contents, dense, seqs, user
 from chatkeep.testing.reference import found
+
+
+def _nested(levels: int) -> Any:
+    return [_nested(levels - 1)] if levels else 1
+
+
+LARGEST: dict[str, Callable[[], Any]] = {
+    "levels": lambda: _nested(99),
+    "digits": lambda: [10**4_300 - 1, 1 - 10**4_300],
+    "values": lambda: [0] * 99_999,
+    "bytes": lambda: "é" * ((1 << 19) - 4),
+}
+"""For each limit of metadata a value of the key `x` that reaches it."""
+
+LOWER: dict[str, tuple[int, dict[str, Any], dict[str, Any], str]] = {
+    "max_metadata_depth": (3, {"x": [[1]]}, {"x": [[[]]]}, "3 levels"),
+    "max_metadata_digits": (20, {"x": 10**20 - 1}, {"x": 10**20}, "20 digits"),
+    "max_metadata_values": (4, {"x": [1, 2, 3]}, {"x": [1, 2, 3, 4]}, "4 values"),
+    "max_metadata_bytes": (20, {"x": "0123456789ab"}, {"x": "0123456789abc"}, "20 bytes"),
+}
+"""For each option its value, metadata at that limit, metadata beyond it, and what the error says."""
 
 
 class ValueContract(Contract):
@@ -110,6 +142,67 @@ class ValueContract(Contract):
         except Exception as error:  # noqa: BLE001 - pytest would compare the frames of a recursion for minutes
             failure = type(error).__name__
         assert failure is None
+
+    @pytest.mark.parametrize("name", LARGEST)
+    async def test_metadata_at_a_limit_is_kept(
+        self, store: Store, owner: str, conversation: Conversation, name: str
+    ) -> None:
+        """What a record takes is stored, read, changed, appended again and listed, up to each limit of metadata."""
+        metadata = {"x": LARGEST[name]()}
+        new = user("large", id=uuid4(), metadata=metadata)
+        (stored,) = await store.append(owner, conversation.id, [new])
+        assert await store.append(owner, conversation.id, [new]) == [stored]
+        assert (await store.get_message(owner, conversation.id, stored.id)).metadata == metadata
+        change = ConversationChange(metadata=metadata)
+        assert (await store.update_conversation(owner, conversation.id, change)).metadata == metadata
+        created = await store.create_conversation(owner, NewConversation(metadata=metadata))
+        listed = (await store.list_conversations(owner)).items
+        assert [c.metadata for c in listed] == [metadata] * 2
+        assert created in listed
+        assert b'"x":' in to_json(listed)
+
+    async def test_changes_cannot_make_metadata_too_large(
+        self, store: Store, owner: str, conversation: Conversation
+    ) -> None:
+        """Each change is small and their sum is not: the one that would pass a limit is refused and changes nothing."""
+        for key in "abc":
+            await self._change(store, owner, conversation, {key: "x" * 300_000})
+        with pytest.raises(InvalidInput, match=r"metadata may have at most 1,048,576 bytes .* after this change"):
+            await self._change(store, owner, conversation, {"d": "x" * 300_000})
+        assert (await store.get_conversation(owner, conversation.id)).metadata.keys() == set("abc")
+        await self._change(store, owner, conversation, {"a": None, "d": "x" * 300_000})
+        await self._change(store, owner, conversation, {**dict.fromkeys("bcd"), "e": [0] * 60_000})
+        with pytest.raises(InvalidInput, match=r"metadata may have at most 100,000 values"):
+            await self._change(store, owner, conversation, {"f": [0] * 60_000})
+        assert (await store.get_conversation(owner, conversation.id)).metadata == {"e": [0] * 60_000}
+
+    async def _change(
+        self, store: Store, owner: str, conversation: Conversation, metadata: dict[str, Any]
+    ) -> Conversation:
+        return await store.update_conversation(owner, conversation.id, ConversationChange(metadata=metadata))
+
+    @pytest.mark.parametrize("name", LOWER)
+    async def test_limits_of_metadata_can_be_lower(self, open_store_with: Opener, owner: str, name: str) -> None:
+        """A store may be opened with lower limits: every call that stores metadata keeps them, and names them."""
+        limit, most, more, message = LOWER[name]
+        async with open_store_with(**{name: limit}) as store:
+            conversation = await store.create_conversation(owner, NewConversation(metadata=most, context_id="c"))
+            await store.append(owner, conversation.id, [user("fits", metadata=most)])
+            await store.update_conversation(owner, conversation.id, ConversationChange(metadata=most))
+            new, imported = NewConversation(metadata=more, context_id="c"), ImportedConversation(metadata=more)
+            message_of_import = ImportedMessage(role=Role.USER, content="x", metadata=more)
+            for call in (
+                store.create_conversation(owner, new),
+                store.create_conversation(owner, imported),
+                store.get_or_create_conversation(owner, new),
+                store.append(owner, conversation.id, [user("first"), user("x", metadata=more)]),
+                store.append(owner, conversation.id, [message_of_import]),
+                store.update_conversation(owner, conversation.id, ConversationChange(metadata=more)),
+            ):
+                with pytest.raises(InvalidInput, match=f"metadata may have at most {message}"):
+                    await call
+            assert [c.metadata for c in (await store.list_conversations(owner)).items] == [most]
+            assert contents(await store.log(owner, conversation.id)) == ["fits"]
 
     async def test_records_are_copies(self, store: Store, owner: str) -> None:
         """Changes to values that a caller gave or got do not affect the store."""

@@ -38,7 +38,7 @@ from chatkeep.stores.mongo.database import MAX_DOCUMENT_BYTES, TOO_LARGE, Docume
 from chatkeep.stores.rows import Found, Hit, Key, Removed, Rows, StateRow
 from chatkeep.stores.window import ListPlace, Window
 from chatkeep.tree import Position, Segment
-from chatkeep.values import from_micros, json_text, now, to_micros
+from chatkeep.values import from_micros, json_text, load_json, now, to_micros
 from chatkeep.words import index_words, query_words
 
 INDEX_SLICE = 500
@@ -429,7 +429,7 @@ def _to_conversation(document: Mapping[str, Any]) -> Conversation:
             "title": document["title"],
             "context_id": document["context_id"],
             "external_id": document["external_id"],
-            "metadata": json.loads(document["metadata"]),
+            "metadata": load_json(document["metadata"]),
             "last_seq": document["last_seq"],
             "head_id": document["head_id"],
             "created_at": from_micros(document["created_at"]),
@@ -527,7 +527,7 @@ def to_message(document: Mapping[str, Any]) -> Message:
             "content": document["content"],
             "status": STATUSES[document["status"]],
             "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
-            "metadata": json.loads(metadata) if metadata else {},
+            "metadata": load_json(metadata) if metadata else {},
             "external_id": document.get("external_id"),
             "sent_at": None if sent_at is None else from_micros(sent_at),
             "created_at": from_micros(document["created_at"]),

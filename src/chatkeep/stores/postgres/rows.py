@@ -31,7 +31,7 @@ from chatkeep.stores.postgres.text import decode, encode, terms_of
 from chatkeep.stores.rows import Found, Hit, Key, Removed, Row, Rows, StateRow
 from chatkeep.stores.window import ListPlace, Window, cursor_time
 from chatkeep.tree import Position, Segment
-from chatkeep.values import EPOCH, decode_nul, encode_nul, json_text, to_micros
+from chatkeep.values import EPOCH, decode_nul, encode_nul, json_text, load_json, to_micros
 from chatkeep.words import query_terms
 
 INDEX_SLICE = 500
@@ -459,7 +459,7 @@ def _to_conversation(row: Row) -> Conversation:
             "title": decode(title),
             "context_id": decode(context),
             "external_id": decode(external),
-            "metadata": json.loads(metadata),
+            "metadata": load_json(metadata),
             "last_seq": last_seq,
             "head_id": head,
             "created_at": created,
@@ -483,7 +483,7 @@ def _to_messages(conversation_id: UUID, found: Iterable[Row]) -> list[Message]:
                 "content": decode_nul(content),
                 "status": STATUSES[status],
                 "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
-                "metadata": json.loads(metadata) if metadata else {},
+                "metadata": load_json(metadata) if metadata else {},
                 "external_id": None if external is None else decode_nul(external),
                 "sent_at": None if sent is None else _in_utc(sent),
                 # As text, in the session's ISO style: the driver takes six times as long to make a time of eight bytes.

@@ -29,7 +29,7 @@ from chatkeep.stores.rows import Found, Hit, Key, Removed, Row, Rows, StateRow
 from chatkeep.stores.sqlite.database import Transaction, Values
 from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
-from chatkeep.values import EPOCH, from_micros, json_text, to_micros
+from chatkeep.values import EPOCH, from_micros, json_text, load_json, to_micros
 from chatkeep.words import MAX_INDEXED_CHARS, index_text
 
 SLICE = 1_000
@@ -458,7 +458,7 @@ def _to_conversation(row: Row) -> Conversation:
             "title": title,
             "context_id": context,
             "external_id": external,
-            "metadata": json.loads(metadata),
+            "metadata": load_json(metadata),
             "last_seq": last_seq,
             "head_id": None if head is None else uuid(head),
             "created_at": from_micros(created),
@@ -504,7 +504,7 @@ def _to_message(row: Row) -> Message:
             "content": content,
             "status": STATUSES[status],
             "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
-            "metadata": json.loads(metadata) if metadata else {},
+            "metadata": load_json(metadata) if metadata else {},
             "external_id": external,
             "sent_at": None if sent is None else from_micros(sent),
             "created_at": from_micros(created),
