@@ -8,7 +8,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -78,10 +78,12 @@ class View:
     api_keys: Collection
     requests: Collection
     schema: Collection
+    sharded: bool
+    """Whether the server is a mongos."""
     session: AsyncClientSession | None = None
 
     @classmethod
-    def of(cls, database: AsyncDatabase[Document]) -> "View":
+    def of(cls, database: AsyncDatabase[Document], *, sharded: bool = False) -> "View":
         """The collections outside of a transaction."""
         return cls(
             database,
@@ -91,7 +93,18 @@ class View:
             api_keys=database["api_keys"],
             requests=database["requests"],
             schema=database["chatkeep_schema"],
+            sharded=sharded,
         )
+
+    def one(self, owner: str, identity: object) -> Document:
+        """The filter of one document: its `_id` alone, which needs no plan; mongos finds its shard by the owner."""
+        return {"_id": identity, "owner_id": owner} if self.sharded else {"_id": identity}
+
+    def some(self, identities: Iterable[Document]) -> Document:
+        """The same for several documents, of any owners."""
+        ids = list(identities)
+        owners = {"owner_id": {"$in": list({each["o"] for each in ids})}} if self.sharded else {}
+        return {"_id": {"$in": ids}, **owners}
 
 
 class Database:
@@ -120,10 +133,13 @@ class Database:
         self._client: AsyncMongoClient[Document] | None = None
         self._view: View | None = None
         self._opening = asyncio.Lock()
-        self.sharded = False
-        """Whether the server is a mongos: known with the first call."""
         self.writing = InFlight()
         """The writes that closing waits for."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the server is a mongos: known with the first call."""
+        return self._view is not None and self._view.sharded
 
     async def view(self) -> View:
         """The collections outside of a transaction; the first call connects, and checks the server."""
@@ -204,20 +220,17 @@ class Database:
         client = self._connect()
         try:
             hello = await client.admin.command("hello")
-            view = View.of(client[self._database_name])
+            view = View.of(client[self._database_name], sharded=hello.get("msg") == "isdbgrid")
             await self._try_transaction(view)
         except BaseException:
             self._client = None
             await client.close()
             raise
-        self.sharded = hello.get("msg") == "isdbgrid"
         return view
 
     def _connect(self) -> AsyncMongoClient[Document]:
         try:
-            client: AsyncMongoClient[Document] = AsyncMongoClient(
-                self._url, uuidRepresentation="standard", **self._settings
-            )
+            client: AsyncMongoClient[Document] = AsyncMongoClient(self._url, **self._settings)
             View.of(client[self._database_name])
         except (ConfigurationError, InvalidURI, InvalidName, ValueError, TypeError):
             # The driver's message may hold the URL.

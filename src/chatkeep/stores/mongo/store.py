@@ -15,7 +15,8 @@ from chatkeep.stores.mongo import schema
 from chatkeep.stores.mongo.access import MongoAccess
 from chatkeep.stores.mongo.append import Item, append_batch
 from chatkeep.stores.mongo.database import Database, View
-from chatkeep.stores.mongo.rows import MongoRows, check_message_fits
+from chatkeep.stores.mongo.documents import check_message_fits
+from chatkeep.stores.mongo.rows import MongoRows
 from chatkeep.stores.rows import Key, Work
 
 FLUSHERS = 2
