@@ -73,6 +73,10 @@ class MongoAccess(Access):
         await self._database.write_one(lambda view: view.api_keys.update_one({"_id": key_id}, change))
 
     async def begin_request(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
+        with self._database.writes.of_call():
+            return await self._begun(owner, key, fingerprint)
+
+    async def _begun(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
         moment = now()
         lease = micros(new_lease(moment))
         while True:
