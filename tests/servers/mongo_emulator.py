@@ -6,7 +6,7 @@ What is added here, because the emulator lacks it:
   anything since they began. So two transactions never conflict here; tests inject conflicts by failCommand;
 - an error in a transaction aborts it, and so does, at once, the end of the connection that ran it: MongoDB
   keeps the transaction of a process that was killed for transactionLifetimeLimitSeconds;
-- a document of more than 16 MB is refused, and a collection that is there has its error code;
+- a document of more than 16 MB is refused; collections and indexes that are there, or are not, have error codes;
 - failCommand fails every command, also commits, and closes connections;
 - unique compound indexes and `_id: {$in}` are looked up by key, where it reads the whole collection.
 """
@@ -25,7 +25,24 @@ from mongoeco.wire.proxy import AsyncMongoEcoProxyServer
 
 from servers import mongo_shortcuts
 
-WRITES = {"insert", "update", "delete", "findAndModify", "create", "createIndexes", "drop", "dropDatabase"}
+WRITES = {
+    "insert",
+    "update",
+    "delete",
+    "findAndModify",
+    "create",
+    "createIndexes",
+    "dropIndexes",
+    "drop",
+    "dropDatabase",
+}
+CODES = {
+    ("create", "already exists"): 48,
+    ("createIndexes", "Conflicting index definition"): 85,
+    ("dropIndexes", "index not found"): 27,
+}
+"""The codes of errors for which the emulator has none."""
+
 ENDS = {"commitTransaction", "abortTransaction"}
 SECONDS = 20
 """How long a transaction may take before it is aborted; 60 on MongoDB."""
@@ -150,9 +167,12 @@ class Server(AsyncMongoEcoProxyServer):
         try:
             return await self._execute(context)
         except PyMongoError as error:
-            if name == "create" and "already exists" in str(error):
-                raise OperationFailure(str(error), code=48) from None
-            raise
+            code = next(
+                (code for (command, text), code in CODES.items() if command == name and text in str(error)), None
+            )
+            if code is None:
+                raise
+            raise OperationFailure(str(error), code=code) from None
 
     async def _step(self, context: Any, body: Mapping[str, Any], name: str) -> dict[str, Any]:
         failed = True

@@ -22,7 +22,7 @@ from chatkeep.access import (
 )
 from chatkeep.errors import Conflict
 from chatkeep.stores.mongo.database import Database, Document, View
-from chatkeep.stores.mongo.rows import micros
+from chatkeep.stores.mongo.documents import micros
 from chatkeep.values import from_micros, now
 
 
@@ -73,12 +73,16 @@ class MongoAccess(Access):
         await self._database.write_one(lambda view: view.api_keys.update_one({"_id": key_id}, change))
 
     async def begin_request(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
+        with self._database.writes.of_call():
+            return await self._begun(owner, key, fingerprint)
+
+    async def _begun(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
         moment = now()
         lease = micros(new_lease(moment))
         while True:
             if await self._database.write_one(lambda view: _taken(view, owner, key, fingerprint, moment, lease)):
                 return None
-            found = await self._database.read(lambda view: view.requests.find_one(_one(owner, key)))
+            found = await self._database.read(lambda view: view.requests.find_one(_one(view, owner, key)))
             if found is not None:  # and not abandoned meanwhile
                 kept = found.get("status")
                 reply = None if kept is None else Reply(kept, bytes(found["body"]), found["location"])
@@ -87,11 +91,13 @@ class MongoAccess(Access):
     async def finish_request(self, owner: str, key: str, reply: Reply) -> None:
         change = {"$set": {"status": reply.status, "body": reply.body, "location": reply.location}}
         await self._database.write_one(
-            lambda view: view.requests.update_one({**_one(owner, key), "status": None}, change)
+            lambda view: view.requests.update_one({**_one(view, owner, key), "status": None}, change)
         )
 
     async def abandon_request(self, owner: str, key: str) -> None:
-        await self._database.write_one(lambda view: view.requests.delete_one({**_one(owner, key), "status": None}))
+        await self._database.write_one(
+            lambda view: view.requests.delete_one({**_one(view, owner, key), "status": None})
+        )
 
     async def forget_replies(self, owner: str, conversation_id: UUID) -> None:
         where = {"owner_id": owner, "location": location_of(conversation_id)}
@@ -129,18 +135,18 @@ async def _taken(view: View, owner: str, key: str, fingerprint: bytes, moment: d
     past = micros(moment)
     values = {"fingerprint": fingerprint, "lease_until": lease, "expires_at": micros(moment + KEPT)}
     try:
-        await view.requests.insert_one({**_one(owner, key), **values})
+        await view.requests.insert_one({"_id": {"o": owner, "k": key}, "owner_id": owner, **values})
     except DuplicateKeyError:
         leases = [{"lease_until": {"$lte": past}}, {"lease_until": lease}]
         lost = {"status": None, "fingerprint": fingerprint, "$or": leases}
-        where = {**_one(owner, key), "$or": [{"expires_at": {"$lte": past}}, lost]}
+        where = {**_one(view, owner, key), "$or": [{"expires_at": {"$lte": past}}, lost]}
         change = {"$set": values, "$unset": {"status": "", "body": "", "location": ""}}
         return (await view.requests.update_one(where, change)).matched_count == 1
     return True
 
 
-def _one(owner: str, key: str) -> Document:
-    return {"_id": {"o": owner, "k": key}, "owner_id": owner}
+def _one(view: View, owner: str, key: str) -> Document:
+    return view.one(owner, {"o": owner, "k": key})
 
 
 def _to_key(document: Mapping[str, Any]) -> ApiKey:

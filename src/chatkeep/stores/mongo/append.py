@@ -8,20 +8,28 @@ from chatkeep.errors import Conflict
 from chatkeep.model import Message, NewMessage, Role
 from chatkeep.stores.append import Placed, State, plan
 from chatkeep.stores.mongo.database import Document, View
-from chatkeep.stores.mongo.rows import (
-    WITHOUT_WORDS,
-    conversation_filter,
+from chatkeep.stores.mongo.documents import (
+    MESSAGE,
+    STATE,
+    conversation_id,
     message_id,
     micros,
-    save,
-    to_document,
+    new_message,
+    saved,
+    to_binary,
     to_message,
+    to_uuid,
+    uuid_or_none,
 )
+from chatkeep.stores.mongo.rows import save
 from chatkeep.stores.rows import Key
 from chatkeep.tree import Run, Tree
 from chatkeep.values import from_micros, now
 
-BEFORE = {"last_seq": 1, "head_id": 1}
+BEFORE = {"_id": 0, "last_seq": 1, "head_id": 1}
+STATES = STATE | {"_id": 1, "straight": 1}
+MESSAGES = MESSAGE | {"_id": 1, "fingerprint": 1}
+del MESSAGES["_id.m"]
 
 
 class Item(NamedTuple):
@@ -53,7 +61,7 @@ async def append_batch(view: View, items: Sequence[Item], *, search: bool) -> li
     batch = _Batch(conversations, known)
     outcomes: list[object] = [batch.outcome(item) for item in items]
     if batch.new:
-        await save(view, batch.changed(), list(batch.new.values()), index=search)
+        await save(view, batch.changes(), list(batch.new.values()), index=search)
     return outcomes
 
 
@@ -63,44 +71,46 @@ async def _append_alone(view: View, item: Item, *, search: bool) -> Message | No
     The write comes first, so that a write conflict shows at once.
     """
     moment = now()
-    where = {**conversation_filter(item.key), "straight": True, "last_seq": {"$gte": 1}}
+    where = view.one(item.key[0], conversation_id(item.key)) | {
+        "deleted_at": None,
+        "straight": True,
+        "last_seq": {"$gte": 1},
+    }
     if item.message.role is Role.USER:
         where["title"] = {"$ne": None}
     change = {
         "$inc": {"last_seq": 1, "head_seq": 1},
-        "$set": {"head_id": item.message.id},
+        "$set": {"head_id": to_binary(item.place[1])},
         "$max": {"updated_at": micros(moment)},
     }
     before = await view.conversations.find_one_and_update(where, change, BEFORE, session=view.session)
     if before is None:
         return None
     tree = Tree(before["last_seq"], [Run(-1, 0, 1, before["last_seq"], before["last_seq"])])
-    state = State(tree, tree.find(tree.last_seq), before["head_id"], "", moment)
+    state = State(tree, tree.find(tree.last_seq), uuid_or_none(before["head_id"]), "", moment)
     (placed,) = plan(item.key[1], state, [item.message], [item.fingerprint], {}, moment)
     assert isinstance(placed, Placed)  # noqa: S101 - nothing was known
-    await view.messages.insert_one(to_document(item.key, placed, index=search), session=view.session)
+    await view.messages.insert_one(new_message(item.key, placed, index=search), session=view.session)
     return placed.message
 
 
 async def _conversations(view: View, keys: Collection[Key]) -> dict[Key, Document]:
     """Those of the conversations that exist, of any number of owners."""
-    where = {
-        "owner_id": {"$in": list({owner for owner, _ in keys})},
-        "_id": {"$in": [{"o": owner, "c": id_} for owner, id_ in keys]},
-        "deleted_at": None,
-    }
-    found = await view.conversations.find(where, session=view.session).to_list()
-    return {(each["owner_id"], each["id"]): each for each in found}
+    where = view.some(conversation_id(key) for key in keys)
+    found = await view.conversations.find(where, STATES, session=view.session).to_list()
+    return {_key_of(each): each for each in found if not each.get("deleted_at")}
 
 
 async def _messages(view: View, places: Collection[tuple[Key, UUID]]) -> dict[tuple[Key, UUID], Document]:
     """Those of the messages that exist, of any number of conversations."""
-    where = {
-        "owner_id": {"$in": list({key[0] for key, _ in places})},
-        "_id": {"$in": [message_id(key, id_) for key, id_ in places]},
-    }
-    found = await view.messages.find(where, WITHOUT_WORDS, session=view.session).to_list()
-    return {((each["owner_id"], each["conversation_id"]), each["_id"]["m"]): each for each in found}
+    where = view.some(message_id(*place) for place in places)
+    found = await view.messages.find(where, MESSAGES, session=view.session).to_list()
+    return {(_key_of(each), to_uuid(each["_id"]["m"])): each for each in found}
+
+
+def _key_of(document: Document) -> Key:
+    """The conversation that a document is of."""
+    return document["_id"]["o"], to_uuid(document["_id"]["c"])
 
 
 class _Batch:
@@ -108,14 +118,15 @@ class _Batch:
 
     def __init__(self, conversations: Mapping[Key, Document], known: Mapping[tuple[Key, UUID], Document]) -> None:
         self._states: dict[Key, State | None] = {key: _known_state(row) for key, row in conversations.items()}
+        self._before = conversations
         self._known = known
         self._moment = now()
         self.new: dict[tuple[Key, UUID], tuple[Key, Placed]] = {}
 
-    def changed(self) -> dict[Key, State]:
-        """The conversations with new messages."""
+    def changes(self) -> dict[Key, Document]:
+        """The changes of the conversations with new messages."""
         keys = {key for key, _ in self.new}
-        return {key: state for key, state in self._states.items() if key in keys and state is not None}
+        return {key: saved(state, self._before[key]) for key in keys if (state := self._states[key]) is not None}
 
     def outcome(self, item: Item) -> Message | Conflict | None:
         """The stored message or Conflict; None if the item needs a transaction of its own."""
@@ -126,7 +137,7 @@ class _Batch:
             known = placed[1].fingerprint if placed else cast("Document", there)["fingerprint"]
             if known != item.fingerprint:
                 return Conflict("this message id is already used for other content", got=item.message.id)
-            return placed[1].message if placed else to_message(cast("Document", there))
+            return placed[1].message if placed else to_message(item.key[1], cast("Document", there))
         state = self._states[item.key]
         if state is None:
             return None
@@ -142,4 +153,4 @@ def _known_state(found: Document) -> State | None:
     head = None if found["head_seq"] is None else tree.find(found["head_seq"])
     if head is None and found["head_seq"] is not None:
         return None
-    return State(tree, head, found["head_id"], found["title"], from_micros(found["updated_at"]))
+    return State(tree, head, uuid_or_none(found["head_id"]), found["title"], from_micros(found["updated_at"]))

@@ -8,8 +8,8 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from urllib.parse import parse_qsl, unquote, urlsplit
@@ -36,6 +36,7 @@ from pymongo.read_concern import ReadConcern
 
 from chatkeep.errors import ChatkeepError, InvalidInput, StoreUnavailable, UnsafeDatabase
 from chatkeep.stores.semaphore import InFlight, Semaphore
+from chatkeep.stores.time_limit import TimeLimit
 
 logger = logging.getLogger(__name__)
 
@@ -45,6 +46,12 @@ type Operations[T] = Callable[["View"], Awaitable[T]]
 
 BACKOFF_SECONDS = (0.002, 0.1)
 """Bounds of the first and of the longest delay before a write is retried: exponential backoff with full jitter."""
+
+ABORT_SECONDS = 0.5
+"""How long the server may take to abort a transaction."""
+
+CLOSE_SECONDS, CLOSE_ATTEMPTS = 0.6, 3
+"""How long closing may take, and in how many attempts."""
 
 MAX_DOCUMENT_BYTES = 16 << 20
 """MongoDB's limit for one document."""
@@ -78,10 +85,12 @@ class View:
     api_keys: Collection
     requests: Collection
     schema: Collection
+    sharded: bool
+    """Whether the server is a mongos."""
     session: AsyncClientSession | None = None
 
     @classmethod
-    def of(cls, database: AsyncDatabase[Document]) -> "View":
+    def of(cls, database: AsyncDatabase[Document], *, sharded: bool = False) -> "View":
         """The collections outside of a transaction."""
         return cls(
             database,
@@ -91,13 +100,26 @@ class View:
             api_keys=database["api_keys"],
             requests=database["requests"],
             schema=database["chatkeep_schema"],
+            sharded=sharded,
         )
+
+    def one(self, owner: str, identity: object) -> Document:
+        """The filter of one document: its `_id` alone, which needs no plan; mongos finds its shard by the owner."""
+        return {"_id": identity, "owner_id": owner} if self.sharded else {"_id": identity}
+
+    def some(self, identities: Iterable[Document]) -> Document:
+        """The same for several documents, of any owners."""
+        ids = list(identities)
+        owners = {"owner_id": {"$in": list({each["o"] for each in ids})}} if self.sharded else {}
+        return {"_id": {"$in": ids}, **owners}
 
 
 class Database:
     """One database, used by one event loop. Nothing is connected before the first call."""
 
-    def __init__(self, url: str, *, pool_size: int, pool_timeout: float, write_timeout: float, relaxed: bool) -> None:
+    def __init__(
+        self, url: str, *, pool_size: int, pool_timeout: float, reads: TimeLimit, writes: TimeLimit, relaxed: bool
+    ) -> None:
         self._url = url
         parts = urlsplit(url)
         name = unquote(parts.path.removeprefix("/"))
@@ -105,7 +127,7 @@ class Database:
         if not name:
             raise InvalidInput("a MongoDB URL names a database: mongodb://host/database", got=self.name)
         self._database_name = name
-        timeout = int(min(pool_timeout, write_timeout) * 1_000)
+        timeout = int(min(pool_timeout, writes.seconds) * 1_000)
         values = ("majority", True, "majority", timeout, "chatkeep")
         given = {key.lower(): value for key, value in parse_qsl(parts.query, keep_blank_values=True)}
         if given.get("w") == "0":  # with which the driver takes no journal
@@ -115,15 +137,19 @@ class Database:
         # behind those that wait for it. Whoever holds a slot finds a free connection.
         self.slots = Semaphore(pool_size, pool_timeout)
         self._settings["maxPoolSize"] = pool_size
-        self._write_timeout = write_timeout
+        self._reads, self.writes = reads, writes
         self._relaxed = relaxed
         self._client: AsyncMongoClient[Document] | None = None
         self._view: View | None = None
         self._opening = asyncio.Lock()
-        self.sharded = False
-        """Whether the server is a mongos: known with the first call."""
+        self._ending: set[asyncio.Task[None]] = set()
         self.writing = InFlight()
         """The writes that closing waits for."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether the server is a mongos: known with the first call."""
+        return self._view is not None and self._view.sharded
 
     async def view(self) -> View:
         """The collections outside of a transaction; the first call connects, and checks the server."""
@@ -134,7 +160,7 @@ class Database:
 
     async def read[T](self, work: Operations[T]) -> T:
         """Run `work`, which only reads; once more if the connection turns out to be lost."""
-        with self.translating():
+        with self._reads.of_call(), self.translating():
             view = await self.view()
             try:
                 async with self.slots:
@@ -147,6 +173,14 @@ class Database:
 
     async def write_one[T](self, work: Operations[T]) -> T:
         """Run `work`, which writes without a transaction, and retry it while that may help, until `write_timeout`."""
+        with self.writes.of_call():
+            return await self.change(work)
+
+    async def change[T](self, work: Operations[T]) -> T:
+        """The same for what takes longer the more there is, such as making an index: only retries have an end.
+
+        If the server hangs, the driver's monitor notices, and fails the operation after half a minute.
+        """
         with self.translating(), self.writing:
             return await self._repeat(lambda view, _: work(view), is_lost)
 
@@ -155,12 +189,12 @@ class Database:
 
         A commit may have happened although its answer was lost: `work` finds out by the ids it writes.
         """
-        with self.translating(), self.writing:
+        with self.writes.of_call(), self.translating(), self.writing:
             return await self._repeat(lambda view, deadline: self._transaction(view, work, deadline), may_pass)
 
     async def attempt[T](self, work: Operations[T]) -> T | None:
         """The same, but None if MongoDB refuses what is written: the caller goes on with `write`, item by item."""
-        with self.translating(), self.writing:
+        with self.writes.of_call(), self.translating(), self.writing:
             try:
                 return await self._repeat(lambda view, deadline: self._transaction(view, work, deadline), met_another)
             except (OperationFailure, DocumentTooLarge) as error:
@@ -173,12 +207,14 @@ class Database:
         await self.writing.drained()
 
     async def aclose(self) -> None:
-        """Close every connection. Idempotent."""
+        """Close every connection, within a second, also if it is cancelled. Idempotent."""
         if self._client is not None:
-            await self._client.close()
+            self._begin(_close(self._client))
+        if self._ending:
+            await asyncio.wait(self._ending)
 
     async def _repeat[T](self, work: Callable[[View, float], Awaitable[T]], worth_it: Callable[[Exception], bool]) -> T:
-        deadline, longest = time.monotonic() + self._write_timeout, BACKOFF_SECONDS[0]
+        deadline, longest = time.monotonic() + self.writes.seconds, BACKOFF_SECONDS[0]
         while True:
             try:
                 view = await self.view()
@@ -191,11 +227,28 @@ class Database:
             longest = min(2 * longest, BACKOFF_SECONDS[1])
 
     async def _transaction[T](self, view: View, work: Operations[T], deadline: float) -> T:
-        async with view.database.client.start_session() as session:
+        session = view.database.client.start_session()
+        try:
             await session.start_transaction(read_concern=ReadConcern("snapshot"))
             result = await work(replace(view, session=session))
             await _commit(session, deadline)
+        finally:
+            await self._end(session)
         return result
+
+    async def _end(self, session: AsyncClientSession) -> None:
+        """End a session, and abort its transaction: a caller who is cancelled does not wait for that."""
+        if session.in_transaction:
+            await asyncio.shield(self._begin(_abort(session)))
+        else:
+            await session.end_session()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Begin something that ends by itself soon, whoever waits for it."""
+        task = asyncio.create_task(work)
+        self._ending.add(task)
+        task.add_done_callback(self._ending.discard)
+        return task
 
     # --- opening ------------------------------------------------------------------------------------------
 
@@ -204,20 +257,17 @@ class Database:
         client = self._connect()
         try:
             hello = await client.admin.command("hello")
-            view = View.of(client[self._database_name])
+            view = View.of(client[self._database_name], sharded=hello.get("msg") == "isdbgrid")
             await self._try_transaction(view)
         except BaseException:
             self._client = None
-            await client.close()
+            self._begin(_close(client))
             raise
-        self.sharded = hello.get("msg") == "isdbgrid"
         return view
 
     def _connect(self) -> AsyncMongoClient[Document]:
         try:
-            client: AsyncMongoClient[Document] = AsyncMongoClient(
-                self._url, uuidRepresentation="standard", **self._settings
-            )
+            client: AsyncMongoClient[Document] = AsyncMongoClient(self._url, **self._settings)
             View.of(client[self._database_name])
         except (ConfigurationError, InvalidURI, InvalidName, ValueError, TypeError):
             # The driver's message may hold the URL.
@@ -235,7 +285,7 @@ class Database:
     async def _try_transaction(self, view: View) -> None:
         # Tried, not read from `hello`: not every server of MongoDB's protocol says whether it has transactions.
         try:
-            await self._transaction(view, _read_something, time.monotonic() + self._write_timeout)
+            await self._transaction(view, _read_something, time.monotonic() + self.writes.seconds)
         except OperationFailure as error:
             if error.code != ILLEGAL_OPERATION:
                 raise
@@ -320,6 +370,26 @@ async def _commit(session: AsyncClientSession, deadline: float) -> None:
             if not error.has_error_label("UnknownTransactionCommitResult") or time.monotonic() >= deadline:
                 raise
         await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS[1]))  # noqa: S311 - not a secret
+
+
+async def _abort(session: AsyncClientSession) -> None:
+    """Abort a transaction and end its session, unless the server hangs; it ends both by itself later."""
+    with suppress(TimeoutError):
+        async with asyncio.timeout(ABORT_SECONDS):
+            await session.end_session()
+
+
+async def _close(client: AsyncMongoClient[Document]) -> None:
+    """Close a client, within a second.
+
+    It tells the server first which sessions and cursors have ended, and tells it only once: if the server hangs,
+    the next attempt goes on with the connections.
+    """
+    for _ in range(CLOSE_ATTEMPTS):
+        with suppress(TimeoutError):
+            async with asyncio.timeout(CLOSE_SECONDS / CLOSE_ATTEMPTS):
+                await client.close()
+                return
 
 
 async def _read_something(view: View) -> None:

@@ -10,14 +10,16 @@ from pymongo.errors import CollectionInvalid, OperationFailure
 
 from chatkeep.errors import InvalidInput
 from chatkeep.model import Role, Status
-from chatkeep.stores.mongo.database import Database, Document, View
+from chatkeep.stores.mongo.database import Collection, Database, Document, View
+from chatkeep.stores.mongo.documents import micros
 from chatkeep.stores.revisions import needs_migration, target_revision
+from chatkeep.values import now
 
-HEAD = "0001"
-"""The newest revision."""
-
-REVISIONS = (HEAD,)
+REVISIONS = ("0001", "0002")
 """Every revision, oldest first."""
+
+HEAD = REVISIONS[-1]
+"""The newest revision."""
 
 NO_SCHEMA = "the database has no schema of chatkeep; run `chatkeep db upgrade`"
 
@@ -91,16 +93,24 @@ def _index(name: str, *keys: str, unique: bool = False, where: Document | None =
     return IndexModel(fields, name=name, **options)
 
 
+SOME_TEXT = {"$gte": ""}
+"""Where a field is text. For {"$type": "string"} MongoDB would not use the index of a part: it compares values."""
+
+# Each append moves its conversation in every index with updated_at.
+BY_CONTEXT = "owner_id", "context_id", "-updated_at", "-id"
+
+CONVERSATION_INDEXES = (
+    _index("by_update", "owner_id", "-updated_at", "-id"),
+    _index("by_id", "owner_id", "id"),
+    # Whether somebody else has an id: the one question that does not name an owner.
+    _index("elsewhere", "id"),
+    _index("slot", "owner_id", "context_id", "slot", unique=True, where={"slot": True}),
+    _index("remains", "deleted_at", "owner_id", where={"deleted_at": {"$exists": True}}),
+)
+"""The indexes of conversations that every revision has."""
+
 INDEXES: dict[str, list[IndexModel]] = {
-    "conversations": [
-        _index("by_update", "owner_id", "-updated_at", "-id"),
-        _index("by_context", "owner_id", "context_id", "-updated_at", "-id"),
-        _index("by_id", "owner_id", "id"),
-        # Whether somebody else has an id: the one question that does not name an owner.
-        _index("elsewhere", "id"),
-        _index("slot", "owner_id", "context_id", "slot", unique=True, where={"slot": True}),
-        _index("remains", "deleted_at", "owner_id", where={"deleted_at": {"$exists": True}}),
-    ],
+    "conversations": [*CONVERSATION_INDEXES, _index("in_context", *BY_CONTEXT, where={"context_id": SOME_TEXT})],
     "messages": [
         _index("seq", "owner_id", "conversation_id", "seq", unique=True),
         _index("run", "owner_id", "conversation_id", "run", "seq", where={"branched": True}),
@@ -123,14 +133,23 @@ INDEXES: dict[str, list[IndexModel]] = {
     "api_keys": [_index("owner", "owner_id", "created_at")],
     "requests": [
         _index("expiry", "owner_id", "expires_at"),
-        _index("location", "owner_id", "location", where={"location": {"$type": "string"}}),
+        _index("location", "owner_id", "location", where={"location": SOME_TEXT}),
     ],
 }
+"""The indexes of each collection at the newest revision."""
+
+EARLIER: dict[str, dict[str, list[IndexModel]]] = {
+    "0001": {
+        "conversations": [*CONVERSATION_INDEXES, _index("by_context", *BY_CONTEXT)],
+        "requests": INDEXES["requests"][:1],
+    }
+}
+"""The indexes of an earlier revision, of the collections whose indexes were others."""
 
 SPREAD = ("users", "conversations", "messages", "requests")
 """The sharded collections, by owner. API keys are not: a key is looked up before its owner is known."""
 
-NAMESPACE_EXISTS = 48
+NAMESPACE_EXISTS, NO_SUCH_INDEX, SAME_KEYS = 48, 27, 85
 
 
 async def revision(view: View) -> str | None:
@@ -143,10 +162,10 @@ async def migrate(database: Database, target: str) -> None:
     """Bring the schema to `target`. Safe to call from many processes at once."""
     target = target_revision(target, REVISIONS)
     if needs_migration(await database.read(revision), target, REVISIONS, database.name):
-        await database.write_one(_drop if target == "base" else _build)
+        await database.change(_drop if target == "base" else lambda view: _build(view, target))
 
 
-async def _build(view: View) -> None:
+async def _build(view: View, target: str) -> None:
     found = await (await view.database.list_collections()).to_list()
     there = {each["name"]: each.get("options", {}).get("validator") for each in found}
     for name, validator in VALIDATORS.items():
@@ -154,8 +173,42 @@ async def _build(view: View) -> None:
             await _create(view, name, validator)
         elif there[name] != validator:
             await view.database.command("collMod", name, validator=validator)
-        await view.database[name].create_indexes(INDEXES[name])
-    await view.schema.update_one({"_id": "schema"}, {"$set": {"revision": HEAD}}, upsert=True)
+        await _make_indexes(view.database[name], EARLIER.get(target, {}).get(name, INDEXES[name]))
+    await _end_future(view)
+    await view.schema.update_one({"_id": "schema"}, {"$set": {"revision": target}}, upsert=True)
+
+
+async def _make_indexes(collection: Collection, wanted: list[IndexModel]) -> None:
+    """Make indexes, then drop what only other revisions have: lists are served meanwhile."""
+    try:
+        await collection.create_indexes(wanted)
+    except OperationFailure as error:
+        if error.code != SAME_KEYS:  # before MongoDB 5.0, no two indexes had the same keys
+            raise
+        await _drop_others(collection, wanted)
+        await collection.create_indexes(wanted)
+    await _drop_others(collection, wanted)
+
+
+async def _drop_others(collection: Collection, wanted: list[IndexModel]) -> None:
+    """Drop the indexes of other revisions; whatever else there is belongs to somebody else."""
+    ours = [*INDEXES[collection.name], *(each for old in EARLIER.values() for each in old.get(collection.name, ()))]
+    names = {index.document["name"] for index in ours} - {index.document["name"] for index in wanted}
+    for name in names & (await collection.index_information()).keys():
+        try:
+            await collection.drop_index(name)
+        except OperationFailure as error:
+            if error.code != NO_SUCH_INDEX:  # another process was faster
+                raise
+
+
+async def _end_future(view: View) -> None:
+    """Take conversations out of the future, where an import put them: they stayed on top of every list."""
+    where = {"updated_at": {"$gt": micros(now())}}
+    async for each in view.conversations.find(where, {"created_at": 1, "updated_at": 1}):
+        if each["updated_at"] > each["created_at"]:
+            one = view.one(each["_id"]["o"], each["_id"]) | {"updated_at": each["updated_at"]}
+            await view.conversations.update_one(one, {"$set": {"updated_at": each["created_at"]}})
 
 
 async def _create(view: View, name: str, validator: Document) -> None:

@@ -15,7 +15,8 @@ from chatkeep.stores.mongo import schema
 from chatkeep.stores.mongo.access import MongoAccess
 from chatkeep.stores.mongo.append import Item, append_batch
 from chatkeep.stores.mongo.database import Database, View
-from chatkeep.stores.mongo.rows import MongoRows, check_message_fits
+from chatkeep.stores.mongo.documents import check_message_fits
+from chatkeep.stores.mongo.rows import MongoRows
 from chatkeep.stores.rows import Key, Work
 
 FLUSHERS = 2
@@ -34,7 +35,8 @@ class MongoStore(RowStore[MongoRows]):
             url,
             pool_size=options.pool_size,
             pool_timeout=options.pool_timeout,
-            write_timeout=options.write_timeout,
+            reads=self._reads,
+            writes=self._writes,
             relaxed=options.durability == "relaxed",
         )
         self._access = MongoAccess(self._database)
@@ -55,16 +57,22 @@ class MongoStore(RowStore[MongoRows]):
         return MongoRows(view, index=self._options.search)
 
     async def _read[T](self, work: Work[MongoRows, T]) -> T:
-        await self._need_schema()
-        return await self._database.read(lambda view: work(self._rows(view)))
+        with self._reads.of_call():
+            await self._need_schema()
+            return await self._database.read(lambda view: work(self._rows(view)))
 
     async def _write[T](self, work: Work[MongoRows, T], *, atomic: bool = True) -> T:
-        await self._need_schema()
         write = self._database.write if atomic else self._database.write_one
-        return await write(lambda view: work(self._rows(view)))
+        with self._writes.of_call():
+            await self._need_schema()
+            return await write(lambda view: work(self._rows(view)))
 
     async def _write_to[T](self, key: Key, work: Work[MongoRows, T]) -> T:
         """Serialised for each conversation in this process: of two transactions that write it, one would fail."""
+        with self._writes.of_call():
+            return await self._alone(key, work)
+
+    async def _alone[T](self, key: Key, work: Work[MongoRows, T]) -> T:
         async with self._locks.of(key):
             await self._batches.passed(key)
             return await self._write(work)

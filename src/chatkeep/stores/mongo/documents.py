@@ -1,0 +1,292 @@
+"""The documents of the MongoDB store, and how they become records again. No I/O.
+
+Ids are encoded and decoded here, as bytes: the driver's Python makes a UUID in 1.3 to 4 µs, and a message holds five.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+import bson
+from bson.binary import UUID_SUBTYPE, Binary
+from bson.int64 import Int64
+
+from chatkeep.errors import InvalidInput
+from chatkeep.ids import uuid_of
+from chatkeep.model import (
+    CONVERSATION_FIELDS,
+    MESSAGE_FIELDS,
+    ROLES,
+    STATUSES,
+    Conversation,
+    ImportedConversation,
+    Message,
+    NewConversation,
+    NewMessage,
+    Source,
+    stored,
+)
+from chatkeep.stores.append import Known, Placed, State
+from chatkeep.stores.mongo.database import MAX_DOCUMENT_BYTES, TOO_LARGE, Document
+from chatkeep.stores.rows import Hit, Key
+from chatkeep.tree import Position
+from chatkeep.values import from_micros, json_text, load_json, now, to_micros
+from chatkeep.words import index_words
+
+CONVERSATION = dict.fromkeys(
+    (
+        "id",
+        "owner_id",
+        "title",
+        "context_id",
+        "external_id",
+        "metadata",
+        "last_seq",
+        "head_id",
+        "created_at",
+        "updated_at",
+        "deleted_at",
+    ),
+    1,
+) | {"_id": 0}
+"""The fields that a record of a conversation is made of, and whether it is hidden."""
+
+STATE = dict.fromkeys(("last_seq", "head_seq", "head_id", "runs", "title", "updated_at", "deleted_at"), 1) | {"_id": 0}
+"""The fields that appends and histories read of a conversation."""
+
+MESSAGE = dict.fromkeys(
+    (
+        "_id.m",
+        "seq",
+        "parent_id",
+        "role",
+        "content",
+        "status",
+        "sources",
+        "metadata",
+        "external_id",
+        "sent_at",
+        "created_at",
+    ),
+    1,
+)
+"""The fields that a record of a message is made of, where its conversation is known."""
+
+PLACE = dict.fromkeys(("_id.m", "seq", "run", "depth", "fingerprint"), 1)
+"""The fields that say where a message is in its conversation."""
+
+SURELY_FITS = MAX_DOCUMENT_BYTES // 8
+"""A text of at most so many characters fits, with its words, whatever its characters are."""
+
+REST_BYTES = 4_096
+"""Bytes allowed for the fields that are not measured."""
+
+
+# --- values -----------------------------------------------------------------------------------------------
+
+
+def to_binary(id_: UUID) -> Binary:
+    """An id as it is stored."""
+    return Binary(id_.bytes, UUID_SUBTYPE)
+
+
+def to_uuid(value: bytes) -> UUID:
+    """The id of what is stored."""
+    return uuid_of(int.from_bytes(value))
+
+
+def micros(moment: datetime) -> Int64:
+    """A time as it is stored."""
+    return Int64(to_micros(moment))
+
+
+def _binary_or_none(id_: UUID | None) -> Binary | None:
+    return None if id_ is None else to_binary(id_)
+
+
+def uuid_or_none(value: bytes | None) -> UUID | None:
+    """The id of what is stored, if there is one."""
+    return None if value is None else to_uuid(value)
+
+
+# --- identities: what they consist of always stands in this order ------------------------------------------
+
+
+def conversation_id(key: Key) -> Document:
+    """The `_id` of a conversation."""
+    return {"o": key[0], "c": to_binary(key[1])}
+
+
+def message_id(key: Key, id_: UUID) -> Document:
+    """The `_id` of a message."""
+    return {"o": key[0], "c": to_binary(key[1]), "m": to_binary(id_)}
+
+
+# --- sizes ------------------------------------------------------------------------------------------------
+
+
+def check_fits(*texts: str | None) -> None:
+    """Raise InvalidInput if a document would exceed MongoDB's limit."""
+    if any(len(text) > SURELY_FITS for text in texts if text):
+        size = sum(len(text.encode()) for text in texts if text)
+        if size + REST_BYTES > MAX_DOCUMENT_BYTES:
+            raise InvalidInput(TOO_LARGE, got=f"{size:,} bytes")
+
+
+def check_message_fits(message: NewMessage, *, search: bool) -> None:
+    """The same for a message. Its words are in the document, too."""
+    total = len(message.content)
+    if message.metadata or message.sources:
+        total += len(json_text(message.metadata)) + len(json_text(message.sources))
+    if total <= SURELY_FITS:
+        return
+    words = index_words(message.content) if search else []
+    values = [message.content, json_text(message.metadata), json_text(message.sources), words]
+    size = len(bson.encode({"values": values})) + REST_BYTES
+    if size > MAX_DOCUMENT_BYTES:
+        raise InvalidInput(TOO_LARGE, got=f"{size:,} bytes")
+
+
+# --- conversations ----------------------------------------------------------------------------------------
+
+
+def to_conversation(document: Mapping[str, Any]) -> Conversation:
+    """The record of a conversation."""
+    return stored(
+        Conversation,
+        CONVERSATION_FIELDS,
+        {
+            "id": to_uuid(document["id"]),
+            "owner_id": document["owner_id"],
+            "title": document["title"],
+            "context_id": document["context_id"],
+            "external_id": document["external_id"],
+            "metadata": load_json(document["metadata"]),
+            "last_seq": document["last_seq"],
+            "head_id": uuid_or_none(document["head_id"]),
+            "created_at": from_micros(document["created_at"]),
+            "updated_at": from_micros(document["updated_at"]),
+        },
+    )
+
+
+def new_conversation(key: Key, new: NewConversation, *, slot: bool) -> Document:
+    """The document of a conversation without messages."""
+    moment = now()
+    updated_at = min(new.updated_at or moment, moment) if isinstance(new, ImportedConversation) else moment
+    metadata = json_text(new.metadata)
+    check_fits(metadata)
+    identity = conversation_id(key)
+    return {
+        "_id": identity,
+        "owner_id": key[0],
+        "id": identity["c"],
+        "title": new.title,
+        "context_id": new.context_id,
+        "external_id": new.external_id,
+        "metadata": metadata,
+        "last_seq": 0,
+        "head_seq": None,
+        "head_id": None,
+        "runs": None,
+        "straight": True,
+        "fingerprint": new.fingerprint(),
+        "created_at": micros(moment),
+        "updated_at": micros(updated_at),
+        **({"slot": True} if slot else {}),
+    }
+
+
+def saved(state: State, before: Mapping[str, Any]) -> Document:
+    """The update that writes what an append changed of its conversation, of which `before` is known.
+
+    What stays the same is left out: the server would look at it, and at the indexes that hold it.
+    """
+    runs, head_seq = state.tree.dump(), state.head.seq if state.head else None
+    values: Document = {
+        "last_seq": state.tree.last_seq,
+        "head_seq": head_seq,
+        "head_id": _binary_or_none(state.head_id),
+    }
+    others = {"runs": runs, "straight": runs is None and head_seq == state.tree.last_seq, "title": state.title}
+    changed = {name: value for name, value in others.items() if name not in before or before[name] != value}
+    return {"$set": values | changed, "$max": {"updated_at": micros(state.updated_at)}}
+
+
+# --- messages ---------------------------------------------------------------------------------------------
+
+
+def new_message(key: Key, placed: Placed, *, index: bool) -> Document:
+    """The document of a message. What is absent has no field."""
+    message, position, fingerprint = placed
+    identity = message_id(key, message.id)
+    document: Document = {
+        "_id": identity,
+        "owner_id": key[0],
+        "conversation_id": identity["c"],
+        "seq": position.seq,
+        "run": position.run,
+        "depth": position.depth,
+        "parent_id": _binary_or_none(message.parent_id),
+        "role": message.role.value,
+        "content": message.content,
+        "status": message.status.value,
+        "created_at": micros(message.created_at),
+        "fingerprint": fingerprint,
+    }
+    if position.depth < position.seq:
+        document["branched"] = True
+    if message.sources:
+        document["sources"] = json_text(message.sources)
+    if message.metadata:
+        document["metadata"] = json_text(message.metadata)
+    if message.external_id is not None:
+        document["external_id"] = message.external_id
+    if message.sent_at is not None:
+        document["sent_at"] = micros(message.sent_at)
+    return document | ({"words": index_words(message.content)} if index else {"unindexed": True})
+
+
+def to_known(document: Mapping[str, Any]) -> Known:
+    """Where a message is, and its fingerprint."""
+    return Known(Position(document["seq"], document["run"], document["depth"]), document["fingerprint"])
+
+
+def to_message(conversation: UUID, document: Mapping[str, Any]) -> Message:
+    """The record of a message of a conversation."""
+    sources, metadata, sent_at = document.get("sources"), document.get("metadata"), document.get("sent_at")
+    return stored(
+        Message,
+        MESSAGE_FIELDS,
+        {
+            "id": to_uuid(document["_id"]["m"]),
+            "conversation_id": conversation,
+            "seq": document["seq"],
+            "parent_id": uuid_or_none(document["parent_id"]),
+            "role": ROLES[document["role"]],
+            "content": document["content"],
+            "status": STATUSES[document["status"]],
+            "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
+            "metadata": load_json(metadata) if metadata else {},
+            "external_id": document.get("external_id"),
+            "sent_at": None if sent_at is None else from_micros(sent_at),
+            "created_at": from_micros(document["created_at"]),
+        },
+    )
+
+
+def to_messages(conversation: UUID, found: Sequence[Mapping[str, Any]]) -> list[Message]:
+    """The records of messages of one conversation."""
+    return [to_message(conversation, each) for each in found]
+
+
+def to_place(document: Mapping[str, Any]) -> tuple[int | str, ...]:
+    """The place of a message in the order of a search's hits."""
+    return int(document["created_at"]), document["conversation_id"].hex(), document["seq"]
+
+
+def to_hit(document: Mapping[str, Any], title: str | None) -> Hit:
+    """A message that a search found."""
+    return Hit(to_place(document), to_message(to_uuid(document["conversation_id"]), document), title)
