@@ -92,6 +92,7 @@ async def test_two_thousand_writers_behind_a_stopped_lock_holder(path: Path) -> 
         assert contents((await store.history(OWNER, talks[0])).items) == ["after"]
 
 
+@pytest.mark.long
 async def test_writers_that_come_one_after_the_other_each_have_their_time(path: Path) -> None:
     """Who comes later waits as long as who came first, and hears of the lock, too."""
     async with open_store(f"sqlite:///{path}", write_timeout=0.5) as store:

@@ -1,7 +1,8 @@
 """A SQLite file: one thread that writes with group commit, a few that read, and the schema's revision.
 
-APSW only. A process must not open the file with a second SQLite library, Python's sqlite3 included:
-closing it there would drop this one's locks (docs/decisions/0001-one-sqlite-library.md).
+APSW only. A process must not open the file with a second SQLite library, Python's sqlite3 included: it does not see
+this one's locks, and closing it there drops them, as copying the file does; on Linux those that matter most are
+held twice (docs/decisions/0001-one-sqlite-library.md).
 """
 
 import asyncio
@@ -28,6 +29,7 @@ from chatkeep.stores.base import OTHER_PROCESS
 from chatkeep.stores.group_commit import GroupCommit
 from chatkeep.stores.revisions import target_revision
 from chatkeep.stores.sqlite import schema
+from chatkeep.stores.sqlite.files import OpenFiles
 from chatkeep.stores.time_limit import TimeLimit
 from chatkeep.values import now
 from chatkeep.words import index_text
@@ -167,6 +169,7 @@ class SqliteFile:
         self._synchronous = synchronous
         self._reads, self._writes = reads, writes
         self._may_create = False
+        self._files = OpenFiles(path)
         self._connections: list[apsw.Connection] = []
         self._of_thread = threading.local()
         self._writer = ThreadPoolExecutor(1, "chatkeep-sqlite-writer")
@@ -214,8 +217,8 @@ class SqliteFile:
         await self._in_writer(partial(self._migrate, revision))
 
     async def revision(self) -> str | None:
-        """The revision of the schema, None without one."""
-        return await self.read(schema.read_revision)
+        """The revision of the schema, None without one. Raises StoreUnavailable if the file was replaced."""
+        return await self.read(self._revision)
 
     async def scrub(self) -> None:
         """VACUUM the file and truncate its log, so that nothing that was deleted is left in either.
@@ -277,8 +280,10 @@ class SqliteFile:
         """Close the connections when no thread uses one: SQLite does not survive that."""
         for executor in (self._writer, self._readers):
             executor.shutdown()
+        self._files.let_go()
         while self._connections:
             self._connections.pop().close()
+        self._files.closed()
 
     def _connection(self, deadline: float) -> apsw.Connection:
         """This thread's own connection."""
@@ -297,6 +302,8 @@ class SqliteFile:
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             if connection.execute("PRAGMA journal_mode = WAL").get != "wal":
                 raise StoreUnavailable("SQLite's write-ahead log does not work on this file system", got=self.path)
+            schema.read_revision(connection)  # opens the log and the file of its locks
+            self._files.opened(connection.filename)
             connection.set_wal_hook(self._note_wal_size)
             connection.set_progress_handler(self._must_stop, STEPS)
             connection.create_scalar_function("index_text", _index_text, 1, deterministic=True)
@@ -346,6 +353,10 @@ class SqliteFile:
             if connection.in_transaction:
                 connection.execute("COMMIT")
 
+    def _revision(self, connection: apsw.Connection) -> str | None:
+        self._files.check()
+        return schema.read_revision(connection)
+
     async def _flush(self, writes: Sequence[Write]) -> Sequence[object]:
         if self._closing is not None:
             raise StoreUnavailable(CLOSED)
@@ -380,7 +391,12 @@ class SqliteFile:
     def _begin_once(self, connection: apsw.Connection) -> None:
         """Begin, or raise BusyError. Callers whose time is over meanwhile are told what for they waited."""
         self._writes.reason = LOCK_HELD
-        connection.execute("BEGIN IMMEDIATE")
+        self._files.begin_write()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except BaseException:
+            self._files.end_write()
+            raise
         self._writes.reason = None
 
     def _run(self, connection: apsw.Connection, jobs: Sequence[Job[object]]) -> list[object]:
@@ -402,13 +418,19 @@ class SqliteFile:
         except BaseException:
             self._roll_back(connection)
             raise
+        self._files.end_write()
+        self._files.check_written()
         if self._wal_bytes > self._checkpoint_at:
             emptied = self._checkpoint("RESTART")
             self._checkpoint_at = CHECKPOINT_BYTES + (0 if emptied else self._wal_bytes)
 
     def _roll_back(self, connection: apsw.Connection) -> None:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+        """Undo what is not committed, and let others write."""
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        finally:
+            self._files.end_write()
 
     def _attempt(self, transaction: Transaction, job: Job[object]) -> object:
         """Run one job and return its outcome, or the exception with which it refused.
@@ -455,7 +477,12 @@ class SqliteFile:
         return True
 
     def _checkpoint_once(self, mode: Literal["RESTART", "TRUNCATE"], deadline: float) -> bool:
-        ((busy, _, _),) = self._connection(deadline).execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        connection = self._connection(deadline)
+        try:
+            with self._files.writing():
+                ((busy, _, _),) = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        except apsw.BusyError:
+            return False
         return not busy
 
     def _vacuum(self) -> bool:
@@ -473,12 +500,10 @@ class SqliteFile:
         return True
 
     def _vacuum_once(self, connection: apsw.Connection) -> None:
-        self._writes.reason = REWRITING
-        try:
+        self._writes.reason = LOCK_HELD
+        with self._files.writing():
+            self._writes.reason = REWRITING
             connection.execute("VACUUM")
-        except apsw.BusyError:
-            self._writes.reason = LOCK_HELD
-            raise
 
     def _migrate(self, revision: str) -> None:
         deadline, target = time.monotonic() + self._writes.seconds, target_revision(revision, REVISIONS)
