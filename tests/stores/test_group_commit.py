@@ -267,6 +267,22 @@ async def test_closing_commits_what_waits_and_refuses_what_comes() -> None:
     await commits.aclose()
 
 
+async def test_closing_that_is_cut_off_refuses_what_waits() -> None:
+    """When closing is cancelled no caller hangs: neither in the commit under way, nor in the queue behind it."""
+    disk = Disk()
+    commits = GroupCommit(disk.flush)
+    first = await first_is_under_way(disk, commits)
+    others = submit(commits, range(1, 601))
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(commits.aclose())
+    await asyncio.sleep(0)
+    closing.cancel()
+    async with asyncio.timeout(5):
+        answers = await asyncio.gather(first, *others, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {StoreUnavailable}
+    assert len(disk.batches) == 1
+
+
 async def test_cancelled_flusher_fails_its_callers() -> None:
     """When the loop cancels the flusher, as asyncio.run does at its end, callers are told and do not hang."""
     disk = Disk()

@@ -30,6 +30,7 @@ from chatkeep.stores.rows import Work, run
 from chatkeep.stores.sqlite import database as sqlite_file
 from chatkeep.stores.sqlite.database import SqliteFile, Transaction
 from chatkeep.stores.sqlite.rows import SqliteRows
+from chatkeep.stores.time_limit import TimeLimit
 from chatkeep.testing import CONVERSATION_CALLS, assistant, contents, dense, found, numbered, seqs, user, whole_log
 
 OWNER = "ada"
@@ -157,7 +158,7 @@ async def test_two_stores_on_one_file(url: str, store: Store) -> None:
 
 async def test_job_that_fails_halfway_leaves_the_others_alone(path: Path) -> None:
     """What a job wrote before it failed is undone; the jobs before and after it in the transaction stay."""
-    file = SqliteFile(path, synchronous="full", write_timeout=5, readers=1)
+    file = SqliteFile(path, synchronous="full", reads=TimeLimit(5), writes=TimeLimit(5), readers=1)
     await file.migrate("head")
 
     def job(number: int) -> object:
@@ -277,7 +278,7 @@ async def test_writes_that_share_a_commit_see_each_other(
 
 async def test_owner_who_is_erased_and_comes_back_in_one_commit(path: Path) -> None:
     """An owner whose last row is removed in a transaction is written anew where the same transaction needs it."""
-    file = SqliteFile(path, synchronous="full", write_timeout=5, readers=1)
+    file = SqliteFile(path, synchronous="full", reads=TimeLimit(5), writes=TimeLimit(5), readers=1)
     await file.migrate("head")
 
     def step[T](work: Work[SqliteRows, T]) -> Coroutine[Any, Any, T]:

@@ -78,9 +78,13 @@ class GroupCommit[Item]:
             await self._ended.wait()
 
     async def aclose(self) -> None:
-        """Commit the queue, and refuse new items."""
+        """Commit the queue, and refuse new items. If this is cancelled, the queue is refused, too."""
         self._closed = True
-        await asyncio.gather(*self._tasks)
+        try:
+            await asyncio.gather(*self._tasks)
+        finally:
+            while self._queue:
+                _settle(self._queue.popleft().future, StoreUnavailable("the store was closed before this was written"))
 
     async def _drain(self) -> None:
         # No await between the empty queue and the task's removal: an item submitted in between would wait for a

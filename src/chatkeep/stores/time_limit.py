@@ -23,8 +23,15 @@ class TimeLimit:
 
     def __init__(self, seconds: float) -> None:
         self.seconds = seconds
+        self.reason: str | None = None
+        """Why calls take long now, if the database knows: it is what those hear that are cut off."""
         self._calls: deque[_Call] = deque()
         self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def no_answer(self) -> str:
+        """What calls hear that are cut off for no reason that is known."""
+        return f"the database did not answer within {self.seconds:g} s; try again"
 
     def of_call(self) -> "_Call":
         """The limit of one call, for `with`."""
@@ -78,7 +85,7 @@ class _Call:
         """Raise StoreUnavailable, unless somebody else has cancelled the task, too, or it was done nevertheless."""
         nobody_else = task.uncancel() <= self._cancelling
         if nobody_else and isinstance(error, asyncio.CancelledError):
-            raise StoreUnavailable(f"the database did not answer within {self._limit.seconds:g} s; try again") from None
+            raise StoreUnavailable(self._limit.reason or self._limit.no_answer) from None
 
     def expire(self) -> None:
         """Cancel the call."""

@@ -1,11 +1,14 @@
 """A SQLite file: one thread that writes with group commit, a few that read, and the schema's revision.
 
-APSW only. A process must not open the file with a second SQLite library, Python's sqlite3 included:
-closing it there would drop this one's locks (docs/decisions/0001-one-sqlite-library.md).
+APSW only. A process must not open the file with a second SQLite library, Python's sqlite3 included: it does not see
+this one's locks, and closing it there drops them, as copying the file does; on Linux those that matter most are
+held twice (docs/decisions/0001-one-sqlite-library.md).
 """
 
 import asyncio
 import logging
+import math
+import os
 import random
 import threading
 import time
@@ -16,15 +19,18 @@ from datetime import datetime
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, NamedTuple, cast
 
 import apsw
 
 from chatkeep.errors import ChatkeepError, SchemaMismatch, StoreUnavailable
 from chatkeep.migrations import REVISIONS
+from chatkeep.stores.base import OTHER_PROCESS
 from chatkeep.stores.group_commit import GroupCommit
 from chatkeep.stores.revisions import target_revision
 from chatkeep.stores.sqlite import schema
+from chatkeep.stores.sqlite.files import OpenFiles
+from chatkeep.stores.time_limit import TimeLimit
 from chatkeep.values import now
 from chatkeep.words import index_text
 
@@ -36,8 +42,15 @@ CHECKPOINT_BYTES = 64 << 20
 IDLE_SECONDS = 0.5
 """Seconds without a write after which an idle checkpoint runs."""
 
-CHECKPOINT_TIMEOUT_SECONDS = 0.1
-"""How long a checkpoint waits for readers of the log, which bounds how long a write waits for it."""
+TURN_SECONDS = 0.1
+"""How long a checkpoint waits for readers of the log, or a VACUUM for the lock, before writes have their turn."""
+
+STEPS = 1_000_000
+"""Steps of SQLite's virtual machine, 13 ms of a scan, after which it asks whether to go on. It has to take the GIL to
+ask: every 20,000 steps cost nothing on an idle interpreter, and doubled the time of a query on a busy one."""
+
+CLOSE_SECONDS = 0.5
+"""How long closing waits for reads in progress, and then again after it has stopped them."""
 
 LOCK_BACKOFF_SECONDS = (0.0002, 0.010)
 """Bounds of the random backoff for a lock that another process holds. SQLite's own busy handler sleeps in steps, and
@@ -131,6 +144,13 @@ type Job[T] = Callable[[Transaction], T]
 rows (`Transaction.flush`) before it reads them."""
 
 
+class Write(NamedTuple):
+    """A job, and when its caller waits no longer: a time of `time.monotonic`."""
+
+    job: Job[object]
+    deadline: float
+
+
 class SqliteFile:
     """One database file, used by one event loop."""
 
@@ -139,24 +159,31 @@ class SqliteFile:
         path: Path,
         *,
         synchronous: Literal["full", "normal"],
-        write_timeout: float,
+        reads: TimeLimit,
+        writes: TimeLimit,
         readers: int,
         committed: Callable[[int], None] = lambda _: None,
     ) -> None:
+        """Take the path, what calls may take, the number of reading threads, and what is told of every commit."""
         self.path = path
         self._synchronous = synchronous
-        self._write_timeout = write_timeout
+        self._reads, self._writes = reads, writes
         self._may_create = False
+        self._files = OpenFiles(path)
         self._connections: list[apsw.Connection] = []
         self._of_thread = threading.local()
         self._writer = ThreadPoolExecutor(1, "chatkeep-sqlite-writer")
         self._readers = ThreadPoolExecutor(readers, "chatkeep-sqlite-reader")
-        self._commits: GroupCommit[Job[object]] = GroupCommit(self._flush, committed=committed)
+        self._closer = ThreadPoolExecutor(1, "chatkeep-sqlite-closer")
+        self._commits: GroupCommit[Write] = GroupCommit(self._flush, committed=committed)
         self._wal_bytes = 0
         self._checkpoint_at = CHECKPOINT_BYTES
         self._commit_count = 0
         self._idle_timer: asyncio.TimerHandle | None = None
+        self._process = os.getpid()
         self._closed = False
+        self._closing: asyncio.Future[None] | None = None
+        self._stop = threading.Event()
 
     @property
     def log_bytes(self) -> int:
@@ -164,25 +191,34 @@ class SqliteFile:
         return self._wal_bytes
 
     async def read[T](self, query: Callable[[apsw.Connection], T]) -> T:
-        """Run `query` on one snapshot of the database. It must fetch all that it reads."""
-        if self._closed:
-            raise StoreUnavailable("the store is closed")
-        return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, query)
+        """Run `query` on one snapshot of the database, until its time is over. It must fetch all that it reads."""
+        self._check_open()
+        deadline = time.monotonic() + self._reads.seconds
+        with self._reads.of_call():
+            return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, query, deadline)
 
     async def write[T](self, job: Job[T], *, size: int = 0) -> T:
-        """Run `job` in a transaction that it may share with others; return when that is committed durably."""
-        return cast("T", await self._commits.submit(job, size=size))
+        """Run `job` in a transaction that it may share with others; return when that is committed durably.
+
+        The caller limits how long it waits. The transaction waits for the lock as long as one of its callers does.
+        """
+        write = Write(job, time.monotonic() + self._writes.seconds)
+        return cast("T", await self._commits.submit(write, size=size))
+
+    async def write_in_time[T](self, job: Job[T]) -> T:
+        """Run `job` as `write` does, and wait no longer than `write_timeout`."""
+        self._check_open()
+        with self._writes.of_call():
+            return await self.write(job)
 
     async def migrate(self, revision: str) -> None:
         """Bring the schema to `revision`; a missing file is created."""
-        if self._closed:
-            raise StoreUnavailable("the store is closed")
         self._may_create = True
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._guard, partial(self._migrate, revision))
+        await self._in_writer(partial(self._migrate, revision))
 
     async def revision(self) -> str | None:
-        """The revision of the schema, None without one."""
-        return await self.read(schema.read_revision)
+        """The revision of the schema, None without one. Raises StoreUnavailable if the file was replaced."""
+        return await self.read(self._revision)
 
     async def scrub(self) -> None:
         """VACUUM the file and truncate its log, so that nothing that was deleted is left in either.
@@ -190,17 +226,10 @@ class SqliteFile:
         Takes seconds per gigabyte and twice the space, while writers wait. `secure_delete` alone is not
         enough: SQLite leaves copies in the free space of pages that it splits or merges.
         """
-        await asyncio.get_running_loop().run_in_executor(self._writer, self._guard, self._vacuum)
-        await self._truncate_log()
-
-    async def _truncate_log(self) -> None:
-        deadline = time.monotonic() + self._write_timeout
-        work = partial(self._checkpoint, "TRUNCATE", timeout=CHECKPOINT_TIMEOUT_SECONDS)
-        while not await asyncio.get_running_loop().run_in_executor(self._writer, work):
-            if time.monotonic() >= deadline:
-                logger.warning("what was deleted from %s stays in its log until nobody reads from it", self.path)
-                return
-            await asyncio.sleep(CHECKPOINT_TIMEOUT_SECONDS)  # lets others write
+        if not await self._in_turns(self._vacuum):
+            raise StoreUnavailable(LOCK_HELD, got=self.path)
+        if not await self._in_turns(partial(self._checkpoint, "TRUNCATE")):
+            logger.warning("what was deleted from %s stays in its log until nobody reads from it", self.path)
 
     async def finish(self) -> None:
         """Finish the writes that were taken, and refuse others."""
@@ -208,22 +237,59 @@ class SqliteFile:
         await self._commits.aclose()
 
     async def aclose(self) -> None:
-        """Close every connection. Idempotent."""
+        """Close every connection within a second, cutting off what takes longer. Idempotent."""
         self._closed = True
         if self._idle_timer:
             self._idle_timer.cancel()
-        for executor in (self._writer, self._readers):
-            await asyncio.to_thread(executor.shutdown)
-        while self._connections:
-            self._connections.pop().close()
+        if self._closing is None:
+            self._closing = asyncio.get_running_loop().run_in_executor(self._closer, self._close_when_unused)
+        try:
+            await asyncio.wait([self._closing], timeout=CLOSE_SECONDS)
+        finally:
+            self._stop.set()
+        await asyncio.wait([self._closing], timeout=CLOSE_SECONDS)
+        self._closer.shutdown(wait=self._closing.done())
+        if not self._closing.done():
+            logger.warning("%s will be closed when its disk answers", self.path)
+
+    # --- on the event loop --------------------------------------------------------------------------------
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise StoreUnavailable(CLOSED)
+        if os.getpid() != self._process:
+            raise StoreUnavailable(OTHER_PROCESS)
+
+    async def _in_writer[T](self, work: Callable[[], T]) -> T:
+        """Run `work` in the writer's thread."""
+        self._check_open()
+        return await asyncio.get_running_loop().run_in_executor(self._writer, self._guard, work)
+
+    async def _in_turns(self, work: Callable[[], bool]) -> bool:
+        """Run `work`, which waits TURN_SECONDS, until it succeeds or `write_timeout` is over; others write between."""
+        deadline = time.monotonic() + self._writes.seconds
+        while not await self._in_writer(work):
+            if time.monotonic() >= deadline:
+                return False
+            await asyncio.sleep(TURN_SECONDS)
+        return True
 
     # --- in the threads -----------------------------------------------------------------------------------
 
-    def _connection(self) -> apsw.Connection:
+    def _close_when_unused(self) -> None:
+        """Close the connections when no thread uses one: SQLite does not survive that."""
+        for executor in (self._writer, self._readers):
+            executor.shutdown()
+        self._files.let_go()
+        while self._connections:
+            self._connections.pop().close()
+        self._files.closed()
+
+    def _connection(self, deadline: float) -> apsw.Connection:
         """This thread's own connection."""
         connection: apsw.Connection | None = getattr(self._of_thread, "connection", None)
         if connection is None:
-            connection = self._of_thread.connection = self._with_retries(self._connect)
+            connection = self._of_thread.connection = self._with_retries(self._connect, deadline)
             self._connections.append(connection)
         return connection
 
@@ -236,7 +302,10 @@ class SqliteFile:
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             if connection.execute("PRAGMA journal_mode = WAL").get != "wal":
                 raise StoreUnavailable("SQLite's write-ahead log does not work on this file system", got=self.path)
+            schema.read_revision(connection)  # opens the log and the file of its locks
+            self._files.opened(connection.filename)
             connection.set_wal_hook(self._note_wal_size)
+            connection.set_progress_handler(self._must_stop, STEPS)
             connection.create_scalar_function("index_text", _index_text, 1, deterministic=True)
         except BaseException:
             connection.close()
@@ -247,29 +316,36 @@ class SqliteFile:
         self._wal_bytes = pages * 4096
         return apsw.SQLITE_OK
 
+    def _must_stop(self) -> bool:
+        """Whether a statement of this thread has run for too long."""
+        return self._stop.is_set() or time.monotonic() >= getattr(self._of_thread, "deadline", math.inf)
+
     def _guard[T](self, work: Callable[[], T]) -> T:
         """Run `work`, and raise SQLite's errors as chatkeep's."""
         try:
             return work()
         except apsw.Error as error:
             raise self._translated(error) from error
+        except OSError as error:
+            raise StoreUnavailable("the disk does not answer", got=f"{self.path}: {error}") from error
 
-    def _with_retries[T](self, work: Callable[[], T]) -> T:
+    def _with_retries[T](self, work: Callable[[], T], deadline: float) -> T:
         """Run `work`, and retry it with a random backoff while another process holds the lock."""
-        deadline = time.monotonic() + self._write_timeout
-        while True:
+        while not self._stop.is_set():
             try:
                 return work()
             except apsw.BusyError:
                 if time.monotonic() >= deadline:
                     raise
-                time.sleep(random.uniform(*LOCK_BACKOFF_SECONDS))  # noqa: S311 - not a secret
+            self._stop.wait(random.uniform(*LOCK_BACKOFF_SECONDS))  # noqa: S311 - not a secret
+        raise StoreUnavailable(CLOSED)
 
-    def _read[T](self, query: Callable[[apsw.Connection], T]) -> T:
-        return self._guard(partial(self._with_retries, partial(self._read_once, query)))
+    def _read[T](self, query: Callable[[apsw.Connection], T], deadline: float) -> T:
+        return self._guard(partial(self._with_retries, partial(self._read_once, query, deadline), deadline))
 
-    def _read_once[T](self, query: Callable[[apsw.Connection], T]) -> T:
-        connection = self._connection()
+    def _read_once[T](self, query: Callable[[apsw.Connection], T], deadline: float) -> T:
+        connection = self._connection(deadline)
+        self._of_thread.deadline = deadline
         connection.execute("BEGIN")
         try:
             return query(connection)
@@ -277,29 +353,51 @@ class SqliteFile:
             if connection.in_transaction:
                 connection.execute("COMMIT")
 
-    async def _flush(self, jobs: Sequence[Job[object]]) -> Sequence[object]:
+    def _revision(self, connection: apsw.Connection) -> str | None:
+        self._files.check()
+        return schema.read_revision(connection)
+
+    async def _flush(self, writes: Sequence[Write]) -> Sequence[object]:
+        if self._closing is not None:
+            raise StoreUnavailable(CLOSED)
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._writer, self._guard, partial(self._commit, jobs))
+            return await loop.run_in_executor(self._writer, self._guard, partial(self._commit, writes))
         finally:
             self._commit_count += 1
             if self._idle_timer is None:
                 self._watch_idle(loop)
 
-    def _commit(self, jobs: Sequence[Job[object]]) -> Sequence[object]:
+    def _commit(self, writes: Sequence[Write]) -> Sequence[object]:
         """Commit jobs together; if one fails the transaction, each alone, so that no other fails with it."""
-        connection = self._connection()
-        self._with_retries(partial(connection.execute, "BEGIN IMMEDIATE"))
+        connection = self._begin(max(write.deadline for write in writes))
         try:
-            outcomes = self._run(connection, jobs)
+            outcomes = self._run(connection, [write.job for write in writes])
         except Exception as error:
             self._roll_back(connection)
-            if len(jobs) == 1:
+            if len(writes) == 1:
                 raise
-            logger.warning("%d writes failed together (%s) and are repeated one by one", len(jobs), error)
-            return [self._commit_alone(job) for job in jobs]
+            logger.warning("%d writes failed together (%s) and are repeated one by one", len(writes), error)
+            return [self._commit_alone(write) for write in writes]
         self._end(connection)
         return outcomes
+
+    def _begin(self, deadline: float) -> apsw.Connection:
+        """Begin to write: as soon as there is the lock, until `_end` or `_roll_back`."""
+        connection = self._connection(deadline)
+        self._with_retries(partial(self._begin_once, connection), deadline)
+        return connection
+
+    def _begin_once(self, connection: apsw.Connection) -> None:
+        """Begin, or raise BusyError. Callers whose time is over meanwhile are told what for they waited."""
+        self._writes.reason = LOCK_HELD
+        self._files.begin_write()
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+        except BaseException:
+            self._files.end_write()
+            raise
+        self._writes.reason = None
 
     def _run(self, connection: apsw.Connection, jobs: Sequence[Job[object]]) -> list[object]:
         transaction = Transaction(connection, now())
@@ -307,9 +405,9 @@ class SqliteFile:
         transaction.flush()
         return outcomes
 
-    def _commit_alone(self, job: Job[object]) -> object:
+    def _commit_alone(self, write: Write) -> object:
         try:
-            return self._commit([job])[0]
+            return self._commit([write])[0]
         except Exception as error:  # noqa: BLE001 - it is the job's outcome, and raised to its caller
             return self._translated(error) if isinstance(error, apsw.Error) else error
 
@@ -320,13 +418,19 @@ class SqliteFile:
         except BaseException:
             self._roll_back(connection)
             raise
+        self._files.end_write()
+        self._files.check_written()
         if self._wal_bytes > self._checkpoint_at:
-            emptied = self._checkpoint("RESTART", timeout=CHECKPOINT_TIMEOUT_SECONDS)
+            emptied = self._checkpoint("RESTART")
             self._checkpoint_at = CHECKPOINT_BYTES + (0 if emptied else self._wal_bytes)
 
     def _roll_back(self, connection: apsw.Connection) -> None:
-        if connection.in_transaction:
-            connection.execute("ROLLBACK")
+        """Undo what is not committed, and let others write."""
+        try:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+        finally:
+            self._files.end_write()
 
     def _attempt(self, transaction: Transaction, job: Job[object]) -> object:
         """Run one job and return its outcome, or the exception with which it refused.
@@ -354,18 +458,17 @@ class SqliteFile:
             if seen != self._commit_count:
                 self._watch_idle(loop)
             else:
-                self._writer.submit(self._checkpoint, "TRUNCATE", timeout=CHECKPOINT_TIMEOUT_SECONDS)
+                self._writer.submit(self._checkpoint, "TRUNCATE")
 
         self._idle_timer = loop.call_later(IDLE_SECONDS, look)
 
-    def _checkpoint(self, mode: Literal["RESTART", "TRUNCATE"], *, timeout: float) -> bool:
-        """Write the log back and empty it; False if a reader keeps it in use for longer than `timeout` seconds."""
-        deadline = time.monotonic() + timeout
+    def _checkpoint(self, mode: Literal["RESTART", "TRUNCATE"]) -> bool:
+        """Write the log back and empty it; False if a reader keeps it in use for longer than TURN_SECONDS."""
+        deadline = time.monotonic() + TURN_SECONDS
         try:
-            while not self._checkpoint_once(mode):
-                if time.monotonic() >= deadline:
+            while not self._checkpoint_once(mode, deadline):
+                if time.monotonic() >= deadline or self._stop.wait(random.uniform(*LOCK_BACKOFF_SECONDS)):  # noqa: S311
                     return False
-                time.sleep(random.uniform(*LOCK_BACKOFF_SECONDS))  # noqa: S311 - not a secret
         except apsw.Error as error:
             # The log stays valid; the next checkpoint writes it back.
             logger.warning("the write-ahead log of %s was not written back: %s", self.path, error)
@@ -373,22 +476,39 @@ class SqliteFile:
         self._wal_bytes = 0
         return True
 
-    def _checkpoint_once(self, mode: Literal["RESTART", "TRUNCATE"]) -> bool:
-        ((busy, _, _),) = self._connection().execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+    def _checkpoint_once(self, mode: Literal["RESTART", "TRUNCATE"], deadline: float) -> bool:
+        connection = self._connection(deadline)
+        try:
+            with self._files.writing():
+                ((busy, _, _),) = connection.execute(f"PRAGMA wal_checkpoint({mode})").fetchall()
+        except apsw.BusyError:
+            return False
         return not busy
 
-    def _vacuum(self) -> None:
-        connection = self._connection()
+    def _vacuum(self) -> bool:
+        """Rewrite the file; False if another process holds its lock for longer than TURN_SECONDS."""
+        deadline = time.monotonic() + TURN_SECONDS
+        connection = self._connection(deadline)
         connection.execute("PRAGMA temp_store = FILE")  # the copy may be larger than the memory
         try:
-            self._with_retries(partial(connection.execute, "VACUUM"))
+            self._with_retries(partial(self._vacuum_once, connection), deadline)
+        except apsw.BusyError:
+            return False
         finally:
+            self._writes.reason = None
             connection.execute("PRAGMA temp_store = MEMORY")
+        return True
+
+    def _vacuum_once(self, connection: apsw.Connection) -> None:
+        self._writes.reason = LOCK_HELD
+        with self._files.writing():
+            self._writes.reason = REWRITING
+            connection.execute("VACUUM")
 
     def _migrate(self, revision: str) -> None:
-        connection, target = self._connection(), target_revision(revision, REVISIONS)
-        if schema.is_outdated(connection, target, str(self.path)):
-            self._with_retries(partial(connection.execute, "BEGIN IMMEDIATE"))
+        deadline, target = time.monotonic() + self._writes.seconds, target_revision(revision, REVISIONS)
+        if schema.is_outdated(self._connection(deadline), target, str(self.path)):
+            connection = self._begin(deadline)
             try:
                 schema.migrate(connection, target, str(self.path))
                 connection.execute("COMMIT")
@@ -408,8 +528,13 @@ def _index_text(*values: object) -> str:
     return index_text(cast("str", values[0]))
 
 
+CLOSED = "the store is closed"
+LOCK_HELD = "another process held the database's lock for too long; try again"
+REWRITING = "the file was being rewritten, as an owner was erased; try again"
+
 MEANINGS: tuple[tuple[type[apsw.Error], str], ...] = (
-    (apsw.BusyError, "another process held the database's lock for too long; try again"),
+    (apsw.BusyError, LOCK_HELD),
+    (apsw.InterruptError, "the query was stopped, as it took longer than read_timeout, or the store was closed"),
     (apsw.LockedError, "the database is locked; try again"),
     (apsw.NotADBError, "the file is not a SQLite database"),
     (apsw.CantOpenError, "the database cannot be opened: is the folder there, and may it be written?"),

@@ -30,9 +30,10 @@ class SqliteStore(RowStore[SqliteRows]):
         if path in ("", ":memory:"):
             raise InvalidInput("a SQLite store needs a file, such as sqlite:///chat.db; in memory is memory://")
         self._file = SqliteFile(
-            Path(path).expanduser(),
+            Path(path).expanduser().absolute(),
             synchronous=options.synchronous,
-            write_timeout=options.write_timeout,
+            reads=self._reads,
+            writes=self._writes,
             readers=options.readers,
             committed=self._committed,
         )
@@ -47,7 +48,9 @@ class SqliteStore(RowStore[SqliteRows]):
 
     @override
     async def _write[T](self, work: Work[SqliteRows, T], *, atomic: bool = True) -> T:
-        return await self._file.write(lambda transaction: run(work(SqliteRows(transaction.connection, transaction))))
+        return await self._file.write_in_time(
+            lambda transaction: run(work(SqliteRows(transaction.connection, transaction)))
+        )
 
     async def _append(
         self, key: Key, messages: Sequence[NewMessage], fingerprints: Sequence[bytes], expected_seq: int | None
@@ -97,4 +100,4 @@ class SqliteAccess(SqlAccess):
         return await self._file.read(lambda connection: fetch(connection, statement, values))
 
     async def _write(self, statement: str, *values: object) -> Sequence[Row]:
-        return await self._file.write(lambda transaction: fetch(transaction.connection, statement, values))
+        return await self._file.write_in_time(lambda transaction: fetch(transaction.connection, statement, values))
