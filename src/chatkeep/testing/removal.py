@@ -79,7 +79,7 @@ class RemovalContract(Contract):
 
         async def write() -> None:
             while not done.is_set():
-                await asyncio.sleep(0)
+                await asyncio.sleep(0.005)
                 kept = erased.is_set()
                 try:
                     talk = await store.create_conversation(owner, NewConversation())

@@ -13,22 +13,24 @@ from chatkeep.stores.rows import Row
 from chatkeep.values import encode_nul, json_text, title_from
 
 # An append alone: the conversation's row says whether it exists, never branched, and the next seq.
-APPEND = """
+_APPEND = """
     WITH c AS (
         UPDATE conversations
         SET last_seq = last_seq + 1, head_seq = last_seq + 1, head_id = $3, previous_head_id = head_id,
-            title = coalesce(title, $13), updated_at = greatest(updated_at, now())
+            title = coalesce(title, $13), updated_at = greatest(updated_at, {moment})
         WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL AND runs IS NULL
             AND head_seq IS NOT DISTINCT FROM nullif(last_seq, 0)
         RETURNING last_seq, previous_head_id
     )
     INSERT INTO messages (owner_id, conversation_id, seq, id, run, depth, parent_id, fingerprint, role, content, status,
-                          sources, metadata, external_id, sent_at, terms)
+                          sources, metadata, external_id, sent_at, terms, created_at)
     SELECT $1, $2, c.last_seq, $3, 0, c.last_seq, c.previous_head_id, $4, $5, $6, $7, $8, $9, $10, $11,
-           string_to_array($12, ' ')
+           string_to_array($12, ' '), {moment}
     FROM c
     RETURNING 1, seq, parent_id, created_at
 """
+APPEND = _APPEND.format(moment="now()")
+APPEND_AT = _APPEND.format(moment="$14::timestamptz")
 APPEND_MANY = """
     SELECT * FROM chatkeep_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
 """

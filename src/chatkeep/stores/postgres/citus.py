@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from uuid import UUID
 
 from chatkeep.errors import InvalidInput
-from chatkeep.stores.postgres.append import Item
+from chatkeep.stores.postgres.append import APPEND_AT, Item
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.rows import Row
 
@@ -54,6 +54,17 @@ class End(NamedTuple):
     seq: int
     head_id: UUID | None
     title: str | None = None
+
+
+async def append_alone(connection: Connection, item: Item) -> dict[UUID, Row]:
+    """Append one item if that is simple, as `append.append` does.
+
+    The conversation and the message are changed by two statements of a machine, each with a now() of its own: both get
+    the coordinator's.
+    """
+    moment = await connection.fetchval("SELECT now()")
+    row = await connection.fetchrow(APPEND_AT, *item, moment)
+    return {} if row is None else {item.id: row}
 
 
 async def append_of_owner(connection: Connection, owner: str, items: Sequence[Item]) -> dict[UUID, Row]:

@@ -16,7 +16,7 @@ from chatkeep.stores.base import RowStore
 from chatkeep.stores.group_commit import GroupCommit
 from chatkeep.stores.locks import KeyedLocks
 from chatkeep.stores.postgres.append import Item, append, appended, to_item
-from chatkeep.stores.postgres.citus import append_of_owner, distribute
+from chatkeep.stores.postgres.citus import append_alone, append_of_owner, distribute
 from chatkeep.stores.postgres.database import Database
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.rows import PostgresRows
@@ -164,7 +164,7 @@ class PostgresStore(RowStore[PostgresRows]):
 
     async def _store_of_owner(self, owner: str, items: Sequence[Item]) -> dict[UUID, Row]:
         if len(items) == 1:
-            return await self._database.attempt(lambda connection: append(connection, items)) or {}
+            return await self._database.attempt(lambda connection: append_alone(connection, items[0])) or {}
         stored = await self._database.attempt(
             lambda connection: append_of_owner(connection, owner, items), transaction=True
         )
