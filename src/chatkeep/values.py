@@ -346,7 +346,9 @@ def valid_owner(owner: str) -> str:
 
 
 def valid_metadata(metadata: object, limits: MetadataLimits) -> None:
-    """Raise InvalidInput if metadata is beyond `limits`."""
+    """Raise InvalidInput if a record's metadata is beyond `limits`, which are a store's."""
+    if limits == MAX_METADATA:
+        return  # every record keeps these
     try:
         copy_json(metadata, limits)
     except ValueError as error:
@@ -404,4 +406,13 @@ def merge_patch(target: dict[str, Any], patch: dict[str, Any]) -> dict[str, Any]
             merged[key] = merge_patch(old if isinstance(old, dict) else {}, value)
         else:
             merged[key] = value
+    return merged
+
+
+def patched(metadata: dict[str, Any], patch: dict[str, Any] | None, limits: MetadataLimits) -> dict[str, Any]:
+    """Return metadata after a merge patch; None empties it. Raises InvalidInput: many small patches are too much."""
+    try:
+        merged: dict[str, Any] = copy_json({} if patch is None else merge_patch(metadata, patch), limits)
+    except BeyondLimits as error:
+        raise InvalidInput(f"metadata {error}, and would have more after this change; remove some first") from None
     return merged

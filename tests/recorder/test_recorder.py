@@ -851,6 +851,83 @@ async def test_a_child_keeps_no_lock(store: Store, journal: Path) -> None:
             os.close(end)
 
 
+FORKS = """
+import asyncio, os, sys, threading
+from chatkeep import NewConversation, Recorder, StoreUnavailable, open_store, recording
+
+async def enter(recorder):
+    async with recorder:
+        pass
+
+def use(recorder):
+    for call in (
+        lambda: recorder.record("ada", TALK, "user", "child"),
+        lambda: recorder.wait(60),
+        lambda: asyncio.run(recorder.flush(60)),
+        lambda: asyncio.run(enter(recorder)),
+    ):
+        try:
+            call()
+        except StoreUnavailable as error:
+            assert "forked" in str(error), error
+        else:
+            raise AssertionError("it was taken")
+    asyncio.run(recorder.aclose())
+
+def fork(recorder):
+    # while other threads are in the middle of what they do
+    def work():
+        with recorder._counters.lock, recorder._journal._dirty:
+            working.set()
+            done.wait()
+    working, done = threading.Event(), threading.Event()
+    thread = threading.Thread(target=work)
+    thread.start()
+    working.wait()
+    child = os.fork()
+    if child:
+        done.set()
+        thread.join()
+    return child
+
+url, journal = sys.argv[1:]
+
+async def create():
+    async with open_store(url) as store:
+        return (await store.create_conversation("ada", NewConversation())).id
+
+TALK = asyncio.run(create())
+with recording(url, journal) as recorder:
+    for number in range(5):
+        recorder.record("ada", TALK, "user", f"before {number}")
+        child = fork(recorder)
+        if not child:
+            use(recorder)
+            sys.exit()  # runs what is to run at the end of a process
+        recorder.record("ada", TALK, "user", f"after {number}")
+        assert os.waitpid(child, 0)[1] == 0, "the child failed"
+    recorder.wait(60)
+    recorder.record("ada", TALK, "user", "last")
+
+async def log():
+    async with open_store(url) as store:
+        return [message.content for message in await store.log("ada", TALK)]
+
+expected = [f"{when} {number}" for number in range(5) for when in ("before", "after")] + ["last"]
+found = asyncio.run(log())
+assert found == expected, found
+"""
+
+
+def test_a_forked_child_is_told(journal: Path, tmp_path: Path) -> None:
+    """In a child every call of the parent's recorder raises or returns at once; the parent loses nothing by it."""
+    script = [sys.executable, "-W", "ignore::DeprecationWarning", "-c", FORKS]  # to fork beside threads is the point
+    done = subprocess.run(
+        [*script, f"sqlite:///{tmp_path / 'chat.db'}", journal], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 0, done.stderr
+
+
 async def test_another_file_is_not_taken_for_a_journal(store: Store, tmp_path: Path) -> None:
     """Neither a chat database nor any other file is used, or changed."""
     text = tmp_path / "notes.txt"

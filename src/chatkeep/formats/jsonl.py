@@ -25,7 +25,7 @@ from functools import lru_cache
 from typing import Annotated, Any
 from uuid import UUID, uuid5
 
-from pydantic import AwareDatetime, Field, ValidationError
+from pydantic import AfterValidator, AwareDatetime, Field, ValidationError
 
 from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.ids import UUID_TEXT, uuid_of
@@ -42,7 +42,16 @@ from chatkeep.model import (
     stored,
 )
 from chatkeep.store import MAX_LIMIT, Store
-from chatkeep.values import MAX_LABEL_CHARS, BeyondLimits, JsonObject, Label, json_text, parse_json, title_from
+from chatkeep.values import (
+    MAX_JSON_DEPTH,
+    MAX_LABEL_CHARS,
+    BeyondLimits,
+    Label,
+    copy_json,
+    json_text,
+    parse_json,
+    title_from,
+)
 
 NAMESPACE = UUID("5e1c7a0e-0d5b-5f0c-9d5a-6b1f2a7c4e93")
 """Namespace of the UUIDs that are derived from foreign ids. It must never change."""
@@ -61,6 +70,26 @@ searching for a fixed letter is five times as fast as for a class of two."""
 
 NOT_AGAIN = "; an older version stored more, which can be exported, but not imported"
 
+SHORT_METADATA = 2 * MAX_JSON_DEPTH
+"""JSON of so many characters is within every limit: each level takes two."""
+
+
+def _within_limits(metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return metadata that a parser made, without the copy that callers' values need. Raises BeyondLimits."""
+    if not _is_short(metadata):
+        copy_json(metadata)
+    return metadata
+
+
+def _is_short(metadata: dict[str, Any]) -> bool:
+    try:
+        return len(json_text(metadata)) <= SHORT_METADATA
+    except ValueError:  # it has more levels than can be written
+        return False
+
+
+Metadata = Annotated[dict[str, Any], AfterValidator(_within_limits)]
+
 FOREIGN_ID = Field(min_length=1, max_length=MAX_LABEL_CHARS)
 
 
@@ -74,7 +103,7 @@ class LineMessage(Given):
     created_at: AwareDatetime | None = None
     status: Status = Status.COMPLETE
     sources: tuple[Source, ...] = ()
-    metadata: JsonObject = Field(default_factory=dict)
+    metadata: Metadata = Field(default_factory=dict)
     external_id: Label | None = None
 
 
@@ -87,7 +116,7 @@ class Line(Given):
     lang: str | None = None
     context_id: Label | None = None
     external_id: Label | None = None
-    metadata: JsonObject = Field(default_factory=dict)
+    metadata: Metadata = Field(default_factory=dict)
     messages: list[LineMessage]
     head: str | None = None
 

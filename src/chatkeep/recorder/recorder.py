@@ -27,7 +27,15 @@ from uuid import UUID
 
 from pydantic import ValidationError
 
-from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours, RecorderFull
+from chatkeep.errors import (
+    ChatkeepError,
+    Conflict,
+    InvalidInput,
+    NotFound,
+    NotYours,
+    RecorderFull,
+    StoreUnavailable,
+)
 from chatkeep.ids import new_id, prepare_ids, valid_id
 from chatkeep.model import ROLES, NewConversation, NewMessage, Role, Status
 from chatkeep.recorder.journal import (
@@ -65,6 +73,8 @@ ENTRY_BYTES = 256
 
 CLOSE_SECONDS = 10.0
 """How long closing waits for the store."""
+
+OTHER_PROCESS = "the recorder was made by the process that this one was forked from; make one in this process"
 
 UNREADABLE = "a value of the message raises an error when it is read; give plain values"
 
@@ -153,8 +163,11 @@ class Recorder:
         Messages of one conversation are stored in the order of the calls. `sent_at` is the time of the call if neither
         it nor an id is given. Two calls with the same id and values are one message. Values are copied.
         Raises InvalidInput (InvalidId for an id) if the message can never be stored, or the recorder is closed;
-        RecorderFull if the recorder is full and `when_full` is `raise`. Never raises a database's errors.
+        RecorderFull if the recorder is full and `when_full` is `raise`; StoreUnavailable in a forked child, which has
+        none of the recorder's threads. Never raises a database's errors.
         """
+        if self._journal.forked:
+            raise StoreUnavailable(OTHER_PROCESS)
         size = ENTRY_BYTES
         # Fast path for plain messages, without calls: between two messages the processor's cache goes cold, and with
         # functions for the checks this took one and a half times as long.
@@ -247,6 +260,7 @@ class Recorder:
 
     async def __aenter__(self) -> Self:
         """Start to deliver, in this event loop."""
+        self._check_process()
         self._loop = asyncio.get_running_loop()
         for key in await self._submit(waiting_conversations):
             self._drain(key)
@@ -383,8 +397,10 @@ class Recorder:
     async def flush(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - as asyncio.wait_for has it
         """Return when every message that was recorded before this call is stored, or is a dead letter.
 
-        Raises TimeoutError after `timeout` seconds. Unsent messages stay in the journal and are still retried.
+        Raises TimeoutError after `timeout` seconds, StoreUnavailable in a forked child. Unsent messages stay in the
+        journal and are still retried.
         """
+        self._check_process()
         if self._loop is None:
             raise InvalidInput(NOT_ENTERED)
         async with asyncio.timeout(timeout):
@@ -397,8 +413,11 @@ class Recorder:
     async def aclose(self, timeout: float = CLOSE_SECONDS) -> None:  # noqa: ASYNC109 - as flush
         """Refuse new messages, wait up to `timeout` seconds for the store, and close the journal.
 
-        Unsent messages stay in the journal, for the next recorder on it. Idempotent.
+        Unsent messages stay in the journal, for the next recorder on it. Idempotent. In a forked child it does
+        nothing: the journal is the parent's.
         """
+        if self._journal.forked:
+            return
         with self._counters.lock:
             if self._closed:
                 return
@@ -417,9 +436,15 @@ class Recorder:
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until `flush` is done. For threads other than the event loop's."""
+        self._check_process()
         if self._loop is None:
             raise InvalidInput(NOT_ENTERED)
         asyncio.run_coroutine_threadsafe(self.flush(timeout), self._loop).result()
+
+    def _check_process(self) -> None:
+        """Raise StoreUnavailable in a forked child, which has neither the threads nor the tasks of the recorder."""
+        if self._journal.forked:
+            raise StoreUnavailable(OTHER_PROCESS)
 
     def stats(self) -> RecorderStats:
         """Return the counters and what is held. Thread-safe and cheap."""

@@ -1,6 +1,7 @@
 """The recorder for a program without an event loop."""
 
 import asyncio
+import os
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -20,6 +21,7 @@ def recording(url: str, journal: Path | str, **options: Any) -> Iterator[Recorde
 
     Options are those of `Recorder`. What is recorded is stored when the block ends, or stays in the journal.
     """
+    process = os.getpid()
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="chatkeep-recorder", daemon=True)
     thread.start()
@@ -27,10 +29,11 @@ def recording(url: str, journal: Path | str, **options: Any) -> Iterator[Recorde
     try:
         yield asyncio.run_coroutine_threadsafe(opened.__aenter__(), loop).result()
     finally:
-        asyncio.run_coroutine_threadsafe(opened.__aexit__(None, None, None), loop).result()
-        loop.call_soon_threadsafe(loop.stop)
-        thread.join()
-        loop.close()
+        if os.getpid() == process:  # a forked child has no thread that would do it
+            asyncio.run_coroutine_threadsafe(opened.__aexit__(None, None, None), loop).result()
+            loop.call_soon_threadsafe(loop.stop)
+            thread.join()
+            loop.close()
 
 
 @asynccontextmanager

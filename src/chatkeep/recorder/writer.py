@@ -89,6 +89,8 @@ class JournalWriter:
         """Entries that were committed since the journal was opened."""
         self.sync_failures = 0
         """How often fdatasync failed."""
+        self.forked = False
+        """Whether this is a forked child, which has none of the threads: a flag costs `record` less than os.getpid."""
         self._on_written = on_written
         self._queue: deque[NewEntry | _Pending] = deque()
         self.put: Callable[[NewEntry], None] = self._queue.append
@@ -303,14 +305,16 @@ def _opened(path: Path) -> tuple[IO[str], apsw.Connection, apsw.Connection, int]
 _open_writers: WeakSet[JournalWriter] = WeakSet()
 
 
-def _release_locks() -> None:
-    """Close the locks in a forked child: it would hold the parent's locks longer than the parent lives."""
+def _leave_to_parent() -> None:
+    """Release the locks in a forked child, which may live longer than the parent, and never close the files there."""
     for writer in _open_writers:
         writer._lock.close()
+        writer.forked = writer._closing = True
+        atexit.unregister(writer.close)
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_release_locks)
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _fdatasync(file: int) -> None:

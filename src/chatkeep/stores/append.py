@@ -14,7 +14,7 @@ from chatkeep.errors import Conflict, InvalidInput, NotFound
 from chatkeep.ids import new_id
 from chatkeep.model import MESSAGE_FIELDS, ImportedMessage, Message, NewMessage, Role, stored
 from chatkeep.tree import Position, Tree
-from chatkeep.values import MetadataLimits, title_from, valid_metadata
+from chatkeep.values import MAX_METADATA, MetadataLimits, title_from, valid_metadata
 
 
 class Known(NamedTuple):
@@ -59,18 +59,17 @@ GIVE_MESSAGES = "append takes a NewMessage, or a list or tuple of them"
 
 
 def check(
-    messages: Sequence[NewMessage], max_content_chars: int, metadata_limits: MetadataLimits | None = None
+    messages: Sequence[NewMessage], max_content_chars: int, metadata_limits: MetadataLimits = MAX_METADATA
 ) -> list[bytes]:
     """Validate an append as far as that needs no transaction, and return the fingerprints.
 
-    `metadata_limits` are given if they are lower than those of every record. The fingerprints are computed here
-    because other writers wait while a transaction runs.
+    They are computed here because other writers wait while a transaction runs.
     """
     if not messages:
         raise InvalidInput("append needs at least one message")
     for message in messages:
         message.check_length(max_content_chars)
-        if metadata_limits is not None:
+        if message.metadata:
             valid_metadata(message.metadata, metadata_limits)
     return [message.fingerprint() for message in messages]
 

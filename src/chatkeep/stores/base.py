@@ -30,18 +30,7 @@ from chatkeep.stores.rows import Hit, Key, Removed, Rows, StateRow, Work, unique
 from chatkeep.stores.time_limit import TimeLimit
 from chatkeep.stores.window import Window, list_cursor, list_place, list_scope, valid_page
 from chatkeep.tree import Position, Segment, Tree
-from chatkeep.values import (
-    MAX_METADATA,
-    BeyondLimits,
-    clean_text,
-    copy_json,
-    json_text,
-    merge_patch,
-    now,
-    title_from,
-    valid_metadata,
-    valid_owner,
-)
+from chatkeep.values import clean_text, json_text, now, patched, title_from, valid_metadata, valid_owner
 from chatkeep.words import holds, query_phrases, snippet
 
 logger = logging.getLogger(__name__)
@@ -63,8 +52,7 @@ class RowStore[R: Rows](Store):
     def __init__(self, url: str, options: StoreOptions) -> None:
         super().__init__(url, options)
         self._reads, self._writes = TimeLimit(options.read_timeout), TimeLimit(options.write_timeout)
-        limits = options.metadata_limits
-        self._metadata_limits = None if limits == MAX_METADATA else limits
+        self._metadata_limits = options.metadata_limits
         self._background: set[asyncio.Task[Any]] = set()
         self._process = os.getpid()
         self._closed = False
@@ -133,13 +121,13 @@ class RowStore[R: Rows](Store):
     # --- conversations ------------------------------------------------------------------------------------
 
     async def create_conversation(self, owner: str, new: NewConversation) -> Conversation:
-        self._check_metadata(new.metadata)
+        valid_metadata(new.metadata, self._metadata_limits)
         key = self._owner(owner), new.id or new_id()
         with self._writes.of_call():
             return await self._when_removed(key[0], lambda: self._create(key, new))
 
     async def get_or_create_conversation(self, owner: str, new: NewConversation) -> Conversation:
-        self._check_metadata(new.metadata)
+        valid_metadata(new.metadata, self._metadata_limits)
         key = self._owner(owner), new.id or new_id()
         with self._writes.of_call():
             found = await self._read(lambda rows: rows.newest(key[0], new.context_id))
@@ -317,11 +305,6 @@ class RowStore[R: Rows](Store):
     def _key(self, owner: str, conversation_id: UUID | str) -> Key:
         return self._owner(owner), valid_id(conversation_id)
 
-    def _check_metadata(self, metadata: dict[str, Any]) -> None:
-        """Raise InvalidInput if it is beyond limits of this store that are lower than those of every record."""
-        if self._metadata_limits is not None:
-            valid_metadata(metadata, self._metadata_limits)
-
     async def _in_background[T](self, work: Coroutine[Any, Any, T]) -> T:
         """Run `work` in a task that outlives a cancelled caller: a removal that began is finished."""
         task, caller = self._begin(work), asyncio.current_task()
@@ -395,7 +378,7 @@ class RowStore[R: Rows](Store):
         if "title" in change.model_fields_set:
             values["title"] = change.title
         if "metadata" in change.model_fields_set:
-            values["metadata"] = json_text(self._patched(before.metadata, change.metadata))
+            values["metadata"] = json_text(patched(before.metadata, change.metadata, self._metadata_limits))
         if "head_id" in change.model_fields_set:
             head = None if change.head_id is None else await self._message(rows, key, change.head_id)
             values |= {"head_seq": head.seq if head else None, "head_id": change.head_id}
@@ -403,15 +386,6 @@ class RowStore[R: Rows](Store):
             return before
         await rows.set_values(key, values)
         return await self._conversation(rows, key)
-
-    def _patched(self, metadata: dict[str, Any], patch: dict[str, Any] | None) -> dict[str, Any]:
-        """The metadata after a change. Raises InvalidInput: many small patches may make it too large."""
-        patched = {} if patch is None else merge_patch(metadata, patch)
-        try:
-            copied: dict[str, Any] = copy_json(patched, self._metadata_limits or MAX_METADATA)
-        except BeyondLimits as error:
-            raise InvalidInput(f"metadata {error}, and would have more after this change; remove some first") from None
-        return copied
 
     # --- messages, in a transaction -----------------------------------------------------------------------
 
