@@ -8,12 +8,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, closing, contextmanager
 from pathlib import Path
 
+import apsw
 import httpx2
 import pytest
+from benchmarks.postgres_server import FAST, Server
+
+from servers.postgres import stopped, with_query
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("CHATKEEP_")}
 
@@ -65,6 +70,46 @@ def test_sigterm_ends_the_server(tmp_path: Path) -> None:
         assert process.wait(10) == 0
         for connection in idle:
             connection.close()
+    assert "Traceback" not in log_of(tmp_path)
+
+
+@contextmanager
+def stuck_sqlite(folder: Path) -> Iterator[tuple[str, AbstractContextManager[object]]]:
+    """The URL of a file, and what takes its lock."""
+
+    @contextmanager
+    def locked() -> Iterator[None]:
+        with closing(apsw.Connection(f"{folder}/chat.db")) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            yield
+
+    yield f"sqlite:///{folder}/chat.db", locked()
+
+
+@contextmanager
+def stuck_postgres(_: Path) -> Iterator[tuple[str, AbstractContextManager[object]]]:
+    """The URL of a server, and what stops all its processes."""
+    server = Server(**FAST)
+    server.start()
+    yield server.url(), stopped(server)
+    server.remove()
+
+
+@pytest.mark.parametrize("database", [stuck_sqlite, stuck_postgres])
+def test_sigterm_while_the_database_is_stuck(
+    tmp_path: Path, database: Callable[[Path], AbstractContextManager[tuple[str, AbstractContextManager[object]]]]
+) -> None:
+    """The server ends within shutdown_seconds and two seconds more, whatever its store waits for; clients are told."""
+    with database(tmp_path) as (url, stuck):
+        settings = {"database_url": with_query(url, "write_timeout=60&read_timeout=60"), "shutdown_seconds": "1"}
+        with served(tmp_path, **settings) as (process, client), ThreadPoolExecutor(4) as pool, stuck:
+            waiting = [pool.submit(client.post, "/api/conversations", json={}) for _ in range(4)]
+            time.sleep(0.5)
+            began = time.monotonic()
+            process.send_signal(signal.SIGTERM)
+            assert process.wait(30) == 0
+            assert time.monotonic() - began < 1 + 3  # two, and one for a busy machine
+            assert {each.result().status_code for each in waiting} == {503}
     assert "Traceback" not in log_of(tmp_path)
 
 

@@ -852,7 +852,7 @@ async def test_a_child_keeps_no_lock(store: Store, journal: Path) -> None:
 
 
 FORKS = """
-import asyncio, os, sys, threading
+import asyncio, os, signal, sys, threading
 from chatkeep import NewConversation, Recorder, StoreUnavailable, open_store, recording
 
 async def enter(recorder):
@@ -888,6 +888,8 @@ def fork(recorder):
     if child:
         done.set()
         thread.join()
+    else:
+        signal.alarm(20)  # ends it if it hangs
     return child
 
 url, journal = sys.argv[1:]

@@ -70,7 +70,7 @@ class RequestMiddleware:
     - HEAD is answered like GET, without the body.
     - `X-Request-ID` and security headers on every response; a log line, counters and a span.
     - 500 for unexpected errors, logged with their traceback.
-    - During the shutdown: 503 for new requests, and an end for event streams.
+    - During the shutdown: 503 for new requests and for those that took too long, and an end for event streams.
     """
 
     def __init__(
@@ -121,10 +121,13 @@ class RequestMiddleware:
         try:
             await self._app(inner, self._limited(receive), response.send)
         except asyncio.CancelledError:
-            if not (self._shutdown.has_begun and response.is_event_stream):
+            if not self._shutdown.has_begun or (response.started and not response.is_event_stream):
                 raise
             response.task.uncancel()
-            await response.end()
+            if response.started:
+                await response.end()
+            else:
+                await stopping()(scope, receive, response.send)
         finally:
             scope["route"] = inner.get("route")
             self._shutdown.streams.discard(response.task)
@@ -132,7 +135,7 @@ class RequestMiddleware:
     async def _refusal(self, scope: Scope) -> Response | None:
         """Return the response to a request that must not reach the application."""
         if self._shutdown.has_begun:
-            return problem(503, headers={**RETRY_AFTER, "Connection": "close"})
+            return stopping()
         hosts = _values(scope, b"host")
         if len(hosts) != 1 or _host_and_port(hosts[0])[0] not in self._allowed_hosts:
             return problem(421)
@@ -185,6 +188,11 @@ class RequestMiddleware:
             "owner": owner_hash(principal.owner) if principal else "-",
         }
         requests_logger.info("answered", extra={FIELDS: fields})
+
+
+def stopping() -> Response:
+    """The response to a request that the server cannot answer because it shuts down."""
+    return problem(503, headers={**RETRY_AFTER, "Connection": "close"})
 
 
 def _route(scope: Scope) -> str | None:

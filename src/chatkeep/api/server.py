@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 SWEEP_SECONDS = 600.0
 """How often replies that expired are removed; each worker does it, at a time of its own."""
 
-CLOSE_SECONDS = 1.0
+CLOSE_SECONDS = 0.5
 """How long closing the store may take at least, also if requests took all the time of the shutdown."""
 
 PARENT_POLL_SECONDS = 1.0

@@ -7,6 +7,7 @@ written once, above. Every operation but `exists_elsewhere` and those of the who
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
+from itertools import accumulate
 from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
@@ -210,6 +211,12 @@ def run[T](work: Coroutine[Any, Any, T]) -> T:
         return result
     work.close()
     raise RuntimeError("the rows of this database must not wait")
+
+
+def that_fit[Id](hidden: Sequence[tuple[Id, int]], limit: int) -> list[Id]:
+    """Those of the hidden conversations, given with their `last_seq`, that have at most `limit` messages together."""
+    sums = accumulate(last_seq for _, last_seq in hidden)
+    return [id_ for (id_, _), total in zip(hidden, sums, strict=True) if total <= limit]
 
 
 def unique(found: Iterable[Placed]) -> list[Placed]:

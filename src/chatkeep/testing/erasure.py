@@ -2,7 +2,7 @@
 
 import asyncio
 from datetime import UTC, datetime
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from chatkeep.errors import NotFound
 from chatkeep.model import Conversation, NewConversation
@@ -78,6 +78,30 @@ class EraseContract(Contract):
         assert receipt.messages >= 1_500
         assert await whole_list(store, owner) == []
         assert await found(store, owner, "sage") == set()
+
+    async def test_erasure_while_the_owner_creates(self, store: Store, owner: str) -> None:
+        """An erasure ends although others never stop to create conversations; what was there before is gone."""
+        before = [await store.create_conversation(owner, NewConversation()) for _ in range(20)]
+        created: list[UUID] = []
+        ended = asyncio.Event()
+
+        async def create() -> None:
+            while not ended.is_set():
+                created.append((await store.create_conversation(owner, NewConversation())).id)
+                await asyncio.sleep(0.001)
+
+        creators = [asyncio.create_task(create()) for _ in range(4)]
+        await asyncio.sleep(0.02)
+        receipt = await asyncio.wait_for(store.erase_owner(owner), 20)
+        count = len(created)
+        ended.set()
+        await asyncio.gather(*creators)
+        assert receipt.conversations >= len(before)
+        left = {each.id for each in await whole_list(store, owner)}
+        assert left.isdisjoint(each.id for each in before)
+        assert left.issuperset(created[count:])
+        last = await store.erase_owner(owner)
+        assert (last.conversations, last.remaining) == (len(left), 0)
 
     async def test_erasure_beside_other_owners(self, store: Store, owner: str, conversation: Conversation) -> None:
         """Other owners write and read during an erasure, and lose nothing."""

@@ -28,7 +28,7 @@ from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.text import decode, encode, terms_of
-from chatkeep.stores.rows import Found, Hit, Key, Removed, Row, Rows, StateRow
+from chatkeep.stores.rows import Found, Hit, Key, Removed, Row, Rows, StateRow, that_fit
 from chatkeep.stores.window import ListPlace, Window, cursor_time
 from chatkeep.tree import Position, Segment
 from chatkeep.values import EPOCH, decode_nul, encode_nul, json_text, load_json, to_micros
@@ -138,15 +138,22 @@ HIDE_SLICE = """
     UPDATE conversations SET deleted_at = now(), slot = false WHERE owner_id = $1 AND deleted_at IS NULL AND id IN (
         SELECT id FROM conversations WHERE owner_id = $1 AND deleted_at IS NULL LIMIT $2)
 """
-HIDDEN = "SELECT id FROM conversations WHERE owner_id = $1 AND deleted_at IS NOT NULL ORDER BY id LIMIT $2 FOR UPDATE"
-REMOVE_CONVERSATION = "DELETE FROM conversations WHERE owner_id = $1 AND id = $2 AND deleted_at IS NOT NULL"
+HIDDEN = """
+    SELECT id, last_seq FROM conversations WHERE owner_id = $1 AND deleted_at IS NOT NULL
+    ORDER BY id LIMIT $2 FOR UPDATE
+"""
+REMOVE_CONVERSATIONS = "DELETE FROM conversations WHERE owner_id = $1 AND id = ANY($2) AND deleted_at IS NOT NULL"
 REMOVE_MESSAGES = """
     WITH gone AS (
-        DELETE FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND seq IN (
-            SELECT seq FROM messages WHERE owner_id = $1 AND conversation_id = $2 ORDER BY seq LIMIT $3)
+        DELETE FROM messages WHERE owner_id = $1 AND conversation_id = ANY($2){and_more}
         RETURNING terms IS NOT NULL AND content <> '' AS indexed)
     SELECT 0, count(*), count(*) FILTER (WHERE indexed) FROM gone
 """
+REMOVE_ALL = REMOVE_MESSAGES.format(and_more="")
+REMOVE_SOME = REMOVE_MESSAGES.format(
+    and_more=""" AND seq IN (
+            SELECT seq FROM messages WHERE owner_id = $1 AND conversation_id = ANY($2) ORDER BY seq LIMIT $3)"""
+)
 LOCK_CONVERSATIONS = """
     SELECT count(*) FROM (SELECT 1 FROM conversations WHERE owner_id = $1 ORDER BY id FOR UPDATE) c
 """
@@ -394,16 +401,16 @@ class PostgresRows(Rows):
         return await self._connection.execute(HIDE_SLICE, owner, SLICE) == f"UPDATE {SLICE}"
 
     async def purge_slice(self, owner: str) -> Removed | None:
-        hidden = await self._connection.fetch(HIDDEN, owner, SLICE // 50)  # the locks serialise concurrent removals
-        removed = Removed()
-        for (id_,) in hidden:
-            gone = await self._connection.fetchrow(REMOVE_MESSAGES, owner, id_, SLICE - removed.messages)
-            removed = removed.plus(Removed(*cast("Row", gone)))
-            if removed.messages >= SLICE:
-                break
-            await self._connection.execute(REMOVE_CONVERSATION, owner, id_)
-            removed = removed.plus(Removed(1))
-        return removed if hidden else None
+        hidden = await self._connection.fetch(HIDDEN, owner, SLICE)  # the locks serialise concurrent removals
+        if not hidden:
+            return None
+        whole = that_fit([(id_, last_seq) for id_, last_seq in hidden], SLICE)
+        statement, ids, limit = (REMOVE_ALL, whole, ()) if whole else (REMOVE_SOME, [hidden[0][0]], (SLICE,))
+        gone = Removed(*cast("Row", await self._connection.fetchrow(statement, owner, ids, *limit)))
+        if not whole and gone.messages == SLICE:
+            return gone
+        await self._connection.execute(REMOVE_CONVERSATIONS, owner, ids)
+        return gone.plus(Removed(len(ids)))
 
     async def remove_owner(self, owner: str) -> int | None:
         await self.lock_owner(owner)  # so that nobody creates a conversation between the question and the removal
