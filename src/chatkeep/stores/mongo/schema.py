@@ -162,7 +162,7 @@ async def migrate(database: Database, target: str) -> None:
     """Bring the schema to `target`. Safe to call from many processes at once."""
     target = target_revision(target, REVISIONS)
     if needs_migration(await database.read(revision), target, REVISIONS, database.name):
-        await database.change(_drop if target == "base" else lambda view: _build(view, target))
+        await database.change(_drop if target == "base" else lambda view: _build(view, target), atomic=False)
 
 
 async def _build(view: View, target: str) -> None:
