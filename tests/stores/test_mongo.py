@@ -675,8 +675,9 @@ async def test_conflicts_are_tried_again(store: Store, talk: Conversation, faili
     "how",
     [
         {"closeConnection": True},
-        {"errorCode": 91, "errorLabels": ["UnknownTransactionCommitResult"]},
-        {"writeConcernError": {"code": 91, "errmsg": "shutting down"}},
+        # No code of a server that shuts down or is no primary: the driver would look for another, for ten seconds.
+        {"errorCode": 262, "errorLabels": ["UnknownTransactionCommitResult"]},
+        {"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}},
         {"errorCode": 50},
     ],
 )
@@ -704,6 +705,15 @@ async def test_out_of_tries(url: str, talk: Conversation, failing: Failing) -> N
                 await store.append(OWNER, talk.id, batch)
         await store.append(OWNER, talk.id, [message])
         assert await store.append(OWNER, talk.id, [message]) == (await store.log(OWNER, talk.id))[3:]
+
+
+async def test_what_an_aborted_transaction_means(store: Store, talk: Conversation, failing: Failing) -> None:
+    """MongoDB has one code for a transaction that others aborted and for one that took too long: both are named."""
+    with (
+        failing("alwaysOn", "commitTransaction", errorCode=251),
+        pytest.raises(StoreUnavailable, match=r"aborted the transaction.*others wrote.*too long"),
+    ):
+        await store.append(OWNER, talk.id, numbered(2))
 
 
 async def test_lost_connections_are_made_anew(store: Store, talk: Conversation, failing: Failing) -> None:
@@ -875,7 +885,8 @@ async def test_on_mongos(url: str, store: Store, talk: Conversation, sent: Comma
         behind_mongos(store)
         with pytest.raises(StoreUnavailable):
             await store.distribute()
-        (shard,) = [command for command in sent if "shardCollection" in command]
+        (enabled, shard) = [c for c in sent if "enableSharding" in c or "shardCollection" in c]
+        assert enabled["enableSharding"] == raw(url).name
         assert shard["shardCollection"].endswith(".users")
         assert shard["key"] == {"owner_id": 1}
     with pytest.raises(NotFound):
@@ -931,3 +942,15 @@ async def test_torture_in_short(url: str, rounds: int) -> None:
     if isinstance(server, Mongod):
         counts = await asyncio.to_thread(torture, url, plan, kind="server", kill=server.crash)
         assert counts.good, counts
+
+
+# --- the servers of these tests ---------------------------------------------------------------------------
+
+
+def test_a_mongod_that_ends_at_once_says_why(tmp_path: Path) -> None:
+    """The error has its last line, and comes at once."""
+    program = tmp_path / "mongod"
+    program.write_text("#!/bin/sh\necho starting\necho 'the data files are of a newer version'\nexit 62\n")
+    program.chmod(0o700)
+    with pytest.raises(RuntimeError, match="exit code 62: the data files are of a newer version"):
+        Mongod(str(program))

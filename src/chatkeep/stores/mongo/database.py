@@ -352,12 +352,14 @@ MEANINGS: tuple[tuple[type[Exception], str], ...] = (
 
 AGAIN = "others wrote the same conversation again and again; try again"
 
+ABORTED = "MongoDB aborted the transaction: others wrote the same conversation, or it took too long; try again"
+
 MEANINGS_OF_CODES: dict[int | None, str] = {
     13: "the user may not do this in the database",
     18: "MongoDB does not accept the user or the password",
     50: "MongoDB did not answer in time",
     112: AGAIN,
-    251: AGAIN,
+    251: ABORTED,
     14031: "the disk is full",
 }
 """The same for the codes of the server's errors."""
