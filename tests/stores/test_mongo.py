@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -35,7 +36,7 @@ from chatkeep import (
     open_store,
 )
 from chatkeep.recorder import Recorder
-from chatkeep.stores.mongo import rows as documents
+from chatkeep.stores.mongo import append, documents, rows
 from chatkeep.stores.mongo.rows import MongoRows
 from chatkeep.stores.mongo.schema import INDEXES, VALIDATORS
 from chatkeep.stores.mongo.store import MongoStore
@@ -53,6 +54,7 @@ from chatkeep.testing import (
     whole_log,
     whole_search,
 )
+from chatkeep.values import now
 from servers.mongo import mongo_databases
 
 OWNER = "ada"
@@ -796,6 +798,23 @@ async def test_careful_appends_and_groups_take_turns(store: Store, talk: Convers
     assert len((await store.get_conversation(OWNER, talk.id)).metadata) == 10
 
 
+async def test_a_clock_that_jumps_back(store: Store, talk: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No append, alone, in a group or with care, takes a conversation back in the list."""
+    last = await store.create_conversation(OWNER, NewConversation())
+    await store.append(OWNER, last.id, [user("last")])
+    before = await store.list_conversations(OWNER)
+    for module in (append, rows, documents):
+        monkeypatch.setattr(module, "now", lambda: now() - timedelta(hours=1))
+    await store.append(OWNER, last.id, [assistant("alone")])
+    await asyncio.gather(*(store.append(OWNER, last.id, [assistant(f"{number}")]) for number in range(5)))
+    await store.append(OWNER, last.id, numbered(2))
+    await store.update_conversation(OWNER, last.id, ConversationChange(title="t", head_id=None))
+    early = await store.create_conversation(OWNER, NewConversation())
+    after = await store.list_conversations(OWNER)
+    assert [each.id for each in after.items] == [last.id, talk.id, early.id]
+    assert [each.updated_at for each in after.items[:2]] == [each.updated_at for each in before.items]
+
+
 # --- removing --------------------------------------------------------------------------------------------
 
 
@@ -808,7 +827,7 @@ async def test_deletion_that_is_cut_off(
     url: str, talk: Conversation, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     """A deletion that ends after any step left nothing to see; the next opening removes the rest."""
-    monkeypatch.setattr(documents, "SLICE", 10)
+    monkeypatch.setattr(rows, "SLICE", 10)
     purge, done = MongoRows.purge_slice, 0
 
     async def killed(*arguments: Any) -> Any:
@@ -853,7 +872,7 @@ async def test_a_page_is_never_half_of_a_conversation(
     url: str, store: Store, talk: Conversation, monkeypatch: pytest.MonkeyPatch, page: dict[str, Any]
 ) -> None:
     """Removing that begins while a page is read makes it NotFound: what is left for now is not shown."""
-    monkeypatch.setattr(documents, "SLICE", 10)
+    monkeypatch.setattr(rows, "SLICE", 10)
     await store.append(OWNER, talk.id, numbered(57))
     read = MongoRows.segment
 
