@@ -2,11 +2,12 @@
 
 import os
 import shutil
+import socket
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -15,6 +16,9 @@ from uuid import uuid4
 from pymongo import MongoClient
 
 from benchmarks.postgres_server import free_port
+
+START_SECONDS = 60
+"""How long a server may take to start."""
 
 LIFETIME = 3
 """Seconds after which a transaction ends whose process was killed; 60 unless a server is told otherwise."""
@@ -33,16 +37,42 @@ class Mongod:
                          "--setParameter", f"transactionLifetimeLimitSeconds={LIFETIME}"]  # fmt: skip
         self.url = f"mongodb://127.0.0.1:{self.port}/?replicaSet=rs0"
         self.start()
+        try:
+            self._initiate()
+        except BaseException:
+            self.remove()
+            raise
+
+    def _initiate(self) -> None:
+        """Make it a replica set, and wait until it is the primary. Raises RuntimeError if it ends meanwhile."""
+        self._wait_for(self._listens)
         client: MongoClient[dict[str, Any]] = MongoClient(f"mongodb://127.0.0.1:{self.port}/?directConnection=true")
-        member = {"_id": 0, "host": f"127.0.0.1:{self.port}"}
-        client.admin.command("replSetInitiate", {"_id": "rs0", "members": [member]})
-        while not client.admin.command("hello")["isWritablePrimary"]:
+        with closing(client):
+            member = {"_id": 0, "host": f"127.0.0.1:{self.port}"}
+            client.admin.command("replSetInitiate", {"_id": "rs0", "members": [member]})
+            self._wait_for(lambda: client.admin.command("hello")["isWritablePrimary"])
+
+    def _wait_for(self, done: Callable[[], bool]) -> None:
+        end = time.monotonic() + START_SECONDS
+        while not done():
+            if self.process.poll() is not None or time.monotonic() > end:
+                lines = self._output.read_text("utf-8", "replace").split("\n")
+                last = next((line for line in reversed(lines) if line.strip()), "it said nothing")
+                raise RuntimeError(f"mongod did not start, exit code {self.process.poll()}: {last}")
             time.sleep(0.05)
-        client.close()
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    @property
+    def _output(self) -> Path:
+        return self.folder / "output"
 
     def start(self) -> None:
         """Start it; clients wait for it by themselves."""
-        self.process = subprocess.Popen(self._command, stdout=subprocess.DEVNULL)
+        with self._output.open("ab") as output:
+            self.process = subprocess.Popen(self._command, stdout=output, stderr=subprocess.STDOUT)
 
     def crash(self) -> None:
         """End it as a crash does, and start it again."""

@@ -72,7 +72,12 @@ class Databases:
         given, program = os.environ.get("CHATKEEP_TEST_MONGODB_URL"), shutil.which("mongod")
         self.server = Given(given) if given else Mongod(program) if program else Emulator()
         self.client: MongoClient[dict[str, Any]] = MongoClient(self.server.url, uuidRepresentation="standard")
-        self._lifetime = self._end_transactions_after(LIFETIME)
+        try:
+            self._lifetime = self._end_transactions_after(LIFETIME)
+        except BaseException:
+            self.client.close()
+            self.server.remove()
+            raise
         self._made: set[str] = set()
         self._shared: str | None = None
 

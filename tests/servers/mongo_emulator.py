@@ -4,6 +4,7 @@ What is added here, because the emulator lacks it:
 
 - transactions take turns, and writes outside of them wait: its own fail at the commit when anybody wrote
   anything since they began. So two transactions never conflict here; tests inject conflicts by failCommand;
+- a commit that is sent again after it happened changes nothing;
 - an error in a transaction aborts it, and so does, at once, the end of the connection that ran it: MongoDB
   keeps the transaction of a process that was killed for transactionLifetimeLimitSeconds;
 - a document of more than 16 MB is refused; collections and indexes that are there, or are not, have error codes;
@@ -111,6 +112,7 @@ class Server(AsyncMongoEcoProxyServer):
         super().__init__(engine=Engine())
         self._free = asyncio.Lock()
         self._holder: str | None = None
+        self._committed: set[str] = set()
         self._held_by: Any = None
         self._too_late: asyncio.TimerHandle | None = None
         self._failure: dict[str, Any] | None = None
@@ -158,7 +160,7 @@ class Server(AsyncMongoEcoProxyServer):
             session.start_transaction()
             self._hold(body, context)
         elif self._holder != holder(body):
-            if name == "abortTransaction":
+            if name == "abortTransaction" or (name == "commitTransaction" and holder(body) in self._committed):
                 return {"ok": 1.0}
             raise OperationFailure("the transaction was aborted", code=251, error_labels=("TransientTransactionError",))
         return await self._step(context, body, name)
@@ -180,6 +182,8 @@ class Server(AsyncMongoEcoProxyServer):
         try:
             result = await self._execute(context)
             failed = result.get("ok") != 1.0 or bool(result.get("writeErrors"))
+            if name == "commitTransaction" and not failed:
+                self._committed.add(holder(body))
             return result
         finally:
             if self._holder == holder(body) and (failed or name in ENDS):

@@ -6,6 +6,7 @@ import sys
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -35,7 +36,7 @@ from chatkeep import (
     open_store,
 )
 from chatkeep.recorder import Recorder
-from chatkeep.stores.mongo import rows as documents
+from chatkeep.stores.mongo import append, documents, rows
 from chatkeep.stores.mongo.rows import MongoRows
 from chatkeep.stores.mongo.schema import INDEXES, VALIDATORS
 from chatkeep.stores.mongo.store import MongoStore
@@ -53,6 +54,7 @@ from chatkeep.testing import (
     whole_log,
     whole_search,
 )
+from chatkeep.values import now
 from servers.mongo import mongo_databases
 
 OWNER = "ada"
@@ -675,8 +677,9 @@ async def test_conflicts_are_tried_again(store: Store, talk: Conversation, faili
     "how",
     [
         {"closeConnection": True},
-        {"errorCode": 91, "errorLabels": ["UnknownTransactionCommitResult"]},
-        {"writeConcernError": {"code": 91, "errmsg": "shutting down"}},
+        # No code of a server that shuts down or is no primary: the driver would look for another, for ten seconds.
+        {"errorCode": 262, "errorLabels": ["UnknownTransactionCommitResult"]},
+        {"writeConcernError": {"code": 64, "errmsg": "waiting for replication timed out"}},
         {"errorCode": 50},
     ],
 )
@@ -704,6 +707,15 @@ async def test_out_of_tries(url: str, talk: Conversation, failing: Failing) -> N
                 await store.append(OWNER, talk.id, batch)
         await store.append(OWNER, talk.id, [message])
         assert await store.append(OWNER, talk.id, [message]) == (await store.log(OWNER, talk.id))[3:]
+
+
+async def test_what_an_aborted_transaction_means(store: Store, talk: Conversation, failing: Failing) -> None:
+    """MongoDB has one code for a transaction that others aborted and for one that took too long: both are named."""
+    with (
+        failing("alwaysOn", "commitTransaction", errorCode=251),
+        pytest.raises(StoreUnavailable, match=r"aborted the transaction.*others wrote.*too long"),
+    ):
+        await store.append(OWNER, talk.id, numbered(2))
 
 
 async def test_lost_connections_are_made_anew(store: Store, talk: Conversation, failing: Failing) -> None:
@@ -786,6 +798,23 @@ async def test_careful_appends_and_groups_take_turns(store: Store, talk: Convers
     assert len((await store.get_conversation(OWNER, talk.id)).metadata) == 10
 
 
+async def test_a_clock_that_jumps_back(store: Store, talk: Conversation, monkeypatch: pytest.MonkeyPatch) -> None:
+    """No append, alone, in a group or with care, takes a conversation back in the list."""
+    last = await store.create_conversation(OWNER, NewConversation())
+    await store.append(OWNER, last.id, [user("last")])
+    before = await store.list_conversations(OWNER)
+    for module in (append, rows, documents):
+        monkeypatch.setattr(module, "now", lambda: now() - timedelta(hours=1))
+    await store.append(OWNER, last.id, [assistant("alone")])
+    await asyncio.gather(*(store.append(OWNER, last.id, [assistant(f"{number}")]) for number in range(5)))
+    await store.append(OWNER, last.id, numbered(2))
+    await store.update_conversation(OWNER, last.id, ConversationChange(title="t", head_id=None))
+    early = await store.create_conversation(OWNER, NewConversation())
+    after = await store.list_conversations(OWNER)
+    assert [each.id for each in after.items] == [last.id, talk.id, early.id]
+    assert [each.updated_at for each in after.items[:2]] == [each.updated_at for each in before.items]
+
+
 # --- removing --------------------------------------------------------------------------------------------
 
 
@@ -798,7 +827,7 @@ async def test_deletion_that_is_cut_off(
     url: str, talk: Conversation, monkeypatch: pytest.MonkeyPatch, steps: int
 ) -> None:
     """A deletion that ends after any step left nothing to see; the next opening removes the rest."""
-    monkeypatch.setattr(documents, "SLICE", 10)
+    monkeypatch.setattr(rows, "SLICE", 10)
     purge, done = MongoRows.purge_slice, 0
 
     async def killed(*arguments: Any) -> Any:
@@ -843,7 +872,7 @@ async def test_a_page_is_never_half_of_a_conversation(
     url: str, store: Store, talk: Conversation, monkeypatch: pytest.MonkeyPatch, page: dict[str, Any]
 ) -> None:
     """Removing that begins while a page is read makes it NotFound: what is left for now is not shown."""
-    monkeypatch.setattr(documents, "SLICE", 10)
+    monkeypatch.setattr(rows, "SLICE", 10)
     await store.append(OWNER, talk.id, numbered(57))
     read = MongoRows.segment
 
@@ -875,7 +904,8 @@ async def test_on_mongos(url: str, store: Store, talk: Conversation, sent: Comma
         behind_mongos(store)
         with pytest.raises(StoreUnavailable):
             await store.distribute()
-        (shard,) = [command for command in sent if "shardCollection" in command]
+        (enabled, shard) = [c for c in sent if "enableSharding" in c or "shardCollection" in c]
+        assert enabled["enableSharding"] == raw(url).name
         assert shard["shardCollection"].endswith(".users")
         assert shard["key"] == {"owner_id": 1}
     with pytest.raises(NotFound):
@@ -931,3 +961,15 @@ async def test_torture_in_short(url: str, rounds: int) -> None:
     if isinstance(server, Mongod):
         counts = await asyncio.to_thread(torture, url, plan, kind="server", kill=server.crash)
         assert counts.good, counts
+
+
+# --- the servers of these tests ---------------------------------------------------------------------------
+
+
+def test_a_mongod_that_ends_at_once_says_why(tmp_path: Path) -> None:
+    """The error has its last line, and comes at once."""
+    program = tmp_path / "mongod"
+    program.write_text("#!/bin/sh\necho starting\necho 'the data files are of a newer version'\nexit 62\n")
+    program.chmod(0o700)
+    with pytest.raises(RuntimeError, match="exit code 62: the data files are of a newer version"):
+        Mongod(str(program))

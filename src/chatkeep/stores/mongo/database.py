@@ -47,7 +47,7 @@ type Operations[T] = Callable[["View"], Awaitable[T]]
 BACKOFF_SECONDS = (0.002, 0.1)
 """Bounds of the first and of the longest delay before a write is retried: exponential backoff with full jitter."""
 
-ABORT_SECONDS = 0.5
+ABORT_SECONDS = 0.3
 """How long the server may take to abort a transaction."""
 
 CLOSE_SECONDS, CLOSE_ATTEMPTS = 0.6, 3
@@ -174,14 +174,16 @@ class Database:
     async def write_one[T](self, work: Operations[T]) -> T:
         """Run `work`, which writes without a transaction, and retry it while that may help, until `write_timeout`."""
         with self.writes.of_call():
-            return await self.change(work)
+            return await self.change(work, atomic=False)
 
-    async def change[T](self, work: Operations[T]) -> T:
+    async def change[T](self, work: Operations[T], *, atomic: bool) -> T:
         """The same for what takes longer the more there is, such as making an index: only retries have an end.
 
         If the server hangs, the driver's monitor notices, and fails the operation after half a minute.
         """
         with self.translating(), self.writing:
+            if atomic:
+                return await self._repeat(lambda view, deadline: self._transaction(view, work, deadline), may_pass)
             return await self._repeat(lambda view, _: work(view), is_lost)
 
     async def write[T](self, work: Operations[T]) -> T:
@@ -189,8 +191,8 @@ class Database:
 
         A commit may have happened although its answer was lost: `work` finds out by the ids it writes.
         """
-        with self.writes.of_call(), self.translating(), self.writing:
-            return await self._repeat(lambda view, deadline: self._transaction(view, work, deadline), may_pass)
+        with self.writes.of_call():
+            return await self.change(work, atomic=True)
 
     async def attempt[T](self, work: Operations[T]) -> T | None:
         """The same, but None if MongoDB refuses what is written: the caller goes on with `write`, item by item."""
@@ -237,7 +239,7 @@ class Database:
         return result
 
     async def _end(self, session: AsyncClientSession) -> None:
-        """End a session, and abort its transaction: a caller who is cancelled does not wait for that."""
+        """End a session, and abort its transaction, for which even who was cancelled waits: for a moment."""
         if session.in_transaction:
             await asyncio.shield(self._begin(_abort(session)))
         else:
@@ -350,12 +352,14 @@ MEANINGS: tuple[tuple[type[Exception], str], ...] = (
 
 AGAIN = "others wrote the same conversation again and again; try again"
 
+ABORTED = "MongoDB aborted the transaction: others wrote the same conversation, or it took too long; try again"
+
 MEANINGS_OF_CODES: dict[int | None, str] = {
     13: "the user may not do this in the database",
     18: "MongoDB does not accept the user or the password",
     50: "MongoDB did not answer in time",
     112: AGAIN,
-    251: AGAIN,
+    251: ABORTED,
     14031: "the disk is full",
 }
 """The same for the codes of the server's errors."""

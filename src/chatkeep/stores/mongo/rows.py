@@ -48,8 +48,8 @@ from chatkeep.words import index_words, query_words
 INDEX_SLICE = 500
 """Messages that are indexed at once at most."""
 
-SLICE = 1_000
-"""Messages that one transaction removes at most, which bounds how long it takes."""
+SLICE, FEW = 1_000, 200
+"""Messages, and conversations, that one transaction removes at most, which bounds how long it takes."""
 
 DELETED = Status.DELETED.value
 NOT_DELETED = {"$ne": DELETED}
@@ -98,14 +98,17 @@ class MongoRows(Rows):
 
     async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
         document = new_conversation(key, new, slot=slot)
-        await self._note_owner(key[0])
         try:
             await self._view.conversations.insert_one(document)
         except DuplicateKeyError:
-            return None
-        return to_conversation(document)
+            made = None
+        else:
+            made = to_conversation(document)
+        await self._note_owner(key[0])
+        return made
 
     async def _note_owner(self, owner: str) -> None:
+        """Note that there is an owner, after their conversations: who removes the owner looks for those afterwards."""
         users = self._view.users
         if await users.find_one(self._view.one(owner, owner), {"_id": 1}) is None:
             new = {"$setOnInsert": {"created_at": micros(now())}}
@@ -275,29 +278,40 @@ class MongoRows(Rows):
         return len(found) == SLICE
 
     async def purge_slice(self, owner: str) -> Removed | None:
-        """Remove some of a conversation's messages, or the conversation after the last of them."""
+        """Remove some messages of some hidden conversations; the conversations, too, if those are all.
+
+        Many small conversations go at once: one at a time, others could create them faster than they go.
+        """
+        session = self._view.session
         where = {"owner_id": owner, "deleted_at": {"$gt": 0}}
-        hidden = await self._view.conversations.find_one(where, {"id": 1}, session=self._view.session)
-        if hidden is None:
+        hidden = await self._view.conversations.find(where, {"id": 1}, limit=FEW, session=session).to_list()
+        if not hidden:
             return None
-        key = owner, to_uuid(hidden["id"])
-        last = await self._find(message_filter(key), {"seq": 1}, sort=[("seq", ASCENDING)], limit=1, skip=SLICE - 1)
-        upto = message_filter(key, **({"seq": {"$lte": last[0]["seq"]}} if last else {}))
-        indexed = {**upto, "words": {"$exists": True}, "content": {"$ne": ""}}
-        count = await self._view.messages.count_documents(indexed, session=self._view.session)
-        gone = (await self._view.messages.delete_many(upto, session=self._view.session)).deleted_count
-        if last:
+        of_them = {"owner_id": owner, "conversation_id": {"$in": [each["id"] for each in hidden]}}
+        found = await self._find(of_them, {"_id": 1}, limit=SLICE)
+        some = self._view.some(each["_id"] for each in found)
+        indexed = {**some, "words": {"$exists": True}, "content": {"$ne": ""}}
+        count = await self._view.messages.count_documents(indexed, session=session) if found else 0
+        gone = (await self._view.messages.delete_many(some, session=session)).deleted_count if found else 0
+        if len(found) == SLICE:
             return Removed(0, gone, count)
-        one = self._view.one(owner, hidden["_id"])
-        removed = await self._view.conversations.delete_one(one, session=self._view.session)
+        emptied = self._view.some(each["_id"] for each in hidden)
+        removed = await self._view.conversations.delete_many(emptied, session=session)
         return Removed(removed.deleted_count, gone, count)
 
     async def remove_owner(self, owner: str) -> int | None:
-        await self._view.users.delete_one(self._view.one(owner, owner))
-        if await self._view.conversations.find_one({"owner_id": owner}, {"_id": 1}) is not None:
+        if not await self._forget_owner(owner):
             return None
         left = await self._view.messages.count_documents({"owner_id": owner})
         return left + await self._view.users.count_documents({"owner_id": owner})
+
+    async def _forget_owner(self, owner: str) -> bool:
+        """Remove an owner without conversations; say whether that is so. Looks last: others create meanwhile."""
+        await self._view.users.delete_one(self._view.one(owner, owner))
+        if await self._view.conversations.find_one({"owner_id": owner}, {"_id": 1}) is None:
+            return True
+        await self._note_owner(owner)
+        return False
 
     async def begin_rename(self, old: str, new: str) -> set[UUID]:
         """Note the new owner and return the conversations to move. Raises Conflict if both have one of them."""
@@ -335,8 +349,8 @@ class MongoRows(Rows):
         return await self._view.conversations.find_one(where, {"_id": 1}, session=self._view.session) is not None
 
     async def end_rename(self, owner: str) -> None:
-        """Remove an owner whose conversations were moved."""
-        await self._view.users.delete_one(self._view.one(owner, owner))
+        """Remove an owner whose conversations were moved, unless others were created meanwhile."""
+        await self._forget_owner(owner)
 
 
 async def save(view: View, changes: Mapping[Key, Document], new: Sequence[tuple[Key, Placed]], *, index: bool) -> None:

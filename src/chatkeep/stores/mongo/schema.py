@@ -3,6 +3,7 @@
 Every step is idempotent, and safe for many processes at once.
 """
 
+from contextlib import suppress
 from typing import Any
 
 from pymongo import IndexModel
@@ -162,7 +163,7 @@ async def migrate(database: Database, target: str) -> None:
     """Bring the schema to `target`. Safe to call from many processes at once."""
     target = target_revision(target, REVISIONS)
     if needs_migration(await database.read(revision), target, REVISIONS, database.name):
-        await database.change(_drop if target == "base" else lambda view: _build(view, target))
+        await database.change(_drop if target == "base" else lambda view: _build(view, target), atomic=False)
 
 
 async def _build(view: View, target: str) -> None:
@@ -233,6 +234,8 @@ async def spread(database: Database) -> list[str]:
     if not database.sharded:
         raise InvalidInput("only MongoDB behind mongos can be distributed", got=database.name)
     client, spread_now = view.database.client, []
+    with suppress(OperationFailure):  # needed before MongoDB 6.0, where shardCollection says so if it failed
+        await client.admin.command("enableSharding", view.database.name)
     for name in SPREAD:
         full = f"{view.database.name}.{name}"
         known = await client["config"]["collections"].find_one({"_id": full})

@@ -107,12 +107,15 @@ class MongoStore(RowStore[MongoRows]):
     async def _rename(self, old: str, new: str) -> int:
         """Move conversations one by one, each in a transaction: cut off, a second call finishes."""
         ids = await self._write(lambda rows: rows.begin_rename(old, new), atomic=False)
-        moved = [await self._move(id_, old, new) for id_ in ids]
+        moved = [await self._move(id_, old, new) for id_ in sorted(ids)]
         await self._write(lambda rows: rows.end_rename(old), atomic=False)
         return sum(moved)
 
     async def _move(self, id_: UUID, old: str, new: str) -> bool:
-        return await self._write(lambda rows: rows.move(id_, old, new))
+        """Move a conversation, in its turn; that takes longer the larger it is."""
+        async with self._locks.of((old, id_)):
+            await self._batches.passed((old, id_))
+            return await self._database.change(lambda view: self._rows(view).move(id_, old, new), atomic=True)
 
     # --- appending ----------------------------------------------------------------------------------------
 
