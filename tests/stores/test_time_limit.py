@@ -39,7 +39,7 @@ async def test_calls_that_take_too_long_are_cut_off_each_in_its_time() -> None:
 
     *cut_off, short = await asyncio.gather(later(0, 60), later(0.1, 60), later(0.2, 60), later(0.2, 0.01))
     for seconds in cut_off:
-        assert 0.1 + GRACE_SECONDS <= seconds < 5
+        assert 0.1 + GRACE_SECONDS / 2 <= seconds < 5
     assert short == 0
 
 
@@ -157,5 +157,5 @@ async def test_nothing_is_kept_of_calls_that_are_done() -> None:
             with limit.of_call():
                 pass
         await asyncio.gather(call(limit, 60), call(limit, 0))
-    assert not limit._calls
-    assert limit._timer is None
+    assert not limit.calls
+    assert limit.timer is None

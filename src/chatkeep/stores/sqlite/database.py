@@ -12,14 +12,15 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast
+from typing import Any, Literal, cast
 
 import apsw
 
@@ -144,13 +145,6 @@ type Job[T] = Callable[[Transaction], T]
 rows (`Transaction.flush`) before it reads them."""
 
 
-class Write(NamedTuple):
-    """A job, and when its caller waits no longer: a time of `time.monotonic`."""
-
-    job: Job[object]
-    deadline: float
-
-
 class SqliteFile:
     """One database file, used by one event loop."""
 
@@ -175,7 +169,7 @@ class SqliteFile:
         self._writer = ThreadPoolExecutor(1, "chatkeep-sqlite-writer")
         self._readers = ThreadPoolExecutor(readers, "chatkeep-sqlite-reader")
         self._closer = ThreadPoolExecutor(1, "chatkeep-sqlite-closer")
-        self._commits: GroupCommit[Write] = GroupCommit(self._flush, committed=committed)
+        self._commits: GroupCommit[Job[object]] = GroupCommit(self._flush, committed=committed)
         self._wal_bytes = 0
         self._checkpoint_at = CHECKPOINT_BYTES
         self._commit_count = 0
@@ -200,10 +194,9 @@ class SqliteFile:
     async def write[T](self, job: Job[T], *, size: int = 0) -> T:
         """Run `job` in a transaction that it may share with others; return when that is committed durably.
 
-        The caller limits how long it waits. The transaction waits for the lock as long as one of its callers does.
+        The caller limits how long it waits. The transaction waits for the lock for `write_timeout`, which is longer.
         """
-        write = Write(job, time.monotonic() + self._writes.seconds)
-        return cast("T", await self._commits.submit(write, size=size))
+        return cast("T", await self._commits.submit(job, size=size))
 
     async def write_in_time[T](self, job: Job[T]) -> T:
         """Run `job` as `write` does, and wait no longer than `write_timeout`."""
@@ -305,7 +298,6 @@ class SqliteFile:
             schema.read_revision(connection)  # opens the log and the file of its locks
             self._files.opened(connection.filename)
             connection.set_wal_hook(self._note_wal_size)
-            connection.set_progress_handler(self._must_stop, STEPS)
             connection.create_scalar_function("index_text", _index_text, 1, deterministic=True)
         except BaseException:
             connection.close()
@@ -316,9 +308,17 @@ class SqliteFile:
         self._wal_bytes = pages * 4096
         return apsw.SQLITE_OK
 
-    def _must_stop(self) -> bool:
-        """Whether a statement of this thread has run for too long."""
-        return self._stop.is_set() or time.monotonic() >= getattr(self._of_thread, "deadline", math.inf)
+    @contextmanager
+    def _stopping_at(self, deadline: float, connection: apsw.Connection) -> Iterator[None]:
+        """End a statement that runs at the deadline, or when the store is closed.
+
+        Only for reads, and for writes that take long: asking costs an append 2 %.
+        """
+        connection.set_progress_handler(lambda: self._stop.is_set() or time.monotonic() >= deadline, STEPS)
+        try:
+            yield
+        finally:
+            connection.set_progress_handler(None)
 
     def _guard[T](self, work: Callable[[], T]) -> T:
         """Run `work`, and raise SQLite's errors as chatkeep's."""
@@ -345,40 +345,40 @@ class SqliteFile:
 
     def _read_once[T](self, query: Callable[[apsw.Connection], T], deadline: float) -> T:
         connection = self._connection(deadline)
-        self._of_thread.deadline = deadline
-        connection.execute("BEGIN")
-        try:
-            return query(connection)
-        finally:
-            if connection.in_transaction:
-                connection.execute("COMMIT")
+        with self._stopping_at(deadline, connection):
+            connection.execute("BEGIN")
+            try:
+                return query(connection)
+            finally:
+                if connection.in_transaction:
+                    connection.execute("COMMIT")
 
     def _revision(self, connection: apsw.Connection) -> str | None:
         self._files.check()
         return schema.read_revision(connection)
 
-    async def _flush(self, writes: Sequence[Write]) -> Sequence[object]:
+    async def _flush(self, jobs: Sequence[Job[object]]) -> Sequence[object]:
         if self._closing is not None:
             raise StoreUnavailable(CLOSED)
         loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._writer, self._guard, partial(self._commit, writes))
+            return await loop.run_in_executor(self._writer, self._guard, partial(self._commit, jobs))
         finally:
             self._commit_count += 1
             if self._idle_timer is None:
                 self._watch_idle(loop)
 
-    def _commit(self, writes: Sequence[Write]) -> Sequence[object]:
+    def _commit(self, jobs: Sequence[Job[object]]) -> Sequence[object]:
         """Commit jobs together; if one fails the transaction, each alone, so that no other fails with it."""
-        connection = self._begin(max(write.deadline for write in writes))
+        connection = self._begin(time.monotonic() + self._writes.seconds)
         try:
-            outcomes = self._run(connection, [write.job for write in writes])
+            outcomes = self._run(connection, jobs)
         except Exception as error:
             self._roll_back(connection)
-            if len(writes) == 1:
+            if len(jobs) == 1:
                 raise
-            logger.warning("%d writes failed together (%s) and are repeated one by one", len(writes), error)
-            return [self._commit_alone(write) for write in writes]
+            logger.warning("%d writes failed together (%s) and are repeated one by one", len(jobs), error)
+            return [self._commit_alone(job) for job in jobs]
         self._end(connection)
         return outcomes
 
@@ -405,9 +405,9 @@ class SqliteFile:
         transaction.flush()
         return outcomes
 
-    def _commit_alone(self, write: Write) -> object:
+    def _commit_alone(self, job: Job[object]) -> object:
         try:
-            return self._commit([write])[0]
+            return self._commit([job])[0]
         except Exception as error:  # noqa: BLE001 - it is the job's outcome, and raised to its caller
             return self._translated(error) if isinstance(error, apsw.Error) else error
 
@@ -501,7 +501,7 @@ class SqliteFile:
 
     def _vacuum_once(self, connection: apsw.Connection) -> None:
         self._writes.reason = LOCK_HELD
-        with self._files.writing():
+        with self._files.writing(), self._stopping_at(math.inf, connection):
             self._writes.reason = REWRITING
             connection.execute("VACUUM")
 
@@ -510,7 +510,8 @@ class SqliteFile:
         if schema.is_outdated(self._connection(deadline), target, str(self.path)):
             connection = self._begin(deadline)
             try:
-                schema.migrate(connection, target, str(self.path))
+                with self._stopping_at(math.inf, connection):
+                    schema.migrate(connection, target, str(self.path))
                 connection.execute("COMMIT")
             finally:
                 self._roll_back(connection)
