@@ -135,12 +135,12 @@ async def test_rewriting_waits_for_the_lock_in_turns(file: SqliteFile, path: Pat
         transaction.connection.execute("INSERT INTO users VALUES ('bob')")
 
     with stopped_holder(path):
-        answers = await asyncio.gather(timed(file.scrub()), *(timed(file.write_in_time(insert)) for _ in range(5)))
+        answers = await asyncio.gather(timed(file.scrub()), *(timed(file.write(insert)) for _ in range(5)))
         for seconds, error in answers:
             assert seconds < 1.2
             assert LOCK in str(error)
     await file.scrub()
-    await file.write_in_time(insert)
+    await file.write(insert)
 
 
 async def test_migration_waits_for_the_lock_in_its_time(path: Path) -> None:

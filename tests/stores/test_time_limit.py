@@ -158,4 +158,4 @@ async def test_nothing_is_kept_of_calls_that_are_done() -> None:
                 pass
         await asyncio.gather(call(limit, 60), call(limit, 0))
     assert not limit.calls
-    assert limit.timer is None
+    assert limit._timer is None

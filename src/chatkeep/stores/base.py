@@ -123,15 +123,15 @@ class RowStore[R: Rows](Store):
     async def create_conversation(self, owner: str, new: NewConversation) -> Conversation:
         valid_metadata(new.metadata, self._metadata_limits)
         key = self._owner(owner), new.id or new_id()
-        with self._writes.of_call():
-            return await self._when_removed(key[0], lambda: self._create(key, new))
+        return await self._create(key, new) or await self._after_removal(key[0], lambda: self._create(key, new))
 
     async def get_or_create_conversation(self, owner: str, new: NewConversation) -> Conversation:
         valid_metadata(new.metadata, self._metadata_limits)
         key = self._owner(owner), new.id or new_id()
         with self._writes.of_call():
             found = await self._read(lambda rows: rows.newest(key[0], new.context_id))
-            return found or await self._when_removed(key[0], lambda: self._get_or_create(key, new))
+            found = found or await self._get_or_create(key, new)
+            return found or await self._after_removal(key[0], lambda: self._get_or_create(key, new))
 
     async def get_conversation(self, owner: str, conversation_id: UUID | str) -> Conversation:
         key = self._key(owner, conversation_id)
@@ -184,8 +184,7 @@ class RowStore[R: Rows](Store):
         key = self._key(owner, conversation_id)
         messages = listed(messages)
         fingerprints = check(messages, self._options.max_content_chars, self._metadata_limits)
-        with self._writes.of_call():
-            return await self._append(key, messages, fingerprints, expected_seq)
+        return await self._append(key, messages, fingerprints, expected_seq)
 
     async def history(
         self,
@@ -342,11 +341,14 @@ class RowStore[R: Rows](Store):
             raise await self._missing(rows, key[1])
         return found
 
-    async def _when_removed(self, owner: str, create: Callable[[], Awaitable[Conversation | None]]) -> Conversation:
-        """What `create` returns; while that is None, finish the removal of a conversation with the same id."""
-        while (made := await create()) is None:
-            await self._purge(owner)
-        return made
+    async def _after_removal(self, owner: str, create: Callable[[], Awaitable[Conversation | None]]) -> Conversation:
+        """Finish the removal of a conversation, and create one with the same id."""
+        with self._writes.of_call():
+            while True:
+                await self._purge(owner)
+                made = await create()
+                if made is not None:
+                    return made
 
     async def _create(self, key: Key, new: NewConversation) -> Conversation | None:
         """Create a conversation, or find it; None while one with this id is being removed."""

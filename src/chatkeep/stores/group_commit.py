@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from chatkeep.errors import StoreUnavailable
+from chatkeep.stores.time_limit import TimeLimit
 
 MAX_BATCH_ITEMS = 256
 MAX_BATCH_BYTES = 1 << 20
@@ -25,13 +26,24 @@ class _Entry[Item]:
     size: int
     key: object
     future: asyncio.Future[object]
+    limit: TimeLimit | None
+    last_tick: int = 0
+
+    @property
+    def is_done(self) -> bool:
+        return self.future.done()
+
+    def expire(self) -> None:
+        """End the caller's wait."""
+        if self.limit is not None:
+            self.future.set_exception(self.limit.exceeded())
 
 
 class GroupCommit[Item]:
     """Passes submitted items to `flush`, in order and in batches, from tasks of its own.
 
-    `flush` returns an outcome for each item: its result, or the exception that it ended with. A cancelled caller
-    withdraws its item if that is still queued, and affects no other.
+    `flush` returns an outcome for each item: its result, or the exception that it ended with. A caller that is
+    cancelled, or whose time is over, withdraws its item if that is still queued, and affects no other.
     """
 
     def __init__(
@@ -40,8 +52,11 @@ class GroupCommit[Item]:
         *,
         flushers: int = 1,
         committed: Callable[[int], None] = lambda _: None,
+        limit: TimeLimit | None = None,
     ) -> None:
-        """Take what flushes a batch, in how many tasks, and what is told the size of every batch."""
+        """Take what flushes a batch, in how many tasks, what is told the size of every batch, and how long a caller
+        waits, if nothing else limits that."""
+        self._limit = limit
         self._flush = flush
         self._committed = committed
         self._flushers = flushers
@@ -63,7 +78,9 @@ class GroupCommit[Item]:
             raise StoreUnavailable("the store is closed")
         if len(self._queue) >= MAX_QUEUE_ITEMS or (self._queued_bytes + size > MAX_QUEUE_BYTES and self._queue):
             raise StoreUnavailable(f"{len(self._queue):,} writes are waiting already; try again later")
-        entry = _Entry(item, size, key, asyncio.get_running_loop().create_future())
+        entry = _Entry(item, size, key, asyncio.get_running_loop().create_future(), self._limit)
+        if self._limit is not None:
+            self._limit.watch(entry)
         self._queue.append(entry)
         self._queued_bytes += size
         if len(self._tasks) < self._flushers:
@@ -145,6 +162,8 @@ class GroupCommit[Item]:
             self._ended.set()
             for entry, outcome in zip(batch, outcomes, strict=True):
                 _settle(entry.future, outcome)
+            if self._limit is not None:
+                self._limit.forget()
 
 
 def _settle(future: asyncio.Future[object], outcome: object) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import math
 from collections import deque
 from types import TracebackType
+from typing import Protocol
 
 from chatkeep.errors import StoreUnavailable
 
@@ -12,6 +13,20 @@ GRACE_SECONDS = 0.25
 one for a lock, says what for."""
 
 TICK_SECONDS = GRACE_SECONDS / 2
+
+
+class Limited(Protocol):
+    """What a limit watches."""
+
+    last_tick: int
+    """The tick at which its time is over."""
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it ended."""
+
+    def expire(self) -> None:
+        """End it."""
 
 
 class TimeLimit:
@@ -31,70 +46,82 @@ class TimeLimit:
         self.seconds = seconds
         self.reason: str | None = None
         """Why calls take long now, if the database knows: it is what those hear that are cut off."""
-        self.calls: deque[_Call] = deque()
+        self.calls: deque[Limited] = deque()
         """The calls that are not done, and those that are and began after one that is not, in that order."""
-        self.tick = 0
-        self.ticks = math.ceil(seconds / TICK_SECONDS) + 2  # the first one may come at once
-        self.timer: asyncio.TimerHandle | None = None
+        self._ticks_of_call = math.ceil(seconds / TICK_SECONDS) + 2  # the first one may come at once
+        self._tick = 0
+        self._timer: asyncio.TimerHandle | None = None
 
     @property
     def no_answer(self) -> str:
         """What calls hear that are cut off for no reason that is known."""
         return f"the database did not answer within {self.seconds:g} s; try again"
 
+    def exceeded(self) -> StoreUnavailable:
+        """The error of a call that is cut off now."""
+        return StoreUnavailable(self.reason or self.no_answer)
+
     def of_call(self) -> "_Call":
         """The limit of one call, for `with`."""
         return _Call(self)
 
-    def begin_to_tick(self) -> None:
-        """Set the timer."""
-        self.timer = asyncio.get_running_loop().call_later(TICK_SECONDS, self._tick)
+    def watch(self, call: Limited) -> None:
+        """Watch a call, which begins now."""
+        call.last_tick = self._tick + self._ticks_of_call
+        self.calls.append(call)
+        if self._timer is None:
+            self._begin_to_tick()
 
-    def _tick(self) -> None:
+    def forget(self) -> None:
+        """Forget calls that are done."""
+        calls = self.calls
+        while calls and calls[0].is_done:
+            calls.popleft()
+
+    def _begin_to_tick(self) -> None:
+        self._timer = asyncio.get_running_loop().call_later(TICK_SECONDS, self._on_tick)
+
+    def _on_tick(self) -> None:
         """End the calls whose time is over, and tick on while there are others."""
-        self.tick += 1
-        while self.calls and self.calls[0].last_tick <= self.tick:
+        self._tick += 1
+        self.forget()
+        while self.calls and self.calls[0].last_tick <= self._tick:
             self.calls.popleft().expire()
-        self.timer = None
+            self.forget()
+        self._timer = None
         if self.calls:
-            self.begin_to_tick()
+            self._begin_to_tick()
 
 
 class _Call:
     """One call under a limit."""
 
-    __slots__ = ("_cancelling", "_expired", "_limit", "last_tick", "task")
+    __slots__ = ("_cancelling", "_expired", "_limit", "_task", "is_done", "last_tick")
 
     def __init__(self, limit: TimeLimit) -> None:
         self._limit = limit
+        self.last_tick = 0
+        self.is_done = self._expired = False
 
     def __enter__(self) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a coroutine that runs has a task
-        self.task: asyncio.Task[object] | None = task
-        self._cancelling, self._expired = task.cancelling(), False
-        limit = self._limit
-        self.last_tick = limit.tick + limit.ticks
-        limit.calls.append(self)
-        if limit.timer is None:
-            limit.begin_to_tick()
+        self._task, self._cancelling = task, task.cancelling()
+        self._limit.watch(self)
 
     def __exit__(self, _kind: object, error: BaseException | None, _trace: TracebackType | None) -> None:
-        task, self.task = self.task, None
-        calls = self._limit.calls
-        while calls and calls[0].task is None:
-            calls.popleft()
-        if self._expired and task is not None:
-            self._end(task, error)
+        self.is_done = True
+        self._limit.forget()
+        if self._expired:
+            self._end(error)
 
-    def _end(self, task: "asyncio.Task[object]", error: BaseException | None) -> None:
+    def _end(self, error: BaseException | None) -> None:
         """Raise StoreUnavailable, unless somebody else has cancelled the task, too, or it was done nevertheless."""
-        nobody_else = task.uncancel() <= self._cancelling
+        nobody_else = self._task.uncancel() <= self._cancelling
         if nobody_else and isinstance(error, asyncio.CancelledError):
-            raise StoreUnavailable(self._limit.reason or self._limit.no_answer) from None
+            raise self._limit.exceeded() from None
 
     def expire(self) -> None:
-        """Cancel the call, unless it is done."""
-        if self.task is not None:
-            self._expired = True
-            self.task.cancel()
+        """Cancel the call."""
+        self._expired = True
+        self._task.cancel()

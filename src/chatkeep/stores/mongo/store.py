@@ -124,10 +124,10 @@ class MongoStore(RowStore[MongoRows]):
     ) -> list[Message]:
         for message in messages:
             check_message_fits(message, search=self._options.search)
-        await self._need_schema()
         may_repeat = messages[0].id is not None
         messages = with_ids(messages)
-        with self._database.writing:
+        with self._database.writing, self._writes.of_call():
+            await self._need_schema()
             if expected_seq is None and is_simple(messages) and key not in self._locks:
                 item = Item(key, messages[0], fingerprints[0], may_repeat)
                 stored = await self._batches.submit(item, size=len(messages[0].content), key=key)

@@ -102,7 +102,7 @@ class PostgresStore(RowStore[PostgresRows]):
         return self._database.citus if hidden is None else hidden
 
     async def _create(self, key: Key, new: NewConversation) -> Conversation | None:
-        with self._database.writing:
+        with self._database.writing, self._writes.of_call():
             return await self._attempt(lambda rows: rows.create(key, new)) or await super()._create(key, new)
 
     async def _rename(self, old: str, new: str) -> int:
@@ -118,7 +118,7 @@ class PostgresStore(RowStore[PostgresRows]):
     ) -> list[Message]:
         may_repeat = messages[0].id is not None
         messages = with_ids(messages)
-        with self._database.writing:
+        with self._database.writing, self._writes.of_call():
             if expected_seq is None and is_simple(messages) and key not in self._locks:
                 stored = await self._append_simply(key, messages[0], fingerprints[0], may_repeat=may_repeat)
                 if stored is not None:

@@ -167,9 +167,9 @@ class SqliteFile:
         self._connections: list[apsw.Connection] = []
         self._of_thread = threading.local()
         self._writer = ThreadPoolExecutor(1, "chatkeep-sqlite-writer")
-        self._readers = ThreadPoolExecutor(readers, "chatkeep-sqlite-reader")
+        self._readers = ThreadPoolExecutor(readers, "chatkeep-sqlite-reader", self._begin_to_read)
         self._closer = ThreadPoolExecutor(1, "chatkeep-sqlite-closer")
-        self._commits: GroupCommit[Job[object]] = GroupCommit(self._flush, committed=committed)
+        self._commits: GroupCommit[Job[object]] = GroupCommit(self._flush, committed=committed, limit=writes)
         self._wal_bytes = 0
         self._checkpoint_at = CHECKPOINT_BYTES
         self._commit_count = 0
@@ -194,15 +194,10 @@ class SqliteFile:
     async def write[T](self, job: Job[T], *, size: int = 0) -> T:
         """Run `job` in a transaction that it may share with others; return when that is committed durably.
 
-        The caller limits how long it waits. The transaction waits for the lock for `write_timeout`, which is longer.
+        Raises StoreUnavailable after `write_timeout`. The transaction may wait longer for its lock: it began later.
         """
-        return cast("T", await self._commits.submit(job, size=size))
-
-    async def write_in_time[T](self, job: Job[T]) -> T:
-        """Run `job` as `write` does, and wait no longer than `write_timeout`."""
         self._check_open()
-        with self._writes.of_call():
-            return await self.write(job)
+        return cast("T", await self._commits.submit(job, size=size))
 
     async def migrate(self, revision: str) -> None:
         """Bring the schema to `revision`; a missing file is created."""
@@ -298,6 +293,8 @@ class SqliteFile:
             schema.read_revision(connection)  # opens the log and the file of its locks
             self._files.opened(connection.filename)
             connection.set_wal_hook(self._note_wal_size)
+            if hasattr(self._of_thread, "deadline"):
+                connection.set_progress_handler(self._must_stop, STEPS)
             connection.create_scalar_function("index_text", _index_text, 1, deterministic=True)
         except BaseException:
             connection.close()
@@ -308,13 +305,18 @@ class SqliteFile:
         self._wal_bytes = pages * 4096
         return apsw.SQLITE_OK
 
-    @contextmanager
-    def _stopping_at(self, deadline: float, connection: apsw.Connection) -> Iterator[None]:
-        """End a statement that runs at the deadline, or when the store is closed.
+    def _begin_to_read(self) -> None:
+        """Let statements of this thread end at a deadline. Not for short writes: it costs an append 2 %."""
+        self._of_thread.deadline = math.inf
 
-        Only for reads, and for writes that take long: asking costs an append 2 %.
-        """
-        connection.set_progress_handler(lambda: self._stop.is_set() or time.monotonic() >= deadline, STEPS)
+    def _must_stop(self) -> bool:
+        """Whether a statement of this thread has run for too long, or the store is closed."""
+        return self._stop.is_set() or time.monotonic() >= getattr(self._of_thread, "deadline", math.inf)
+
+    @contextmanager
+    def _stoppable(self, connection: apsw.Connection) -> Iterator[None]:
+        """Let a long write end when the store is closed."""
+        connection.set_progress_handler(self._must_stop, STEPS)
         try:
             yield
         finally:
@@ -345,13 +347,13 @@ class SqliteFile:
 
     def _read_once[T](self, query: Callable[[apsw.Connection], T], deadline: float) -> T:
         connection = self._connection(deadline)
-        with self._stopping_at(deadline, connection):
-            connection.execute("BEGIN")
-            try:
-                return query(connection)
-            finally:
-                if connection.in_transaction:
-                    connection.execute("COMMIT")
+        self._of_thread.deadline = deadline
+        connection.execute("BEGIN")
+        try:
+            return query(connection)
+        finally:
+            if connection.in_transaction:
+                connection.execute("COMMIT")
 
     def _revision(self, connection: apsw.Connection) -> str | None:
         self._files.check()
@@ -501,7 +503,7 @@ class SqliteFile:
 
     def _vacuum_once(self, connection: apsw.Connection) -> None:
         self._writes.reason = LOCK_HELD
-        with self._files.writing(), self._stopping_at(math.inf, connection):
+        with self._files.writing(), self._stoppable(connection):
             self._writes.reason = REWRITING
             connection.execute("VACUUM")
 
@@ -510,7 +512,7 @@ class SqliteFile:
         if schema.is_outdated(self._connection(deadline), target, str(self.path)):
             connection = self._begin(deadline)
             try:
-                with self._stopping_at(math.inf, connection):
+                with self._stoppable(connection):
                     schema.migrate(connection, target, str(self.path))
                 connection.execute("COMMIT")
             finally:

@@ -48,9 +48,7 @@ class SqliteStore(RowStore[SqliteRows]):
 
     @override
     async def _write[T](self, work: Work[SqliteRows, T], *, atomic: bool = True) -> T:
-        return await self._file.write_in_time(
-            lambda transaction: run(work(SqliteRows(transaction.connection, transaction)))
-        )
+        return await self._file.write(lambda transaction: run(work(SqliteRows(transaction.connection, transaction))))
 
     async def _append(
         self, key: Key, messages: Sequence[NewMessage], fingerprints: Sequence[bytes], expected_seq: int | None
@@ -100,4 +98,4 @@ class SqliteAccess(SqlAccess):
         return await self._file.read(lambda connection: fetch(connection, statement, values))
 
     async def _write(self, statement: str, *values: object) -> Sequence[Row]:
-        return await self._file.write_in_time(lambda transaction: fetch(transaction.connection, statement, values))
+        return await self._file.write(lambda transaction: fetch(transaction.connection, statement, values))
