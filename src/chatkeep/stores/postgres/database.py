@@ -194,7 +194,7 @@ class Database:
 
     async def aclose(self) -> None:
         """Close every connection, also those in use, within a second. Idempotent."""
-        await self._pool.aclose()
+        await asyncio.gather(self._pool.aclose(), self._sessions.aclose())
 
     # --- errors -------------------------------------------------------------------------------------------
 

@@ -216,4 +216,6 @@ class PostgresAccess(SqlAccess):
         return await self._database.read(lambda connection: connection.fetch(statement, *values))
 
     async def _write(self, statement: str, *values: object) -> Sequence[Row]:
-        return await self._database.write(lambda connection: connection.fetch(statement, *values))
+        # What these INSERTs and UPDATEs return is the same again, unlike what a DELETE has removed.
+        repeatable = not statement.startswith("DELETE")
+        return await self._database.write(lambda session: session.fetch(statement, *values), repeatable=repeatable)
