@@ -22,6 +22,7 @@ LONG_ON_MONGODB = (
     "test_paging_2500_messages_while_others_append",
     "test_random_trees_read_like_their_parents",
     "test_seqs_over_2500_messages_while_others_append",
+    "test_writing_all_through_renames",
 )
 """What takes the emulator of MongoDB 3 to 20 s each; marked `long` there."""
 

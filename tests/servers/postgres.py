@@ -6,7 +6,7 @@ The one that is started here does not wait for the disk; its URLs say so to a st
 import asyncio
 import os
 import signal
-from collections.abc import AsyncIterator, Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from functools import cache
@@ -137,14 +137,19 @@ async def raw(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
 def stopped(server: Server) -> Iterator[None]:
     """Let no process of the server run: connections are taken, and nothing is answered."""
     postmaster = int((server.data / "postmaster.pid").read_text().split()[0])
-    processes = [postmaster, *_children(postmaster)]
-    for process in processes:
-        os.kill(process, signal.SIGSTOP)
+    os.kill(postmaster, signal.SIGSTOP)  # first, so that it starts no others
+    processes = [*_children(postmaster), postmaster]
+    _send(processes, signal.SIGSTOP)
     try:
         yield
     finally:
-        for process in processes:
-            os.kill(process, signal.SIGCONT)
+        _send(processes, signal.SIGCONT)
+
+
+def _send(processes: Iterable[int], number: signal.Signals) -> None:
+    for process in processes:
+        with suppress(ProcessLookupError):  # it has ended
+            os.kill(process, number)
 
 
 def _children(pid: int) -> list[int]:

@@ -13,7 +13,7 @@ from benchmarks.postgres_server import FAST, Server
 
 from chatkeep import Conversation, ConversationChange, NewConversation, Store, StoreUnavailable, open_store
 from chatkeep.testing import dense, numbered, seqs, someone, user, whole_log
-from servers.postgres import databases, raw, stopped, with_query
+from servers.postgres import databases, raw, stopped
 from servers.proxy import Proxy
 
 LIMIT = 1.0
@@ -51,8 +51,8 @@ async def database(request: pytest.FixtureRequest) -> AsyncIterator[Hanging]:
 
 
 def opened(url: str, **options: Any) -> Any:
-    """A store with short limits. Without TLS: a wish for it that is cut off leaves a complaint of the driver's."""
-    return open_store(with_query(url, "sslmode=disable"), write_timeout=LIMIT, read_timeout=LIMIT, **options)
+    """A store with short limits."""
+    return open_store(url, write_timeout=LIMIT, read_timeout=LIMIT, **options)
 
 
 async def heard(call: Awaitable[object]) -> float:

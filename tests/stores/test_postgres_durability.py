@@ -172,7 +172,7 @@ async def limited_url() -> AsyncIterator[str]:
 
 
 async def test_fewer_connections_than_the_pool(limited_url: str) -> None:
-    """Calls wait for one of the connections that there are: 320 at once all succeed on five."""
+    """Calls wait for one of the connections that there are: 320 at once all succeed, while others are cancelled."""
     async with open_store(limited_url, pool_size=10) as store:
         owner = someone()
         talks = [await store.create_conversation(owner, NewConversation()) for _ in range(8)]
@@ -182,7 +182,12 @@ async def test_fewer_connections_than_the_pool(limited_url: str) -> None:
             await store.append(owner, talk, numbered(1 + number % 2))
             await store.history(owner, talk)
 
+        cancelled = []
+        for number in range(40):
+            cancelled.append(asyncio.create_task(store.get_conversation(owner, talks[number % 8].id)))
+            asyncio.get_running_loop().call_later(number / 400, cancelled[-1].cancel)
         await asyncio.gather(*map(use, range(320)))
+        await asyncio.gather(*cancelled, return_exceptions=True)
         logs = [await whole_log(store, owner, talk.id) for talk in talks]
         assert sum(map(len, logs)) == 480
         assert [seqs(log) for log in logs] == [dense(len(log)) for log in logs]

@@ -12,8 +12,8 @@ from chatkeep.testing.reference import whole_list, whole_log
 
 WRITERS = 8
 RENAMES = 20
-TALKS = 6
-"""Conversations that each writer creates at most: all of them are moved by every rename."""
+TALKS, MESSAGES = 6, 20
+"""Conversations that each writer creates at most, and messages in each: every rename moves all of them."""
 
 
 class RemovalContract(Contract):
@@ -22,25 +22,26 @@ class RemovalContract(Contract):
     async def test_writing_all_through_renames(self, store: Store, owner: str) -> None:
         """Every conversation is under exactly one of two owners, with every message that was acknowledged."""
         names = owner, someone()
-        renamed = asyncio.Event()
+        renamed = 0
         acknowledged: dict[UUID, set[UUID]] = {}
 
         async def write(number: int) -> None:
             mine: list[UUID] = []
-            while not renamed.is_set():
-                await asyncio.sleep(0)  # a store may never wait
-                if len(mine) < TALKS:
+            while renamed < RENAMES:
+                await asyncio.sleep(0.002)
+                if len(mine) <= TALKS * renamed // RENAMES:  # all through
                     talk = await store.create_conversation(names[number % 2], NewConversation())
                     mine.append(talk.id)
                     acknowledged[talk.id] = set()
                 for talk_id in mine:
-                    acknowledged[talk_id].add(await _say(store, names, talk_id))
+                    if len(acknowledged[talk_id]) < MESSAGES:
+                        acknowledged[talk_id].add(await _say(store, names, talk_id))
 
         writers = [asyncio.create_task(write(number)) for number in range(WRITERS)]
         for number in range(RENAMES):
             await store.rename_owner(names[number % 2], names[1 - number % 2])
             await asyncio.sleep(0)
-        renamed.set()
+            renamed += 1
         await asyncio.gather(*writers)
         owned = {name: {talk.id for talk in await whole_list(store, name)} for name in names}
         assert owned[names[0]].isdisjoint(owned[names[1]])
@@ -73,14 +74,17 @@ class RemovalContract(Contract):
     async def test_writing_all_through_erasures(self, store: Store, owner: str) -> None:
         """What was stored before an erasure is gone, and what was begun after it is there."""
         erased = asyncio.Event()
-        enough, done = asyncio.Event(), asyncio.Event()
         before: set[UUID] = set()
         after: dict[UUID, list[UUID]] = {}
 
         async def write() -> None:
-            while not done.is_set():
+            number = 0
+            while True:
                 await asyncio.sleep(0.005)
                 kept = erased.is_set()
+                if not kept and number == TALKS:
+                    continue
+                number += 1
                 try:
                     talk = await store.create_conversation(owner, NewConversation())
                     said = [await _say(store, (owner,), talk.id) for _ in range(2)]
@@ -89,10 +93,8 @@ class RemovalContract(Contract):
                     continue
                 if kept:
                     after[talk.id] = said
-                    if len(after) == WRITERS:
-                        enough.set()
-                else:
-                    before.add(talk.id)
+                    return
+                before.add(talk.id)
 
         writers = [asyncio.create_task(write()) for _ in range(4)]
         gone: set[UUID] = set()
@@ -101,11 +103,10 @@ class RemovalContract(Contract):
             gone |= before
             await store.erase_owner(owner)
         erased.set()
-        await enough.wait()
-        done.set()
         await asyncio.gather(*writers)
         there = {talk.id for talk in await whole_list(store, owner)}
         assert gone.isdisjoint(there)
+        assert len(after) == len(writers)
         assert after.keys() <= there
         for talk_id, said in after.items():
             assert [message.id for message in await whole_log(store, owner, talk_id)] == said

@@ -102,22 +102,24 @@ class Database:
                 remaining = int(self._reads.seconds * 1_000) - LOCK_MILLISECONDS
                 return await self._statement(work, max(remaining, 1))
 
-    async def write[T](self, work: Statements[T], *, slow: bool = False) -> T:
+    async def write[T](self, work: Statements[T], *, slow: bool = False, repeatable: bool = False) -> T:
         """Run `work` in a transaction, and retry it while that may help, until `write_timeout`, or an hour if `slow`.
 
-        If the answer to a commit is lost, the server is asked what became of it. If it does not know, `work` is
-        repeated, and finds out by the ids that it writes.
+        If the answer to a commit is lost, the server is asked what became of it. If it does not know, or if `work` is
+        `repeatable`, that is run again: it returns the same then, by the ids that it writes.
         """
         limit = self._slow if slow else self._writes
+        run = self._transaction if repeatable else self._committed
         with self._translating(), self.writing, limit.of_call():
-            return await self._repeated(work, time.monotonic() + limit.seconds)
+            return await self._repeated(lambda milliseconds: run(work, milliseconds), time.monotonic() + limit.seconds)
 
-    async def _repeated[T](self, work: Statements[T], deadline: float) -> T:
+    async def _repeated[T](self, run: Callable[[int], Awaitable[T]], deadline: float) -> T:
+        """What `run` returns, which is given how many milliseconds to wait for locks."""
         pause = BACKOFF_SECONDS[0]
         while True:
             remaining = max(deadline - time.monotonic(), 0.001)
             try:
-                return await self._committed(work, int(min(remaining, self._writes.seconds) * 1_000) + 1)
+                return await run(int(min(remaining, self._writes.seconds) * 1_000) + 1)
             except DRIVER_ERRORS as error:
                 if not may_pass(error) or time.monotonic() >= deadline:
                     raise
@@ -135,8 +137,7 @@ class Database:
             done.append((await work(connection), await _mark(connection)))
 
         try:
-            async with self._pool.connection() as connection:
-                await self._in_transaction(connection, marked, lock_milliseconds)
+            await self._transaction(marked, lock_milliseconds)
         except DRIVER_ERRORS as error:
             mark = done[0][1] if done else None
             if mark is None or not is_lost(error) or not await self._was_committed(mark):
@@ -158,6 +159,10 @@ class Database:
                     return bool(fate == "committed")
             await asyncio.sleep(pause)
             pause = min(2 * pause, BACKOFF_SECONDS[1])
+
+    async def _transaction[T](self, work: Statements[T], lock_milliseconds: int) -> T:
+        async with self._pool.connection() as connection:
+            return await self._in_transaction(connection, work, lock_milliseconds)
 
     async def _in_transaction[T](self, connection: Connection, work: Statements[T], lock_milliseconds: int) -> T:
         try:
@@ -189,7 +194,7 @@ class Database:
 
     async def aclose(self) -> None:
         """Close every connection, also those in use, within a second. Idempotent."""
-        await self._pool.aclose()
+        await asyncio.gather(self._pool.aclose(), self._sessions.aclose())
 
     # --- errors -------------------------------------------------------------------------------------------
 

@@ -4,7 +4,6 @@ asyncpg's own pool makes a task, two timers and a proxy at each use: 70 µs, as 
 """
 
 import asyncio
-from collections import deque
 from collections.abc import Awaitable, Callable
 
 import asyncpg
@@ -40,8 +39,8 @@ class Pool:
         self._timeout = timeout
         self._idle: list[Connection] = []
         self._lent: set[Connection] = set()
-        self._wanted: deque[asyncio.Future[Connection]] = deque()
-        """Of those who have a slot, while the server has no connection left for it."""
+        self._wanted: dict[asyncio.Future[Connection], None] = {}
+        """Those who have a slot, while the server has no connection left for it; the longest waiter first."""
         self._full_until = 0.0
         self._closed = False
 
@@ -80,15 +79,15 @@ class Pool:
         self._lent.discard(connection)
         if connection.is_closed():
             return
-        if connection.is_in_transaction():
+        if self._closed or connection.is_in_transaction():
             connection.terminate()
             return
-        while self._wanted:
-            waiter = self._wanted.popleft()
-            if not waiter.done():
-                waiter.set_result(connection)
-                return
-        self._idle.append(connection)
+        waiter = next(iter(self._wanted), None)
+        if waiter is None:
+            self._idle.append(connection)
+        else:
+            del self._wanted[waiter]
+            waiter.set_result(connection)
 
     async def aclose(self) -> None:
         """Close every connection within a second, those in use at once. Idempotent."""
@@ -128,14 +127,16 @@ class Pool:
     async def _given_back(self, seconds: float) -> Connection | None:
         """A connection that was given back within `seconds`."""
         waiter: asyncio.Future[Connection] = asyncio.get_running_loop().create_future()
-        self._wanted.append(waiter)
+        self._wanted[waiter] = None
         try:
             await asyncio.wait((waiter,), timeout=seconds)
         except asyncio.CancelledError:
-            if not waiter.cancel():
+            if waiter.done():
                 self.give_back(waiter.result())  # it got one and was cancelled in the same moment
             raise
-        return None if waiter.cancel() else waiter.result()
+        finally:
+            self._wanted.pop(waiter, None)
+        return waiter.result() if waiter.done() else None
 
 
 class Lease:

@@ -1,5 +1,6 @@
 """How a session of a PostgreSQL database is opened: what it sets for good, and what is refused."""
 
+import asyncio
 import ssl
 from collections.abc import Mapping
 from typing import Any
@@ -13,6 +14,10 @@ from chatkeep.stores.postgres.pool import Connection
 LOCK_MILLISECONDS = 100
 """How long a statement outside a transaction waits for a lock. A batch that fails so is retried item by item in
 transactions, which wait longer: one locked row does not delay the rest of its batch."""
+
+LEAVE_SECONDS = 0.1
+"""How long connecting goes on when its caller is cancelled. Cut off while the network answers, the driver would leave
+an exception that nobody looks at; after this time it waits for the server, or still for the network."""
 
 STYLE = {"datestyle": "ISO", "timezone": "UTC"}
 """How every connection writes times as text; poolers know these two, and keep them for each client."""
@@ -54,6 +59,8 @@ class Sessions:
         self._away = False
         """Whether the last connection attempt failed."""
         self._begin = ""
+        self._left: set[asyncio.Future[Connection]] = set()
+        """Connections in the making whose callers were cancelled."""
         self.citus = False
         """Whether the database is a Citus cluster: known with the first connection."""
 
@@ -91,12 +98,7 @@ class Sessions:
 
     async def _connect_with(self, session: dict[str, str]) -> Connection:
         try:
-            connection = await asyncpg.connect(
-                self._url,
-                timeout=self._timeout,
-                server_settings=session,
-                statement_cache_size=0 if self._pgbouncer else 100,
-            )
+            connection = await self._dial(session)
         except ssl.SSLError:
             raise  # that of a certificate is a ValueError, too
         except (ValueError, OverflowError, asyncpg.ClientConfigurationError):
@@ -108,6 +110,34 @@ class Sessions:
             connection.terminate()
             raise
         return connection
+
+    async def _dial(self, session: dict[str, str]) -> Connection:
+        """A connection that nothing is known of yet. If the caller is cancelled, a task of its own ends it."""
+        dialling = asyncio.ensure_future(
+            asyncpg.connect(
+                self._url,
+                timeout=self._timeout,
+                server_settings=session,
+                statement_cache_size=0 if self._pgbouncer else 100,
+            )
+        )
+        try:
+            return await asyncio.shield(dialling)
+        except asyncio.CancelledError:
+            self._left.add(dialling)
+            dialling.add_done_callback(self._hang_up)
+            asyncio.get_running_loop().call_later(LEAVE_SECONDS, dialling.cancel)
+            raise
+
+    def _hang_up(self, dialling: asyncio.Future[Connection]) -> None:
+        self._left.discard(dialling)
+        if not dialling.cancelled() and dialling.exception() is None:
+            dialling.result().terminate()
+
+    async def aclose(self) -> None:
+        """Wait a moment for connections whose callers were cancelled while they were made."""
+        if self._left:
+            await asyncio.wait(self._left, timeout=2 * LEAVE_SECONDS)
 
     async def _check(self, connection: Connection) -> None:
         """Have the session wait for the disk at every commit, refuse an unsafe database, and note what it is."""

@@ -69,11 +69,13 @@ class PostgresStore(RowStore[PostgresRows]):
     async def _write[T](self, work: Work[PostgresRows, T], *, atomic: bool = True) -> T:
         return await self._database.write(lambda connection: work(self._rows(connection)))
 
-    async def _write_to[T](self, key: Key, work: Work[PostgresRows, T]) -> T:
+    async def _write_to[T](self, key: Key, work: Work[PostgresRows, T], *, repeatable: bool = False) -> T:
         """Serialised for each conversation: a locked row then keeps one connection waiting, not the whole pool."""
         with self._writes.of_call():
             async with self._locks.of(key):
-                return await self._write(work)
+                return await self._database.write(
+                    lambda connection: work(self._rows(connection)), repeatable=repeatable
+                )
 
     async def _attempt[T](self, work: Work[PostgresRows, T]) -> T | None:
         """Run `work`, which is one statement. None if it failed, or its outcome is unknown: use a transaction then."""
@@ -127,7 +129,11 @@ class PostgresStore(RowStore[PostgresRows]):
                 imported = await self._append_first(key, messages, fingerprints)
                 if imported is not None:
                     return imported
-            return await super()._append(key, messages, fingerprints, expected_seq)
+            return await self._write_to(
+                key,
+                lambda rows: self._append_to(rows, key, messages, fingerprints, expected_seq),
+                repeatable=True,
+            )
 
     async def _append_simply(
         self, key: Key, message: NewMessage, fingerprint: bytes, *, may_repeat: bool
@@ -210,4 +216,6 @@ class PostgresAccess(SqlAccess):
         return await self._database.read(lambda connection: connection.fetch(statement, *values))
 
     async def _write(self, statement: str, *values: object) -> Sequence[Row]:
-        return await self._database.write(lambda connection: connection.fetch(statement, *values))
+        # What these INSERTs and UPDATEs return is the same again, unlike what a DELETE has removed.
+        repeatable = not statement.startswith("DELETE")
+        return await self._database.write(lambda session: session.fetch(statement, *values), repeatable=repeatable)
