@@ -67,17 +67,17 @@ async def append_batch(view: View, items: Sequence[Item], *, search: bool) -> li
 
 
 async def _save(view: View, batch: "_Batch", *, search: bool) -> None:
-    """Write the batch in two commands as they stand: the driver's bulk_write takes half again as long to make them."""
+    """Write the batch. The updates are a command as it stands, which bulk_write takes a third longer to make.
+
+    The messages are not: they may be more than fits into one.
+    """
     updates = [{"q": view.one(id_["o"], id_), "u": change} for id_, change in batch.changes()]
-    await _execute(view, {"update": view.conversations.name, "updates": updates})
-    documents = [new_message(key, placed, index=search) for key, placed in batch.new]
-    await _execute(view, {"insert": view.messages.name, "documents": documents})
-
-
-async def _execute(view: View, command: Document) -> None:
+    command = {"update": view.conversations.name, "updates": updates}
     reply = await view.database.command(command, session=view.session)
     if reply.get("writeErrors"):
         raise BulkWriteError(reply)
+    documents = [new_message(key, placed, index=search) for key, placed in batch.new]
+    await view.messages.insert_many(documents, session=view.session)
 
 
 async def _append_alone(view: View, item: Item, *, search: bool) -> Message | None:
