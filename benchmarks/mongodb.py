@@ -1,4 +1,4 @@
-"""MongoDB: durable appends, the latest 50 and growth, against plain inserts on the same server.
+"""MongoDB: durable appends, the latest 50, client CPU and growth, against the driver alone on the same server.
 
 On a real server only: an emulator's times say nothing about MongoDB.
 """
@@ -7,6 +7,8 @@ import asyncio
 import importlib
 import subprocess
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,7 +19,7 @@ from pymongo.asynchronous.collection import AsyncCollection
 
 from benchmarks.children import ROOT, command, environment
 from benchmarks.import_files import count_messages, data_files
-from benchmarks.measure import Plan, Run, Side, alternate, drive, in_turn, say
+from benchmarks.measure import Plan, Run, Side, Work, alternate, drive, in_turn, say
 from benchmarks.mongodb_server import fresh_database, serving
 from benchmarks.results import Gate, Latency, Report, Row, not_measured, rate_row, time_row
 from benchmarks.stores import OWNER, conversations, message
@@ -28,13 +30,16 @@ from chatkeep.words import index_words
 PLAIN = "insert_one of the same message, w: majority, j: true"
 INDEXED = f"{PLAIN}, with the same index of words"
 FEW, MANY = 1, 64
-GATES = {FEW: Gate(0.45), MANY: Gate(1.5)}
+FIND = "the driver's find of the same documents"
+GATES = {FEW: Gate(0.5), MANY: Gate(1.5)}
+READ_GATE = Gate(0.6)
 GROWTH_GATE = Gate(1.2, at_most=True)
 IMPORT_GATE = Gate(2_000, "messages/s")
 PAIRS = 200
 ROWS = (
     (f"MongoDB append, {FEW} writer", PLAIN, GATES[FEW]),
     (f"MongoDB append, {MANY} writers", PLAIN, GATES[MANY]),
+    ("MongoDB latest 50, records built", FIND, READ_GATE),
     ("MongoDB append at 200,000 messages", "at 100", GROWTH_GATE),
     ("MongoDB latest 50 at 200,000 messages", "at 100", GROWTH_GATE),
     ("MongoDB import of real conversations", "-", IMPORT_GATE),
@@ -60,6 +65,8 @@ def run(plan: Plan) -> Report:
         report = Report(notes=[NOTE])
         for writers in (FEW, MANY):
             report.add(asyncio.run(_appends(plan, server, writers)))
+        report.add(asyncio.run(_latest_50(plan, server)))
+        report.add(asyncio.run(_client_cpu(plan, server)))
         report.add(asyncio.run(_one_conversation(plan, server)))
         report.add(asyncio.run(_agents(plan, server)))
         report.add(asyncio.run(_growth(plan, server)))
@@ -151,6 +158,81 @@ async def _agents(plan: Plan, server: str) -> Report:
     runs = await alternate(plan, {"chatkeep": ours, "agents": session_run})
     work = f"MongoDB append, {MANY} writers, search on"
     return Report(peers=[rate_row(work, "openai-agents MongoDBSession", runs["chatkeep"], runs["agents"])])
+
+
+# --- reads, and the time that both take of this process ---------------------------------------------------
+
+
+async def _latest_50(plan: Plan, server: str) -> Report:
+    """The latest 50 of 1,000 messages, as records, against the driver's own find of those documents."""
+    name = "MongoDB latest 50, records built"
+    say(name)
+    ours: list[Run] = []
+    theirs: list[Run] = []
+    with fresh_database(server) as url:
+        async with open_store(url, search="off") as store, _plain(url) as messages:
+            (talk,) = await conversations(store, 1)
+            await _fill(store, talk, 1_000)
+            for number in range(-1, plan.rounds):  # the first is a warm-up
+                runs = await in_turn(PAIRS, partial(_latest, store, talk), partial(_find, messages, talk))
+                if number >= 0:
+                    ours.append(runs[0])
+                    theirs.append(runs[1])
+    return Report(rows=[rate_row(name, FIND, ours, theirs, READ_GATE)])
+
+
+async def _client_cpu(plan: Plan, server: str) -> Report:
+    """The CPU time of this process for an append and for a page: what an application has less of."""
+    say("MongoDB, client CPU")
+    rows: list[Row] = []
+    with fresh_database(server) as url:
+        async with open_store(url, search="off") as store, _plain(url) as messages:
+            talks = await conversations(store, MANY)
+            await _fill(store, talks[0], 1_000)
+
+            async def append(writer: int, number: int) -> object:
+                return await store.append(OWNER, talks[writer], [message(writer, number)])
+
+            async def insert(writer: int, number: int) -> object:
+                return await messages.database["plain"].insert_one({"content": text(writer, number)})
+
+            works: tuple[tuple[str, str, int, Work, Work], ...] = (
+                (f"append, {FEW} writer", PLAIN, FEW, append, insert),
+                (f"append, {MANY} writers", PLAIN, MANY, append, insert),
+                ("latest 50", FIND, FEW, partial(_latest, store, talks[0]), partial(_find, messages, talks[0])),
+            )
+            for name, yardstick, writers, ours, theirs in works:
+                count = plan.size(640, 128) // writers
+                runs = [(await cpu_of(writers, count, ours), await cpu_of(writers, count, theirs)) for _ in range(6)]
+                sides = [run[0] for run in runs[1:]], [run[1] for run in runs[1:]]
+                rows.append(time_row(f"MongoDB client CPU: {name}", yardstick, *sides))
+    return Report(rows=rows)
+
+
+async def cpu_of(writers: int, count: int, work: Work) -> Run:
+    """The CPU time of this process for `count` operations of each writer."""
+
+    async def several(writer: int) -> None:
+        for number in range(count):
+            await work(writer, number)
+
+    before = time.process_time()
+    await asyncio.gather(*map(several, range(writers)))
+    return Run(writers * count, time.process_time() - before, [])
+
+
+@asynccontextmanager
+async def _plain(url: str) -> AsyncIterator[Plain]:
+    """The collection of messages, as the driver alone has it."""
+    async with AsyncMongoClient[dict[str, Any]](
+        url, w="majority", journal=True, readConcernLevel="majority", uuidRepresentation="standard"
+    ) as client:
+        yield client.get_default_database()["messages"]
+
+
+async def _find(messages: Plain, talk: UUID, _writer: int, _number: int) -> object:
+    where = {"owner_id": OWNER, "conversation_id": talk}
+    return await messages.find(where, sort=[("seq", -1)], limit=50).to_list()
 
 
 # --- growth ----------------------------------------------------------------------------------------------

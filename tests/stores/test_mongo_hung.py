@@ -101,7 +101,14 @@ CALLS: dict[str, list[Call]] = {
 """Calls that hang on one connection each, and then those that wait for one."""
 
 
-@pytest.mark.parametrize("kind", CALLS)
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "transactions",
+        "appends",
+        *(pytest.param(kind, marks=pytest.mark.long) for kind in ("reads", "single writes", "careful appends")),
+    ],
+)
 async def test_every_call_ends_in_its_time(server: Server, kind: str) -> None:
     """A hundred calls end together, no connection stays taken, and afterwards everything works."""
     store, talk = await opened(server)

@@ -64,8 +64,8 @@ async def test_rename_while_the_owner_writes(url: str, store: Store) -> None:
     writers = [Writer(store) for _ in range(3)]
     working = [asyncio.create_task(writer.work()) for writer in writers]
     moved = 0
-    for _ in range(4):
-        await asyncio.sleep(0.1)
+    for _ in range(3):
+        await asyncio.sleep(0.05)
         moved += await store.rename_owner(OWNER, OTHER)
     for writer in writers:
         writer.stopped = True
@@ -150,7 +150,7 @@ async def test_erasure_while_others_create(url: str, store: Store) -> None:
 
 async def test_small_conversations_go_together(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """One transaction removes many of them, however many messages they have together."""
-    for number in range(60):
+    for number in range(40):
         talk = await store.create_conversation(OWNER, NewConversation())
         if number % 2:
             await store.append(OWNER, talk.id, numbered(2))
@@ -162,10 +162,10 @@ async def test_small_conversations_go_together(store: Store, monkeypatch: pytest
         return await purge(rows, owner)
 
     monkeypatch.setattr(statements.MongoRows, "purge_slice", counted)
-    monkeypatch.setattr(statements, "SLICE", 50)
+    monkeypatch.setattr(statements, "SLICE", 30)
     receipt = await store.erase_owner(OWNER)
-    assert (receipt.conversations, receipt.messages, receipt.remaining) == (60, 60, 0)
-    assert receipt.search_entries == 60
+    assert (receipt.conversations, receipt.messages, receipt.remaining) == (40, 40, 0)
+    assert receipt.search_entries == 40
     assert slices <= 5
 
 

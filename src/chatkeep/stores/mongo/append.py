@@ -4,6 +4,8 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple, cast
 from uuid import UUID
 
+from pymongo.errors import BulkWriteError
+
 from chatkeep.errors import Conflict
 from chatkeep.model import Message, NewMessage, Role
 from chatkeep.stores.append import Placed, State, plan
@@ -21,7 +23,6 @@ from chatkeep.stores.mongo.documents import (
     to_uuid,
     uuid_or_none,
 )
-from chatkeep.stores.mongo.rows import save
 from chatkeep.stores.rows import Key
 from chatkeep.tree import Run, Tree
 from chatkeep.values import from_micros, now
@@ -61,8 +62,22 @@ async def append_batch(view: View, items: Sequence[Item], *, search: bool) -> li
     batch = _Batch(conversations, known)
     outcomes: list[object] = [batch.outcome(item) for item in items]
     if batch.new:
-        await save(view, batch.changes(), list(batch.new.values()), index=search)
+        await _save(view, batch, search=search)
     return outcomes
+
+
+async def _save(view: View, batch: "_Batch", *, search: bool) -> None:
+    """Write the batch. The updates are a command as it stands, which bulk_write takes a third longer to make.
+
+    The messages are not: they may be more than fits into one.
+    """
+    updates = [{"q": view.one(id_["o"], id_), "u": change} for id_, change in batch.changes()]
+    command = {"update": view.conversations.name, "updates": updates}
+    reply = await view.database.command(command, session=view.session)
+    if reply.get("writeErrors"):
+        raise BulkWriteError(reply)
+    documents = [new_message(key, placed, index=search) for key, placed in batch.new]
+    await view.messages.insert_many(documents, session=view.session)
 
 
 async def _append_alone(view: View, item: Item, *, search: bool) -> Message | None:
@@ -113,38 +128,63 @@ def _key_of(document: Document) -> Key:
     return document["_id"]["o"], to_uuid(document["_id"]["c"])
 
 
+class _Conversation:
+    """A conversation of a batch: what is known of it, and whether the batch changed it."""
+
+    __slots__ = ("before", "changed", "state")
+
+    def __init__(self, before: Document) -> None:
+        self.before = before
+        self.state = _known_state(before)
+        self.changed = False
+
+
 class _Batch:
-    """The outcome of a batch of appends, item by item."""
+    """The outcome of a batch of appends, item by item. Keys are looked up once: hashing a UUID is slow."""
 
     def __init__(self, conversations: Mapping[Key, Document], known: Mapping[tuple[Key, UUID], Document]) -> None:
-        self._states: dict[Key, State | None] = {key: _known_state(row) for key, row in conversations.items()}
-        self._before = conversations
+        self._conversations = {key: _Conversation(row) for key, row in conversations.items()}
         self._known = known
+        self._brought: dict[tuple[Key, UUID], Placed] = {}
         self._moment = now()
-        self.new: dict[tuple[Key, UUID], tuple[Key, Placed]] = {}
+        self.new: list[tuple[Key, Placed]] = []
 
-    def changes(self) -> dict[Key, Document]:
-        """The changes of the conversations with new messages."""
-        keys = {key for key, _ in self.new}
-        return {key: saved(state, self._before[key]) for key in keys if (state := self._states[key]) is not None}
+    def changes(self) -> list[tuple[Document, Document]]:
+        """The `_id` and the change of each conversation with new messages."""
+        changed = [each for each in self._conversations.values() if each.changed]
+        return [(each.before["_id"], saved(each.state, each.before)) for each in changed if each.state is not None]
 
     def outcome(self, item: Item) -> Message | Conflict | None:
         """The stored message or Conflict; None if the item needs a transaction of its own."""
-        if item.key not in self._states:
+        conversation = self._conversations.get(item.key)
+        if conversation is None:
             return None
-        there, placed = self._known.get(item.place), self.new.get(item.place)
-        if there is not None or placed is not None:
-            known = placed[1].fingerprint if placed else cast("Document", there)["fingerprint"]
-            if known != item.fingerprint:
-                return Conflict("this message id is already used for other content", got=item.message.id)
-            return placed[1].message if placed else to_message(item.key[1], cast("Document", there))
-        state = self._states[item.key]
-        if state is None:
+        if item.may_repeat and (found := self._found(item)) is not None:
+            return found
+        if conversation.state is None:
             return None
-        (result,) = plan(item.key[1], state, [item.message], [item.fingerprint], {}, self._moment)
-        assert isinstance(result, Placed)  # noqa: S101 - nothing was known
-        self.new[item.place] = item.key, result
-        return result.message
+        return self._add(conversation, item)
+
+    def _found(self, item: Item) -> Message | Conflict | None:
+        """The message with the item's id, if the conversation or the batch has one."""
+        place = item.place
+        there, placed = self._known.get(place), self._brought.get(place)
+        if there is None and placed is None:
+            return None
+        known = placed.fingerprint if placed else cast("Document", there)["fingerprint"]
+        if known != item.fingerprint:
+            return Conflict("this message id is already used for other content", got=item.message.id)
+        return placed.message if placed else to_message(item.key[1], cast("Document", there))
+
+    def _add(self, conversation: _Conversation, item: Item) -> Message:
+        state = cast("State", conversation.state)
+        (placed,) = plan(item.key[1], state, [item.message], [item.fingerprint], {}, self._moment)
+        assert isinstance(placed, Placed)  # noqa: S101 - nothing was known
+        conversation.changed = True
+        self.new.append((item.key, placed))
+        if item.may_repeat:
+            self._brought[item.place] = placed
+        return placed.message
 
 
 def _known_state(found: Document) -> State | None:

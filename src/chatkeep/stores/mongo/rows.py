@@ -5,6 +5,7 @@ filter names the owner first. Plain operators only: in a pipeline a user's text 
 """
 
 from collections.abc import Collection, Mapping, Sequence
+from itertools import accumulate
 from typing import Any, cast, override
 from uuid import UUID
 
@@ -155,7 +156,10 @@ class MongoRows(Rows):
     # --- messages -----------------------------------------------------------------------------------------
 
     async def save(self, key: Key, state: State, new: Sequence[Placed]) -> None:
-        await save(self._view, {key: saved(state, {})}, [(key, placed) for placed in new], index=self._index)
+        view, where = self._view, self._view.one(key[0], conversation_id(key))
+        await view.conversations.update_one(where, saved(state, {}), session=view.session)
+        documents = [new_message(key, placed, index=self._index) for placed in new]
+        await view.messages.insert_many(documents, session=view.session)
 
     async def _find(self, where: Document, fields: Document, **options: Any) -> list[Document]:
         return await self._view.messages.find(where, fields, session=self._view.session, **options).to_list()
@@ -278,26 +282,36 @@ class MongoRows(Rows):
         return len(found) == SLICE
 
     async def purge_slice(self, owner: str) -> Removed | None:
-        """Remove some messages of some hidden conversations; the conversations, too, if those are all.
+        """Remove hidden conversations: several small ones, or a part of a large one.
 
-        Many small conversations go at once: one at a time, others could create them faster than they go.
+        One at a time, others could create small ones faster than they go.
         """
-        session = self._view.session
-        where = {"owner_id": owner, "deleted_at": {"$gt": 0}}
-        hidden = await self._view.conversations.find(where, {"id": 1}, limit=FEW, session=session).to_list()
+        where, session = {"owner_id": owner, "deleted_at": {"$gt": 0}}, self._view.session
+        fields = {"id": 1, "last_seq": 1}
+        hidden = await self._view.conversations.find(where, fields, limit=FEW, session=session).to_list()
         if not hidden:
             return None
-        of_them = {"owner_id": owner, "conversation_id": {"$in": [each["id"] for each in hidden]}}
-        found = await self._find(of_them, {"_id": 1}, limit=SLICE)
-        some = self._view.some(each["_id"] for each in found)
-        indexed = {**some, "words": {"$exists": True}, "content": {"$ne": ""}}
-        count = await self._view.messages.count_documents(indexed, session=session) if found else 0
-        gone = (await self._view.messages.delete_many(some, session=session)).deleted_count if found else 0
-        if len(found) == SLICE:
-            return Removed(0, gone, count)
-        emptied = self._view.some(each["_id"] for each in hidden)
-        removed = await self._view.conversations.delete_many(emptied, session=session)
-        return Removed(removed.deleted_count, gone, count)
+        sizes = accumulate(each["last_seq"] for each in hidden)
+        small = [each for each, size in zip(hidden, sizes, strict=True) if size <= SLICE]
+        whole = small or hidden[:1]
+        of_them: Document = {"owner_id": owner, "conversation_id": {"$in": [each["id"] for each in whole]}}
+        if not small:
+            last = await self._find(of_them, {"seq": 1}, sort=[("seq", ASCENDING)], limit=1, skip=SLICE - 1)
+            if last:
+                whole, of_them = [], of_them | {"seq": {"$lte": last[0]["seq"]}}
+        return await self._purge(whole, of_them)
+
+    async def _purge(self, conversations: Sequence[Document], messages: Document) -> Removed:
+        """Remove messages, and the conversations of which they are all."""
+        view, session = self._view, self._view.session
+        indexed = {**messages, "words": {"$exists": True}, "content": {"$ne": ""}}
+        count = await view.messages.count_documents(indexed, session=session)
+        gone = (await view.messages.delete_many(messages, session=session)).deleted_count
+        removed = 0
+        if conversations:
+            where = view.some(each["_id"] for each in conversations)
+            removed = (await view.conversations.delete_many(where, session=session)).deleted_count
+        return Removed(removed, gone, count)
 
     async def remove_owner(self, owner: str) -> int | None:
         if not await self._forget_owner(owner):
@@ -351,14 +365,6 @@ class MongoRows(Rows):
     async def end_rename(self, owner: str) -> None:
         """Remove an owner whose conversations were moved, unless others were created meanwhile."""
         await self._forget_owner(owner)
-
-
-async def save(view: View, changes: Mapping[Key, Document], new: Sequence[tuple[Key, Placed]], *, index: bool) -> None:
-    """Write what appends changed of their conversations, and the new messages."""
-    updates = [UpdateOne(view.one(key[0], conversation_id(key)), change) for key, change in changes.items()]
-    await view.conversations.bulk_write(updates, session=view.session)
-    documents = [new_message(key, placed, index=index) for key, placed in new]
-    await view.messages.insert_many(documents, session=view.session)
 
 
 # --- filters ----------------------------------------------------------------------------------------------
