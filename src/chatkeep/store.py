@@ -42,6 +42,7 @@ from chatkeep.model import (
 from chatkeep.values import (
     MAX_INTEGER_DIGITS,
     MAX_JSON_DEPTH,
+    MAX_METADATA,
     MAX_METADATA_BYTES,
     MAX_METADATA_VALUES,
     MetadataLimits,
@@ -99,9 +100,10 @@ class StoreOptions(Given):
     @property
     def metadata_limits(self) -> MetadataLimits:
         """The most that metadata of a message or a conversation may hold."""
-        return MetadataLimits(
+        limits = MetadataLimits(
             self.max_metadata_depth, self.max_metadata_values, self.max_metadata_bytes, self.max_metadata_digits
         )
+        return MAX_METADATA if limits == MAX_METADATA else limits
 
 
 class Observer:

@@ -347,7 +347,7 @@ def valid_owner(owner: str) -> str:
 
 def valid_metadata(metadata: object, limits: MetadataLimits) -> None:
     """Raise InvalidInput if a record's metadata is beyond `limits`, which are a store's."""
-    if limits == MAX_METADATA:
+    if limits is MAX_METADATA:
         return  # every record keeps these
     try:
         copy_json(metadata, limits)

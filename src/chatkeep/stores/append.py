@@ -45,12 +45,12 @@ class State:
 
 def listed(messages: object) -> Sequence[NewMessage]:
     """Return what an append was given: one message is a list of one. Raises InvalidInput for anything else."""
-    if isinstance(messages, NewMessage):
+    if type(messages) is not list and isinstance(messages, NewMessage):
         return [messages]
     if type(messages) is not list and (not isinstance(messages, Sequence) or isinstance(messages, str | bytes)):
         raise InvalidInput(GIVE_MESSAGES, got=type(messages).__name__)
     for message in messages:
-        if not isinstance(message, NewMessage):
+        if type(message) is not NewMessage and not isinstance(message, NewMessage):  # the latter takes 0.4 µs
             raise InvalidInput(GIVE_MESSAGES, got=f"a {type(messages).__name__} with a {type(message).__name__}")
     return messages
 

@@ -2,7 +2,6 @@
 
 import asyncio
 import logging
-import os
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, ClassVar
@@ -26,6 +25,7 @@ from chatkeep.model import (
 )
 from chatkeep.store import ListOrder, Order, Store, StoreOptions
 from chatkeep.stores.append import Placed, State, check, ids_to_look_up, listed, plan
+from chatkeep.stores.process import PROCESS, check_process
 from chatkeep.stores.rows import Hit, Key, Removed, Rows, StateRow, Work, unique
 from chatkeep.stores.time_limit import TimeLimit
 from chatkeep.stores.window import Window, list_cursor, list_place, list_scope, valid_page
@@ -37,8 +37,6 @@ logger = logging.getLogger(__name__)
 
 ERASE_ROUNDS = 3
 """How often an erasure begins again because others created conversations meanwhile, before it locks them out."""
-
-OTHER_PROCESS = "the store was opened by the process that this one was forked from; open one in this process"
 
 
 class RowStore[R: Rows](Store):
@@ -54,12 +52,12 @@ class RowStore[R: Rows](Store):
         self._reads, self._writes = TimeLimit(options.read_timeout), TimeLimit(options.write_timeout)
         self._metadata_limits = options.metadata_limits
         self._background: set[asyncio.Task[Any]] = set()
-        self._process = os.getpid()
+        self._forks = PROCESS.forks
         self._closed = False
 
     @property
     def access(self) -> Access:
-        self._same_process()
+        check_process(self._forks)
         return self._access
 
     # --- what a database brings ---------------------------------------------------------------------------
@@ -273,7 +271,7 @@ class RowStore[R: Rows](Store):
 
     async def aclose(self) -> None:
         self._closed = True
-        if os.getpid() != self._process:
+        if PROCESS.forks != self._forks:
             return  # what is open belongs to the process that this one was forked from
         try:
             async with asyncio.timeout(self._writes.seconds):
@@ -287,14 +285,9 @@ class RowStore[R: Rows](Store):
     # --- what every method begins with --------------------------------------------------------------------
 
     def _open(self) -> None:
-        self._same_process()
+        check_process(self._forks)
         if self._closed:
             raise StoreUnavailable("the store is closed")
-
-    def _same_process(self) -> None:
-        """Raise StoreUnavailable in a forked child, which has neither the threads nor the tasks of the store."""
-        if os.getpid() != self._process:
-            raise StoreUnavailable(OTHER_PROCESS)
 
     def _owner(self, owner: str) -> str:
         """The owner as the database stores it. Raises InvalidInput, or StoreUnavailable if the store is closed."""

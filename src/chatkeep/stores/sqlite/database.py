@@ -8,7 +8,6 @@ held twice (docs/decisions/0001-one-sqlite-library.md).
 import asyncio
 import logging
 import math
-import os
 import random
 import threading
 import time
@@ -26,8 +25,8 @@ import apsw
 
 from chatkeep.errors import ChatkeepError, SchemaMismatch, StoreUnavailable
 from chatkeep.migrations import REVISIONS
-from chatkeep.stores.base import OTHER_PROCESS
 from chatkeep.stores.group_commit import GroupCommit
+from chatkeep.stores.process import PROCESS, check_process
 from chatkeep.stores.revisions import target_revision
 from chatkeep.stores.sqlite import schema
 from chatkeep.stores.sqlite.files import OpenFiles
@@ -174,7 +173,7 @@ class SqliteFile:
         self._checkpoint_at = CHECKPOINT_BYTES
         self._commit_count = 0
         self._idle_timer: asyncio.TimerHandle | None = None
-        self._process = os.getpid()
+        self._forks = PROCESS.forks
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
         self._stop = threading.Event()
@@ -245,8 +244,7 @@ class SqliteFile:
     def _check_open(self) -> None:
         if self._closed:
             raise StoreUnavailable(CLOSED)
-        if os.getpid() != self._process:
-            raise StoreUnavailable(OTHER_PROCESS)
+        check_process(self._forks)
 
     async def _in_writer[T](self, work: Callable[[], T]) -> T:
         """Run `work` in the writer's thread."""
