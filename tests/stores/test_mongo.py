@@ -709,13 +709,14 @@ async def test_out_of_tries(url: str, talk: Conversation, failing: Failing) -> N
         assert await store.append(OWNER, talk.id, [message]) == (await store.log(OWNER, talk.id))[3:]
 
 
-async def test_what_an_aborted_transaction_means(store: Store, talk: Conversation, failing: Failing) -> None:
+async def test_what_an_aborted_transaction_means(url: str, talk: Conversation, failing: Failing) -> None:
     """MongoDB has one code for a transaction that others aborted and for one that took too long: both are named."""
-    with (
-        failing("alwaysOn", "commitTransaction", errorCode=251),
-        pytest.raises(StoreUnavailable, match=r"aborted the transaction.*others wrote.*too long"),
-    ):
-        await store.append(OWNER, talk.id, numbered(2))
+    async with open_store(url, write_timeout=0.4) as store:
+        with (
+            failing("alwaysOn", "commitTransaction", errorCode=251),
+            pytest.raises(StoreUnavailable, match=r"aborted the transaction.*others wrote.*too long"),
+        ):
+            await store.append(OWNER, talk.id, numbered(2))
 
 
 async def test_lost_connections_are_made_anew(store: Store, talk: Conversation, failing: Failing) -> None:

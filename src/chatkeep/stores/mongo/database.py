@@ -47,8 +47,8 @@ type Operations[T] = Callable[["View"], Awaitable[T]]
 BACKOFF_SECONDS = (0.002, 0.1)
 """Bounds of the first and of the longest delay before a write is retried: exponential backoff with full jitter."""
 
-ABORT_SECONDS = 0.3
-"""How long the server may take to abort a transaction."""
+PATIENCE_SECONDS, ABORT_SECONDS = 0.3, 60
+"""How long a caller waits until a transaction is aborted, and after how long MongoDB does that by itself."""
 
 CLOSE_SECONDS, CLOSE_ATTEMPTS = 0.6, 3
 """How long closing may take, and in how many attempts."""
@@ -142,7 +142,8 @@ class Database:
         self._client: AsyncMongoClient[Document] | None = None
         self._view: View | None = None
         self._opening = asyncio.Lock()
-        self._ending: set[asyncio.Task[None]] = set()
+        self._aborts: set[asyncio.Task[None]] = set()
+        self._closings: set[asyncio.Task[None]] = set()
         self.writing = InFlight()
         """The writes that closing waits for."""
 
@@ -211,9 +212,15 @@ class Database:
     async def aclose(self) -> None:
         """Close every connection, within a second, also if it is cancelled. Idempotent."""
         if self._client is not None:
-            self._begin(_close(self._client))
-        if self._ending:
-            await asyncio.wait(self._ending)
+            _begin(_close(self._client), self._closings)
+        try:
+            if self._closings:
+                await asyncio.wait(self._closings)
+        finally:
+            for task in self._aborts:
+                task.cancel()
+        if self._aborts:
+            await asyncio.wait(self._aborts)
 
     async def _repeat[T](self, work: Callable[[View, float], Awaitable[T]], worth_it: Callable[[Exception], bool]) -> T:
         deadline, longest = time.monotonic() + self.writes.seconds, BACKOFF_SECONDS[0]
@@ -239,18 +246,14 @@ class Database:
         return result
 
     async def _end(self, session: AsyncClientSession) -> None:
-        """End a session, and abort its transaction, for which even who was cancelled waits: for a moment."""
+        """End a session, and abort its transaction, for which even who was cancelled waits for a moment.
+
+        A server that hangs is told later, when it goes on: until then others could not write what it wrote.
+        """
         if session.in_transaction:
-            await asyncio.shield(self._begin(_abort(session)))
+            await asyncio.wait([_begin(_abort(session), self._aborts)], timeout=PATIENCE_SECONDS)
         else:
             await session.end_session()
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Begin something that ends by itself soon, whoever waits for it."""
-        task = asyncio.create_task(work)
-        self._ending.add(task)
-        task.add_done_callback(self._ending.discard)
-        return task
 
     # --- opening ------------------------------------------------------------------------------------------
 
@@ -263,7 +266,7 @@ class Database:
             await self._try_transaction(view)
         except BaseException:
             self._client = None
-            self._begin(_close(client))
+            _begin(_close(client), self._closings)
             raise
         return view
 
@@ -376,9 +379,17 @@ async def _commit(session: AsyncClientSession, deadline: float) -> None:
         await asyncio.sleep(random.uniform(0, BACKOFF_SECONDS[1]))  # noqa: S311 - not a secret
 
 
+def _begin(work: Coroutine[Any, Any, None], tasks: set[asyncio.Task[None]]) -> asyncio.Task[None]:
+    """Begin something that ends by itself, whoever waits for it."""
+    task = asyncio.create_task(work)
+    tasks.add(task)
+    task.add_done_callback(tasks.discard)
+    return task
+
+
 async def _abort(session: AsyncClientSession) -> None:
-    """Abort a transaction and end its session, unless the server hangs; it ends both by itself later."""
-    with suppress(TimeoutError):
+    """Abort a transaction and end its session."""
+    with suppress(TimeoutError, *DRIVER_ERRORS):
         async with asyncio.timeout(ABORT_SECONDS):
             await session.end_session()
 
