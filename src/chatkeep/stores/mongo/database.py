@@ -56,7 +56,7 @@ CLOSE_SECONDS, CLOSE_ATTEMPTS = 0.6, 3
 MAX_DOCUMENT_BYTES = 16 << 20
 """MongoDB's limit for one document."""
 
-TOO_LARGE = "MongoDB stores at most 16 MB in one document: a message or a conversation with its metadata"
+TOO_LARGE = "MongoDB stores at most 16 MB in one document: a message with its words, or a conversation"
 
 NO_TRANSACTIONS = (
     "this MongoDB server has no transactions; a replica set of one node has: start it with"

@@ -127,16 +127,8 @@ def message_id(key: Key, id_: UUID) -> Document:
 # --- sizes ------------------------------------------------------------------------------------------------
 
 
-def check_fits(*texts: str | None) -> None:
-    """Raise InvalidInput if a document would exceed MongoDB's limit."""
-    if any(len(text) > SURELY_FITS for text in texts if text):
-        size = sum(len(text.encode()) for text in texts if text)
-        if size + REST_BYTES > MAX_DOCUMENT_BYTES:
-            raise InvalidInput(TOO_LARGE, got=f"{size:,} bytes")
-
-
 def check_message_fits(message: NewMessage, *, search: bool) -> None:
-    """The same for a message. Its words are in the document, too."""
+    """Raise InvalidInput if a message would exceed MongoDB's limit. Its words are in the document, too."""
     total = len(message.content)
     if message.metadata or message.sources:
         total += len(json_text(message.metadata)) + len(json_text(message.sources))
@@ -177,7 +169,6 @@ def new_conversation(key: Key, new: NewConversation, *, slot: bool) -> Document:
     moment = now()
     updated_at = min(new.updated_at or moment, moment) if isinstance(new, ImportedConversation) else moment
     metadata = json_text(new.metadata)
-    check_fits(metadata)
     identity = conversation_id(key)
     return {
         "_id": identity,

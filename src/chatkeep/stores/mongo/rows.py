@@ -24,7 +24,6 @@ from chatkeep.stores.mongo.documents import (
     MESSAGE,
     PLACE,
     STATE,
-    check_fits,
     conversation_id,
     message_id,
     micros,
@@ -142,7 +141,6 @@ class MongoRows(Rows):
         return await self._view.conversations.count_documents(_listed(owner, context_id))
 
     async def set_values(self, key: Key, values: Mapping[str, Any]) -> None:
-        check_fits(values.get("metadata"))
         changed = dict(values)
         if "head_seq" in values:
             row = cast("StateRow", await self.state(key))
