@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from functools import wraps
 from types import TracebackType
 from typing import Any, ClassVar, Literal, cast
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit, urlunsplit
+from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
 from uuid import UUID
 
 from pydantic import Field, ValidationError
@@ -436,7 +436,8 @@ def open_store(url: str, *, migrate: bool = True, **options: str | float) -> Ope
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     for_driver = {k: v for k, v in query.items() if adapter.driver_options and k not in StoreOptions.model_fields}
     given = {k: v for k, v in query.items() if k not in for_driver}
-    cleaned = urlunsplit(parts._replace(query=urlencode(for_driver)))
+    # Not urlunsplit, which makes sqlite://a of sqlite:////a before Python 3.12.4.
+    cleaned = url.partition("?")[0] + (f"?{urlencode(for_driver)}" if for_driver else "")
     return OpeningStore(adapter(cleaned, _options({**given, **options})), migrate=migrate)
 
 
