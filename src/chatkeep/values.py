@@ -185,7 +185,28 @@ def copy_json(value: object, limits: MetadataLimits = MAX_METADATA) -> Any:
     BeyondLimits, or another ValueError for what is not JSON: NaN, infinities, other types. The messages go on from
     the name of the field.
     """
+    if limits is MAX_METADATA and type(value) is dict and _is_small(value):
+        return value.copy()
     return copy_and_size(value, limits)[0]
+
+
+def _is_small(value: dict[Any, Any]) -> bool:
+    """Whether metadata is flat and within every limit without counting: in a third of the time, for nearly all."""
+    if len(value) > _FEW:
+        return False
+    for key, each in value.items():
+        if type(key) is not str or len(key) >= _LONG or not key.isascii():
+            return False
+        kind = type(each)
+        if kind is str:
+            if len(each) >= _LONG or not each.isascii():
+                return False
+        elif kind is int:
+            if not -_SHORT < each < _SHORT:
+                return False
+        elif each is not None and kind is not bool:
+            return False
+    return True
 
 
 def copy_and_size(value: object, limits: MetadataLimits = MAX_METADATA) -> tuple[Any, int]:
@@ -208,6 +229,9 @@ class _Left:
 
 _LONG = 1_000
 """Shorter text need not be counted in characters: how many there are is limited."""
+
+_FEW = 16
+"""So many values, and their keys, are less than a fifth of a mebibyte, each character escaped."""
 
 _SHORT = 1 << 63
 """Integers below it need not be counted in digits."""
