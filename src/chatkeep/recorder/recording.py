@@ -1,7 +1,6 @@
 """The recorder for a program without an event loop."""
 
 import asyncio
-import os
 import threading
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 
 from chatkeep.recorder.recorder import Recorder
 from chatkeep.store import open_store
+from chatkeep.stores.process import PROCESS
 
 
 @contextmanager
@@ -21,7 +21,7 @@ def recording(url: str, journal: Path | str, **options: Any) -> Iterator[Recorde
 
     Options are those of `Recorder`. What is recorded is stored when the block ends, or stays in the journal.
     """
-    process = os.getpid()
+    forks = PROCESS.forks
     loop = asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="chatkeep-recorder", daemon=True)
     thread.start()
@@ -29,7 +29,7 @@ def recording(url: str, journal: Path | str, **options: Any) -> Iterator[Recorde
     try:
         yield asyncio.run_coroutine_threadsafe(opened.__aenter__(), loop).result()
     finally:
-        if os.getpid() == process:  # a forked child has no thread that would do it
+        if PROCESS.forks == forks:  # a forked child has no thread that would do it
             asyncio.run_coroutine_threadsafe(opened.__aexit__(None, None, None), loop).result()
             loop.call_soon_threadsafe(loop.stop)
             thread.join()

@@ -5,7 +5,6 @@ filter names the owner first. Plain operators only: in a pipeline a user's text 
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from itertools import accumulate
 from typing import Any, cast, override
 from uuid import UUID
 
@@ -39,7 +38,7 @@ from chatkeep.stores.mongo.documents import (
     to_uuid,
     uuid_or_none,
 )
-from chatkeep.stores.rows import Found, Key, Removed, Rows, StateRow
+from chatkeep.stores.rows import Found, Key, Removed, Rows, StateRow, that_fit
 from chatkeep.stores.window import ListPlace, Window
 from chatkeep.tree import Position, Segment
 from chatkeep.values import from_micros, now
@@ -275,8 +274,8 @@ class MongoRows(Rows):
         where = {"owner_id": owner, "deleted_at": None}
         found = await self._view.conversations.find(where, {"_id": 1}, limit=SLICE).to_list()
         if found:
-            some = {**where, "_id": {"$in": [each["_id"] for each in found]}}
-            await self._view.conversations.update_many(some, _hidden())
+            some = self._view.some(each["_id"] for each in found)
+            await self._view.conversations.update_many({**some, "deleted_at": None}, _hidden())
         return len(found) == SLICE
 
     async def purge_slice(self, owner: str) -> Removed | None:
@@ -289,8 +288,7 @@ class MongoRows(Rows):
         hidden = await self._view.conversations.find(where, fields, limit=FEW, session=session).to_list()
         if not hidden:
             return None
-        sizes = accumulate(each["last_seq"] for each in hidden)
-        small = [each for each, size in zip(hidden, sizes, strict=True) if size <= SLICE]
+        small = that_fit([(each, each["last_seq"]) for each in hidden], SLICE)
         whole = small or hidden[:1]
         of_them: Document = {"owner_id": owner, "conversation_id": {"$in": [each["id"] for each in whole]}}
         if not small:
