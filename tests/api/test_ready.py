@@ -10,16 +10,14 @@ from benchmarks.postgres_server import FAST, PASSWORD, Server
 from chatkeep import open_store
 from chatkeep.api.routes.health import PING_TIMEOUT_SECONDS
 from servers.api import Api, assert_problem, serving
-from servers.postgres import stopped
+from servers.postgres import started, stopped
 
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A PostgreSQL server that the tests may stop."""
-    server = Server(**FAST)
-    server.start()
-    yield server
-    server.remove()
+    with started(**FAST) as server:
+        yield server
 
 
 @pytest.fixture

@@ -16,9 +16,9 @@ from pathlib import Path
 import apsw
 import httpx2
 import pytest
-from benchmarks.postgres_server import FAST, Server
+from benchmarks.postgres_server import FAST
 
-from servers.postgres import stopped, with_query
+from servers.postgres import started, stopped, with_query
 
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("CHATKEEP_")}
 
@@ -89,10 +89,8 @@ def stuck_sqlite(folder: Path) -> Iterator[tuple[str, AbstractContextManager[obj
 @contextmanager
 def stuck_postgres(_: Path) -> Iterator[tuple[str, AbstractContextManager[object]]]:
     """The URL of a server, and what stops all its processes."""
-    server = Server(**FAST)
-    server.start()
-    yield server.url(), stopped(server)
-    server.remove()
+    with started(**FAST) as server:
+        yield server.url(), stopped(server)
 
 
 @pytest.mark.parametrize("database", [stuck_sqlite, stuck_postgres])

@@ -134,6 +134,17 @@ async def raw(url: str) -> AsyncIterator["asyncpg.Connection[asyncpg.Record]"]:
 
 
 @contextmanager
+def started(**settings: str) -> Iterator[Server]:
+    """A server of its own, for tests that stop it."""
+    server = Server(**settings)
+    server.start()
+    try:
+        yield server
+    finally:
+        server.remove()
+
+
+@contextmanager
 def stopped(server: Server) -> Iterator[None]:
     """Let no process of the server run: connections are taken, and nothing is answered."""
     postmaster = int((server.data / "postmaster.pid").read_text().split()[0])

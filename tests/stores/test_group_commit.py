@@ -248,15 +248,23 @@ async def test_queue_is_bounded_in_bytes() -> None:
     await commits.aclose()
 
 
+async def begin_to_close(
+    disk: Disk, commits: GroupCommit[int], items: Sequence[int]
+) -> tuple[asyncio.Task[object], list[asyncio.Task[object]], asyncio.Task[None]]:
+    """Begin to close while one commit is under way and items wait behind it: their tasks, and that of closing."""
+    first = await first_is_under_way(disk, commits)
+    others = submit(commits, items)
+    await asyncio.sleep(0)
+    closing = asyncio.create_task(commits.aclose())
+    await asyncio.sleep(0)
+    return first, others, closing
+
+
 async def test_closing_commits_what_waits_and_refuses_what_comes() -> None:
     """aclose returns when everything that was taken is committed; later items are refused; closing again is fine."""
     disk = Disk()
     commits = GroupCommit(disk.flush)
-    first = await first_is_under_way(disk, commits)
-    others = submit(commits, range(1, 301))
-    await asyncio.sleep(0)
-    closing = asyncio.create_task(commits.aclose())
-    await asyncio.sleep(0)
+    first, others, closing = await begin_to_close(disk, commits, range(1, 301))
     with pytest.raises(StoreUnavailable, match="closed"):
         await commits.submit(-1)
     assert not closing.done()
@@ -271,11 +279,7 @@ async def test_closing_that_is_cut_off_refuses_what_waits() -> None:
     """When closing is cancelled no caller hangs: neither in the commit under way, nor in the queue behind it."""
     disk = Disk()
     commits = GroupCommit(disk.flush)
-    first = await first_is_under_way(disk, commits)
-    others = submit(commits, range(1, 601))
-    await asyncio.sleep(0)
-    closing = asyncio.create_task(commits.aclose())
-    await asyncio.sleep(0)
+    first, others, closing = await begin_to_close(disk, commits, range(1, 601))
     closing.cancel()
     async with asyncio.timeout(5):
         answers = await asyncio.gather(first, *others, return_exceptions=True)

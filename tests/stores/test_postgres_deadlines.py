@@ -13,7 +13,7 @@ from benchmarks.postgres_server import FAST, Server
 
 from chatkeep import Conversation, ConversationChange, NewConversation, Store, StoreUnavailable, open_store
 from chatkeep.testing import dense, numbered, seqs, someone, user, whole_log
-from servers.postgres import databases, raw, stopped
+from servers.postgres import databases, raw, started, stopped
 from servers.proxy import Proxy
 
 LIMIT = 1.0
@@ -33,10 +33,8 @@ class Hanging(NamedTuple):
 @pytest.fixture(scope="module")
 def server() -> Iterator[Server]:
     """A server that the tests may stop."""
-    server = Server(**FAST)
-    server.start()
-    yield server
-    server.remove()
+    with started(**FAST) as server:
+        yield server
 
 
 @pytest.fixture(params=["silent proxy", pytest.param("stopped server", marks=pytest.mark.long)])

@@ -19,7 +19,7 @@ from chatkeep import Message, NewConversation, Store, StoreUnavailable, open_sto
 from chatkeep.access import Access
 from chatkeep.stores.memory import MemoryStore
 from chatkeep.stores.sqlite.files import CHECK_SECONDS
-from chatkeep.stores.sqlite.lasting_locks import SUPPORTED, _files
+from chatkeep.stores.sqlite.lasting_locks import _files
 from chatkeep.testing import numbered, user, whole_log
 
 OWNER = "ada"
@@ -155,7 +155,7 @@ async def stored_in(path: Path, talk: str) -> set[str]:
         return {str(message.id) for message in await whole_log(store, OWNER, UUID(talk))}
 
 
-@pytest.mark.skipif(not SUPPORTED, reason="needs locks of open file descriptions")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has locks of open file descriptions")
 async def test_folder_that_this_process_copies(path: Path, tmp_path: Path) -> None:
     """After a copy that drops SQLite's locks another process may come and go, and nothing is lost by a kill."""
     said = await asyncio.to_thread(run, "copy_and_die", path, tmp_path / "copy")
@@ -165,7 +165,7 @@ async def test_folder_that_this_process_copies(path: Path, tmp_path: Path) -> No
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not SUPPORTED, reason="needs locks of open file descriptions")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has locks of open file descriptions")
 def test_folder_that_is_copied_while_two_processes_write(path: Path) -> None:
     """Two processes write, and one of them opens and closes every file all the time: nothing is lost or damaged."""
     asyncio.run(make(path))
@@ -193,7 +193,7 @@ async def test_last_store_that_closes_leaves_one_file(path: Path) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.skipif(not SUPPORTED, reason="needs locks of open file descriptions")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux has locks of open file descriptions")
 async def test_another_user_of_the_file_in_this_process_keeps_its_locks(path: Path) -> None:
     """A store that closes does not drop the locks of a connection that somebody else has in this process."""
     async with open_store(f"sqlite:///{path}"):
