@@ -1,15 +1,31 @@
 """What a word is, in every script."""
 
+import re
 import time
 import unicodedata
+from itertools import pairwise
 
 import pytest
+import regex
 from hypothesis import given
 from hypothesis import strategies as st
 
 from chatkeep.errors import InvalidInput
 from chatkeep.testing import SENTENCES
-from chatkeep.words import MAX_INDEXED_CHARS, MAX_QUERY_WORDS, fold, holds, index_text, query_phrases, snippet
+from chatkeep.words import (
+    _ALONE,
+    _MAY_STAND_ALONE,
+    MAX_INDEXED_CHARS,
+    MAX_MARKS,
+    MAX_QUERY_CHARS,
+    MAX_QUERY_WORDS,
+    fold,
+    holds,
+    index_text,
+    index_words,
+    query_phrases,
+    snippet,
+)
 
 TEXTS = st.text(max_size=60) | st.text("tea TÉ茶ｶﾞかゞ\u3099\u0301ßſǅİıΣςﷺ½Ⅷ한글ﾞไทย_'\"\x00", max_size=30)
 
@@ -89,11 +105,18 @@ def test_query_without_a_word_is_refused(text: str) -> None:
 
 
 def test_query_with_too_many_words_is_refused() -> None:
-    """A query has a bounded number of words; a long sentence without spaces counts as one."""
+    """A query has a bounded number of words; a sentence without spaces counts as one."""
     assert len(query_phrases("tea " * MAX_QUERY_WORDS)) == MAX_QUERY_WORDS
     with pytest.raises(InvalidInput, match="at most 32 words"):
         query_phrases("tea " * (MAX_QUERY_WORDS + 1))
-    assert len(query_phrases("茶" * 500)) == 1
+
+
+def test_long_query_is_refused() -> None:
+    """A query has a bounded length, also if it is one word, or a character that stands for many."""
+    assert query_phrases("茶" * MAX_QUERY_CHARS) == [["茶"] * MAX_QUERY_CHARS]
+    for query in ("茶" * (MAX_QUERY_CHARS + 1), "a" * (MAX_QUERY_CHARS + 1), "㍿" * (MAX_QUERY_CHARS // 4 + 1)):
+        with pytest.raises(InvalidInput, match="at most 200 characters"):
+            query_phrases(query)
 
 
 def test_beginning_of_long_text_is_searched() -> None:
@@ -134,10 +157,74 @@ def test_snippet_shows_the_whole_phrase() -> None:
     assert "图书馆" in snippet(text, query_phrases("图书馆"))
 
 
-def test_long_text_is_handled_in_time() -> None:
+MARKS = [chr(code) for code in range(0x110000) if unicodedata.combining(chr(code))]
+
+HOSTILE = {
+    "latin": "a",
+    "han": "茶",
+    "accents": "e\u0301",
+    "one class of marks": "\u0301",
+    "sharp s, which becomes two": "ß",
+    "a ligature of 18 characters": "\ufdfa",
+    "an iota that is a mark": "\u0345",
+    "jamo": "\u1112\u1161\u11ab",
+    "jamo that do not compose": "\u1112\u1112\u1161\u11ab\u11ab",
+    "Thai": "ก่ำ",
+    "blanks": " ",
+    "musical notes of three": "\U0001d160",
+    "viramas and nuktas": "क\u094d\u093c",
+}
+
+
+@given(marks=st.lists(st.sampled_from(MARKS), max_size=2 * MAX_MARKS), base=st.sampled_from(["", "e", "é", "茶", "ガ"]))
+def test_long_runs_of_marks_fold_as_short_ones(marks: list[str], base: str) -> None:
+    """Marks are ordered as Unicode says, however many there are: each way to write a text folds alike."""
+    text = base + "".join(marks)
+    plain = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", text.casefold()))
+    assert fold(text) == unicodedata.normalize("NFC", plain).casefold()
+
+
+def test_every_mark_that_is_sorted_is_found() -> None:
+    """Both Unicode databases agree on what a mark is, so that no run of them is left to the slow sort."""
+    assert [mark for mark in MARKS if not regex.fullmatch(r"\p{M}", mark)] == []
+
+
+def test_scripts_without_blanks_are_seen() -> None:
+    """Whatever stands alone as a word lies in the blocks that are looked for first."""
+    alone = regex.compile(rf"(?V1){_ALONE}")
+    letters = [character for code in range(0x110000) if alone.match(character := chr(code))]
+    assert len(letters) > 100_000
+    assert [letter for letter in letters if not _MAY_STAND_ALONE.match(letter)] == []
+
+
+@pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
+def test_long_text_is_handled_in_time(text: str) -> None:
     """Text as long as anything that is searched takes well under a second, whatever it is made of."""
-    for text in ("a" * MAX_INDEXED_CHARS, "茶" * MAX_INDEXED_CHARS, "e\u0301" * 100_000, "\u0301" * MAX_INDEXED_CHARS):
-        started = time.thread_time()  # what others do with the machine does not count
-        index_text(text)
-        snippet(text, [["b"]])
-        assert time.thread_time() - started < 5
+    _assert_quick((text * MAX_INDEXED_CHARS)[:MAX_INDEXED_CHARS])
+
+
+@pytest.mark.parametrize("order", ["\u0301\u0327", "\u0327\u0301", "\u05b0\u0591", "\u0345\u0301", "\u1dc4\u302a"])
+def test_unordered_marks_are_handled_in_time(order: str) -> None:
+    """Marks of several classes are sorted in linear time: all of one before all of the other, or in turn."""
+    half = MAX_INDEXED_CHARS // 2
+    _assert_quick("a" + order[0] * half + order[1] * half)
+    _assert_quick("é" + order * half)
+
+
+def test_every_class_of_marks_is_handled_in_time() -> None:
+    """No kind of mark, followed by one that is sorted before it, makes folding slow."""
+    classes = {unicodedata.combining(mark): mark for mark in MARKS}
+    for lower, higher in pairwise(sorted(classes)):
+        started = time.thread_time()
+        fold("a" + classes[higher] * 20_000 + classes[lower] * 20_000)
+        assert time.thread_time() - started < 0.5, (lower, higher)
+
+
+def _assert_quick(text: str) -> None:
+    phrases = [["茶"] * 199 + ["好"], ["a" * 200], ["b"]]
+    started = time.thread_time()  # what others do with the machine does not count
+    index_text(text)
+    index_words(text)
+    holds(text, phrases)
+    snippet(text, phrases)
+    assert time.thread_time() - started < 4
