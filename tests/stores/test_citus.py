@@ -128,6 +128,7 @@ async def test_distributing(url: str) -> None:
         ("messages", "owner_id", "users"),
         ("requests", "owner_id", "users"),
         ("users", "id", "default"),
+        ("word_index", None, "everywhere"),
     ]
     assert {name for (name,) in tables} - {row[0] for row in spread} == {"chatkeep_schema", "pg_dist_partition"}
     parent = "REFERENCES conversations(owner_id, id) ON DELETE CASCADE"

@@ -1,7 +1,8 @@
-"""The ports over rows: arguments, 403 or 404, threading, pages, removal. Written once for every database."""
+"""The ports over rows: arguments, pages, search, removal. Written once for every database."""
 
 import asyncio
 import logging
+import random
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from typing import Any, ClassVar
@@ -9,7 +10,7 @@ from uuid import UUID
 
 from chatkeep.access import Access
 from chatkeep.cursor import decode_cursor, encode_cursor
-from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours, SchemaMismatch, StoreUnavailable
+from chatkeep.errors import ChatkeepError, InvalidInput, NotYours, SchemaMismatch, StoreUnavailable
 from chatkeep.ids import new_id, valid_id
 from chatkeep.model import (
     Conversation,
@@ -19,27 +20,32 @@ from chatkeep.model import (
     NewConversation,
     NewMessage,
     Page,
-    Role,
     SearchHit,
-    Status,
 )
-from chatkeep.store import ListOrder, Order, Store, StoreOptions
-from chatkeep.stores.append import Placed, State, check, ids_to_look_up, listed, plan
+from chatkeep.store import ListOrder, Order, StoreOptions
+from chatkeep.stores.append import check, listed
+from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.process import PROCESS, check_process
-from chatkeep.stores.rows import Hit, Key, Removed, Rows, StateRow, Work, unique
+from chatkeep.stores.rows import Found, Hit, Key, Removed, Rows, WordIndex, Work
 from chatkeep.stores.time_limit import TimeLimit
+from chatkeep.stores.transactions import Transactions
 from chatkeep.stores.window import Window, list_cursor, list_place, list_scope, valid_page
-from chatkeep.tree import Position, Segment, Tree
-from chatkeep.values import clean_text, json_text, now, patched, title_from, valid_metadata, valid_owner
-from chatkeep.words import holds, query_phrases, snippet
+from chatkeep.values import clean_text, now, valid_metadata, valid_owner
+from chatkeep.words import RULE, holds, query_phrases, snippet
 
 logger = logging.getLogger(__name__)
 
 ERASE_ROUNDS = 3
 """How often an erasure begins again because others created conversations meanwhile, before it locks them out."""
 
+INDEXED_AT_ONCE = 100
+"""Ids of conversations that are indexed anew before that is noted: at most so many once more after a crash."""
 
-class RowStore[R: Rows](Store):
+AFTER_OTHERS_SECONDS = (2.0, 10.0)
+"""Bounds of the random pause after another process was found to do the same."""
+
+
+class RowStore[R: Rows](Transactions[R]):
     """Conversations over the rows of a database, used from one event loop."""
 
     hit_place: ClassVar[tuple[type, ...]] = (int, str, int)
@@ -50,7 +56,7 @@ class RowStore[R: Rows](Store):
     def __init__(self, url: str, options: StoreOptions) -> None:
         super().__init__(url, options)
         self._reads, self._writes = TimeLimit(options.read_timeout), TimeLimit(options.write_timeout)
-        self._metadata_limits = options.metadata_limits
+        self._texts = LongTexts()
         self._background: set[asyncio.Task[Any]] = set()
         self._forks = PROCESS.forks
         self._closed = False
@@ -107,11 +113,6 @@ class RowStore[R: Rows](Store):
     def _stored_owner(self, owner: str) -> str:
         """The owner as the database stores it."""
         return owner
-
-    @property
-    def _hides_foreign(self) -> bool:
-        """Whether somebody else's conversation is answered with NotFound."""
-        return bool(self._options.hide_foreign)
 
     async def _scrub(self) -> None:
         """Leave no copy of what was erased, if the database would."""
@@ -232,9 +233,11 @@ class RowStore[R: Rows](Store):
         scope = (valid_owner(owner), query)
         below = tuple(decode_cursor(cursor, "search", scope, *self.hit_place)) if cursor else None
         stored = self._owner(owner)
-        hits = await self._read(lambda rows: self._search(rows, stored, phrases, below, limit + 1))
+        with self._reads.of_call():
+            hits = await self._search(stored, phrases, below, limit + 1)
+            items = [await self._to_search_hit(hit, phrases) for hit in hits[:limit]]
         following = encode_cursor("search", scope, *hits[limit - 1].place) if len(hits) > limit else None
-        return Page(items=[_to_search_hit(hit, phrases) for hit in hits[:limit]], next=following)
+        return Page(items=items, next=following)
 
     # --- the store as a whole -----------------------------------------------------------------------------
 
@@ -257,6 +260,7 @@ class RowStore[R: Rows](Store):
             for owner in await self._read(lambda rows: rows.owners_with_remains()):
                 await self._purge(owner)
             await self._index()
+            self._begin(self._index_again())
 
     async def schema_revision(self) -> str | None:
         self._open()
@@ -280,6 +284,7 @@ class RowStore[R: Rows](Store):
         except TimeoutError:
             logger.warning("writes were cut off after %g s, as the database did not answer", self._writes.seconds)
         finally:
+            self._texts.close()
             await self._close()
 
     # --- what every method begins with --------------------------------------------------------------------
@@ -313,26 +318,7 @@ class RowStore[R: Rows](Store):
         task.add_done_callback(self._background.discard)
         return task
 
-    # --- conversations, in a transaction ------------------------------------------------------------------
-
-    async def _state(self, rows: R, key: Key, *, lock: bool = False) -> StateRow:
-        """What appends and histories begin with. Raises NotFound or NotYours."""
-        found = await rows.state(key, lock=lock)
-        if found is None:
-            raise await self._missing(rows, key[1])
-        return found
-
-    async def _missing(self, rows: R, id_: UUID) -> ChatkeepError:
-        """Why there is no conversation: nobody has it, or somebody else does and the store may say so."""
-        if not self._hides_foreign and await rows.exists_elsewhere(id_):
-            return NotYours("this conversation belongs to somebody else", got=id_)
-        return NotFound("there is no such conversation", got=id_)
-
-    async def _conversation(self, rows: R, key: Key, *, lock: bool = False) -> Conversation:
-        found = await rows.conversation(key, lock=lock)
-        if found is None:
-            raise await self._missing(rows, key[1])
-        return found
+    # --- conversations that may be being removed ----------------------------------------------------------
 
     async def _after_removal(self, owner: str, create: Callable[[], Awaitable[Conversation | None]]) -> Conversation:
         """Finish the removal of a conversation, and create one with the same id."""
@@ -347,164 +333,71 @@ class RowStore[R: Rows](Store):
         """Create a conversation, or find it; None while one with this id is being removed."""
         return await self._write(lambda rows: self._create_in(rows, key, new), atomic=False)
 
-    async def _create_in(self, rows: R, key: Key, new: NewConversation) -> Conversation | None:
-        return await rows.create(key, new) or await self._created_before(rows, key, new)
-
     async def _get_or_create(self, key: Key, new: NewConversation) -> Conversation | None:
         return await self._write(lambda rows: self._get_or_create_in(rows, key, new), atomic=False)
-
-    async def _get_or_create_in(self, rows: R, key: Key, new: NewConversation) -> Conversation | None:
-        """Whoever takes the slot of the context creates; whoever finds it taken reads again."""
-        found = await rows.create(key, new, slot=True) or await rows.newest(key[0], new.context_id)
-        return found or await self._created_before(rows, key, new)
-
-    async def _created_before(self, rows: R, key: Key, new: NewConversation) -> Conversation | None:
-        """The conversation with this id; None if there is none now. Raises Conflict if it has other values."""
-        fingerprint = await rows.fingerprint(key)
-        if fingerprint is None:
-            return None
-        if fingerprint != new.fingerprint():
-            raise Conflict("this conversation id is already used for other values", got=key[1])
-        return await rows.conversation(key)
-
-    async def _update(self, rows: R, key: Key, change: ConversationChange) -> Conversation:
-        before = await self._conversation(rows, key, lock=True)
-        values: dict[str, Any] = {}
-        if "title" in change.model_fields_set:
-            values["title"] = change.title
-        if "metadata" in change.model_fields_set:
-            values["metadata"] = json_text(patched(before.metadata, change.metadata, self._metadata_limits))
-        if "head_id" in change.model_fields_set:
-            head = None if change.head_id is None else await self._message(rows, key, change.head_id)
-            values |= {"head_seq": head.seq if head else None, "head_id": change.head_id}
-        if not values:
-            return before
-        await rows.set_values(key, values)
-        return await self._conversation(rows, key)
-
-    # --- messages, in a transaction -----------------------------------------------------------------------
-
-    async def _append_to(
-        self,
-        rows: R,
-        key: Key,
-        messages: Sequence[NewMessage],
-        fingerprints: Sequence[bytes],
-        expected_seq: int | None,
-    ) -> list[Message]:
-        row = await self._state(rows, key, lock=True)
-        ids = ids_to_look_up(messages) if row.last_seq else ()
-        known = await rows.known(key, ids) if ids else {}
-        tree = Tree.load(row.last_seq, row.runs)
-        head = None
-        if row.head_seq is not None:  # mostly the tree knows its position, without a query
-            head = tree.find(row.head_seq) or await rows.position(key, row.head_seq)
-        state = State(tree, head, row.head_id, row.title, row.updated_at)
-        results = plan(key[1], state, messages, fingerprints, known, row.moment, expected_seq)
-        new = unique(result for result in results if isinstance(result, Placed))
-        if new:
-            await rows.save(key, state, new)
-        old = [result for result in results if isinstance(result, UUID)]
-        stored = await rows.messages_by_id(key, old) if old else {}
-        return [result.message if isinstance(result, Placed) else stored[result] for result in results]
-
-    async def _message(self, rows: R, key: Key, id_: UUID) -> Message:
-        found = (await rows.messages_by_id(key, (id_,))).get(id_)
-        if found is None or not rows.reads_visible:
-            await self._state(rows, key)  # after the message: what is there now was whole when it was read
-        if found is None or found.status == Status.DELETED:
-            raise NotFound("there is no such message in this conversation", got=id_)
-        return found
-
-    async def _delete_message(self, rows: R, key: Key, id_: UUID) -> bool:
-        conversation = await self._conversation(rows, key, lock=True)
-        message = (await rows.messages_by_id(key, (id_,))).get(id_)
-        if message is None or message.status == Status.DELETED:
-            return False
-        await rows.erase_message(key, id_)
-        if message.role == Role.USER and conversation.title == title_from(message.content):
-            await rows.set_values(key, {"title": None})
-        return True
-
-    async def _log(self, rows: R, key: Key, after: int, limit: int) -> list[Message]:
-        found = await rows.log(key, after, limit)
-        if not found or not rows.reads_visible:
-            await self._state(rows, key)
-        return found
-
-    async def _siblings(self, rows: R, key: Key, id_: UUID) -> list[Message]:
-        message = await self._message(rows, key, id_)
-        row = await self._state(rows, key)
-        tree, parent_id = Tree.load(row.last_seq, row.runs), message.parent_id
-        if parent_id is None:
-            return await rows.messages_by_seq(key, tree.runs_from(-1, 0))
-        parent = (await rows.known(key, (parent_id,)))[parent_id].position
-        seqs = [*tree.runs_from(parent.run, parent.seq), *await rows.next_in_run(key, parent)]
-        return await rows.messages_by_seq(key, seqs)
-
-    # --- paths, in a transaction --------------------------------------------------------------------------
-
-    async def _history(self, rows: R, key: Key, leaf: UUID | None, window: Window, *, total: bool) -> Page[Message]:
-        return await self._page(rows, key, await self._state(rows, key), leaf, window, total=total)
-
-    async def _page(
-        self, rows: R, key: Key, row: StateRow, leaf: UUID | None, window: Window, *, total: bool
-    ) -> Page[Message]:
-        tree = Tree.load(row.last_seq, row.runs)
-        end = await self._leaf(rows, key, tree, row, leaf, window)
-        path = tree.path(end.run, end.seq) if end else []
-        segments = [segment for segment in window.cut(path) if segment.low <= segment.high]
-        found = await self._path_messages(rows, key, segments, window)
-        if not rows.shows_whole(found, window, segments):
-            await self._state(rows, key)  # it may be being removed since it was read
-        length = await self._length(rows, key, end, path) if total else None
-        return window.page(found, end, length)
-
-    async def _leaf(
-        self, rows: R, key: Key, tree: Tree, row: StateRow, leaf: UUID | None, window: Window
-    ) -> Position | None:
-        """The end of the path: the cursor's leaf, the one that is named, or the head."""
-        seq = row.head_seq
-        if window.leaf_seq is not None:
-            seq = window.checked_leaf(tree.last_seq)
-        elif leaf is not None:
-            seq = (await self._message(rows, key, leaf)).seq
-        return None if seq is None else tree.find(seq) or await rows.position(key, seq)
-
-    async def _path_messages(self, rows: R, key: Key, segments: Sequence[Segment], window: Window) -> list[Message]:
-        """The messages of a page in reading order, and one more if there is more."""
-        found: list[Message] = []
-        skip = window.offset
-        for segment in segments:
-            more = await rows.segment(key, segment, window.order, window.limit + 1 - len(found), skip)
-            if skip:
-                skip = 0 if more else skip - await rows.count_segment(key, segment, deleted=False)
-            found += more
-            if len(found) > window.limit:
-                break
-        return found
-
-    async def _length(self, rows: R, key: Key, end: Position | None, path: Sequence[Segment]) -> int:
-        deleted = [await rows.count_segment(key, segment, deleted=True) for segment in path]
-        return (end.depth if end else 0) - sum(deleted)
 
     # --- search and removal -------------------------------------------------------------------------------
 
     async def _search(
-        self, rows: R, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int
+        self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int
     ) -> list[Hit]:
+        """Hits in parts, each from a transaction of its own: looking at them holds no connection."""
+
+        async def search(rows: R) -> Found:
+            return await rows.search(owner, phrases, below, limit)
+
         hits: list[Hit] = []
         while True:
-            found = await rows.search(owner, phrases, below, limit)
-            hits += [hit for hit in found.hits if found.exact or holds(hit.message.content, phrases)]
+            found = await self._read(search)
+            hits += [hit for hit in found.hits if found.exact or await self._holds(hit, phrases)]
             if found.rest is None or len(hits) >= limit:
                 return hits[:limit]
             below = found.rest
+
+    async def _holds(self, hit: Hit, phrases: list[list[str]]) -> bool:
+        return await self._texts.run(holds, hit.message.content, phrases)
+
+    async def _to_search_hit(self, hit: Hit, phrases: list[list[str]]) -> SearchHit:
+        shown = await self._texts.run(snippet, hit.message.content, phrases)
+        return SearchHit(message=hit.message, title=hit.title, snippet=shown)
 
     async def _index(self) -> None:
         """Index what is stored and not indexed, in slices between the writes of others."""
         while self._options.search and await self._write(lambda rows: rows.index_slice(), atomic=False):
             pass
+
+    async def _index_again(self) -> None:
+        """Index anew what an older rule of words has indexed. If it is cut off, the next process goes on."""
+        try:
+            while self._options.search and await self._index_some_again():
+                pass
+        except ChatkeepError as error:
+            logger.warning("messages are indexed anew when the store is opened again: %s", error)
+
+    async def _index_some_again(self) -> bool:
+        """Index some conversations by today's rule; False if all are, or if another version has a newer rule."""
+        before = await self._read(lambda rows: rows.word_index())
+        if before.rule >= RULE or (before.target or RULE) > RULE:
+            return False
+        place = before.place if before.target == RULE else None
+        keys = await self._read(lambda rows: rows.keys_above(place, INDEXED_AT_ONCE))
+        for key in keys:
+            await self._index_conversation_again(key)
+        after = before._replace(target=RULE, place=keys[-1][1]) if keys else WordIndex(RULE)
+        logger.info("messages are indexed anew: %s", "some are done" if keys else "all are done")
+        if not await self._write(lambda rows: rows.set_word_index(before, after), atomic=False):
+            await asyncio.sleep(random.uniform(*AFTER_OTHERS_SECONDS))  # noqa: S311 - not a secret
+        return True
+
+    async def _index_conversation_again(self, key: Key) -> None:
+        last: int | None = 0
+
+        async def index(rows: R) -> int | None:
+            return await rows.index_again(key, last or 0)
+
+        while last is not None:
+            self._open()  # raises when the store is closed: what is not done must not be noted as done
+            last = await self._write_to(key, index)
 
     async def _delete(self, owner: str, key: Key) -> bool:
         hidden = await self._write(lambda rows: self._hide(rows, key))
@@ -563,7 +456,3 @@ class RowStore[R: Rows](Store):
             total = total.plus(removed)
         remaining = await rows.remove_owner(owner)
         return total, await rows.count(owner, None) if remaining is None else remaining
-
-
-def _to_search_hit(hit: Hit, phrases: list[list[str]]) -> SearchHit:
-    return SearchHit(message=hit.message, title=hit.title, snippet=snippet(hit.message.content, phrases))

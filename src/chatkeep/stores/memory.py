@@ -24,11 +24,11 @@ from chatkeep.model import (
 from chatkeep.store import ListOrder, Order, StoreOptions, file_path
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.base import RowStore
-from chatkeep.stores.rows import Found, Hit, Key, Removed, Rows, StateRow, Work, run
+from chatkeep.stores.rows import Found, Hit, Key, Removed, Rows, StateRow, WordIndex, Work, run
 from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
 from chatkeep.values import load_json, now
-from chatkeep.words import holds
+from chatkeep.words import RULE, holds
 
 ERASED: Mapping[str, Any] = {
     "content": "",
@@ -328,6 +328,18 @@ class MemoryRows(Rows):
 
     async def index_slice(self) -> bool:
         return False
+
+    async def word_index(self) -> WordIndex:
+        return WordIndex(RULE)  # what has no index is searched by the rule of this version
+
+    async def set_word_index(self, before: WordIndex, after: WordIndex) -> bool:
+        return before == after
+
+    async def keys_above(self, id_: UUID | None, limit: int) -> list[Key]:  # noqa: ARG002 - none are indexed
+        return []
+
+    async def index_again(self, key: Key, after: int) -> int | None:  # noqa: ARG002 - none are indexed
+        return None
 
     # --- removal ------------------------------------------------------------------------------------------
 

@@ -58,6 +58,17 @@ class Found(NamedTuple):
     """The place where the search goes on; None at its end, or if `limit` hits were found."""
 
 
+class WordIndex(NamedTuple):
+    """By which rule of words (`words.RULE`) messages are indexed, and how far a newer rule has come."""
+
+    rule: int
+    """All messages are indexed by this rule, or by a later one."""
+    target: int | None = None
+    """The rule by which they are being indexed anew; None if they are not."""
+    place: UUID | None = None
+    """The id up to which conversations are indexed by `target`; None at the beginning."""
+
+
 class Removed(NamedTuple):
     """How much was removed."""
 
@@ -174,6 +185,22 @@ class Rows(ABC):
     @abstractmethod
     async def index_slice(self) -> bool:
         """Index some messages that are not indexed; False if all are."""
+
+    @abstractmethod
+    async def word_index(self) -> WordIndex:
+        """By which rule the messages are indexed."""
+
+    @abstractmethod
+    async def set_word_index(self, before: WordIndex, after: WordIndex) -> bool:
+        """Note how far a rule has come; False if another process did meanwhile."""
+
+    @abstractmethod
+    async def keys_above(self, id_: UUID | None, limit: int) -> list[Key]:
+        """The conversations of all owners with the next `limit` ids above an id, by id."""
+
+    @abstractmethod
+    async def index_again(self, key: Key, after: int) -> int | None:
+        """Index anew some messages of a conversation above a seq; return the last seq of them, None without any."""
 
     # --- removal ------------------------------------------------------------------------------------------
 

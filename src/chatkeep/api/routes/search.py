@@ -9,6 +9,7 @@ from chatkeep.api.errors import api_problems
 from chatkeep.api.paging import Cursor, Limit
 from chatkeep.api.query import openapi_query, read_query
 from chatkeep.model import Given, Page, SearchHit
+from chatkeep.words import MAX_QUERY_CHARS
 
 router = APIRouter(prefix="/api/search", tags=["search"])
 
@@ -16,7 +17,9 @@ router = APIRouter(prefix="/api/search", tags=["search"])
 class SearchQuery(Given):
     """The words and the page of a search."""
 
-    q: str = Field(description="The words; a message must hold all of them.", examples=["green tea"])
+    q: str = Field(
+        max_length=MAX_QUERY_CHARS, description="The words; a message must hold all of them.", examples=["green tea"]
+    )
     limit: Limit = 20
     cursor: Cursor = None
 

@@ -127,14 +127,13 @@ def message_id(key: Key, id_: UUID) -> Document:
 # --- sizes ------------------------------------------------------------------------------------------------
 
 
-def check_message_fits(message: NewMessage, *, search: bool) -> None:
-    """Raise InvalidInput if a message would exceed MongoDB's limit. Its words are in the document, too."""
+def check_message_fits(message: NewMessage, words: Sequence[str]) -> None:
+    """Raise InvalidInput if a message would exceed MongoDB's limit. The words of a long one are in it, too."""
     total = len(message.content)
     if message.metadata or message.sources:
         total += len(json_text(message.metadata)) + len(json_text(message.sources))
     if total <= SURELY_FITS:
         return
-    words = index_words(message.content) if search else []
     values = [message.content, json_text(message.metadata), json_text(message.sources), words]
     size = len(bson.encode({"values": values})) + REST_BYTES
     if size > MAX_DOCUMENT_BYTES:
@@ -209,8 +208,8 @@ def saved(state: State, before: Mapping[str, Any]) -> Document:
 # --- messages ---------------------------------------------------------------------------------------------
 
 
-def new_message(key: Key, placed: Placed, *, index: bool) -> Document:
-    """The document of a message. What is absent has no field."""
+def new_message(key: Key, placed: Placed, *, index: bool, words: list[str] | None = None) -> Document:
+    """The document of a message, with its words if they are known. What is absent has no field."""
     message, position, fingerprint = placed
     identity = message_id(key, message.id)
     document: Document = {
@@ -237,7 +236,9 @@ def new_message(key: Key, placed: Placed, *, index: bool) -> Document:
         document["external_id"] = message.external_id
     if message.sent_at is not None:
         document["sent_at"] = micros(message.sent_at)
-    return document | ({"words": index_words(message.content)} if index else {"unindexed": True})
+    if not index:
+        return document | {"unindexed": True}
+    return document | {"words": index_words(message.content) if words is None else words}
 
 
 def to_known(document: Mapping[str, Any]) -> Known:

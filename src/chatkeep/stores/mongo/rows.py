@@ -5,7 +5,8 @@ filter names the owner first. Plain operators only: in a pipeline a user's text 
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, cast, override
+from contextlib import suppress
+from typing import Any, Self, cast, override
 from uuid import UUID
 
 from pymongo import ASCENDING, DESCENDING, UpdateOne
@@ -17,6 +18,7 @@ from chatkeep.ids import valid_id
 from chatkeep.model import Conversation, Message, NewConversation, Status
 from chatkeep.store import MAX_LIMIT, ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
+from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.mongo.database import Document, View
 from chatkeep.stores.mongo.documents import (
     CONVERSATION,
@@ -38,7 +40,7 @@ from chatkeep.stores.mongo.documents import (
     to_uuid,
     uuid_or_none,
 )
-from chatkeep.stores.rows import Found, Key, Removed, Rows, StateRow, that_fit
+from chatkeep.stores.rows import Found, Key, Removed, Rows, StateRow, WordIndex, that_fit
 from chatkeep.stores.window import ListPlace, Window
 from chatkeep.tree import Position, Segment
 from chatkeep.values import from_micros, now
@@ -47,8 +49,17 @@ from chatkeep.words import index_words, query_words
 INDEX_SLICE = 500
 """Messages that are indexed at once at most."""
 
+INDEX_SLICE_CHARS = 1 << 20
+"""Characters of text that are indexed at once, about."""
+
 SLICE, FEW = 1_000, 200
 """Messages, and conversations, that one transaction removes at most, which bounds how long it takes."""
+
+WORD_INDEX = "words"
+"""The `_id` of the document that says by which rule messages are indexed."""
+
+FIRST_RULE = 1
+"""The rule before there was that document."""
 
 DELETED = Status.DELETED.value
 NOT_DELETED = {"$ne": DELETED}
@@ -60,14 +71,21 @@ HIT_ORDER = [("created_at", DESCENDING), ("conversation_id", DESCENDING), ("seq"
 class MongoRows(Rows):
     """Documents, as one transaction sees them, or each operation for itself."""
 
-    __slots__ = ("_index", "_view")
+    __slots__ = ("_index", "_texts", "_view", "_words")
 
     reads_visible = False
 
-    def __init__(self, view: View, *, index: bool = True) -> None:
-        """Take the view; index=False leaves new messages to `index_slice`."""
+    def __init__(self, view: View, texts: LongTexts, *, index: bool = True) -> None:
+        """Take the view, and what splits long texts; index=False leaves new messages to `index_slice`."""
         self._view = view
+        self._texts = texts
         self._index = index
+        self._words: Mapping[str, list[str]] = {}
+
+    def knowing(self, words: Mapping[str, list[str]]) -> Self:
+        """These rows, knowing the words of some texts that are to be saved."""
+        self._words = words
+        return self
 
     # --- conversations ------------------------------------------------------------------------------------
 
@@ -155,7 +173,9 @@ class MongoRows(Rows):
     async def save(self, key: Key, state: State, new: Sequence[Placed]) -> None:
         view, where = self._view, self._view.one(key[0], conversation_id(key))
         await view.conversations.update_one(where, saved(state, {}), session=view.session)
-        documents = [new_message(key, placed, index=self._index) for placed in new]
+        documents = [
+            new_message(key, placed, index=self._index, words=self._words.get(placed.message.content)) for placed in new
+        ]
         await view.messages.insert_many(documents, session=view.session)
 
     async def _find(self, where: Document, fields: Document, **options: Any) -> list[Document]:
@@ -244,17 +264,67 @@ class MongoRows(Rows):
         return {each["id"]: each["title"] for each in found if not each.get("deleted_at")}
 
     async def index_slice(self) -> bool:
-        found = await self._find({"unindexed": True}, {"content": 1}, limit=INDEX_SLICE)
+        found = await self._slice({"unindexed": True}, {"content": 1})
         updates = [
             UpdateOne(
                 {**self._view.one(each["_id"]["o"], each["_id"]), "unindexed": True},
-                {"$set": {"words": index_words(each["content"])}, "$unset": {"unindexed": ""}},
+                {"$set": {"words": await self._texts.run(index_words, each["content"])}, "$unset": {"unindexed": ""}},
             )
             for each in found
         ]
         if updates:
             await self._view.messages.bulk_write(updates, ordered=False)
         return bool(found)
+
+    async def _slice(self, where: Document, fields: Document, **options: Any) -> list[Document]:
+        """The first messages with so much text as is indexed at once."""
+        found: list[Document] = []
+        total, view = 0, self._view
+        options = {"limit": INDEX_SLICE, "batch_size": FEW, "session": view.session, **options}
+        async with view.messages.find(where, fields, **options) as cursor:
+            async for each in cursor:
+                found.append(each)
+                total += len(each["content"])
+                if total >= INDEX_SLICE_CHARS:
+                    break
+        return found
+
+    async def word_index(self) -> WordIndex:
+        found = await self._view.schema.find_one({"_id": WORD_INDEX})
+        if found is None:
+            return WordIndex(FIRST_RULE)
+        return WordIndex(found["rule"], found["target"], uuid_or_none(found["place"]))
+
+    async def set_word_index(self, before: WordIndex, after: WordIndex) -> bool:
+        if before == WordIndex(FIRST_RULE):
+            with suppress(DuplicateKeyError):  # it may have been set back to this
+                await self._view.schema.insert_one({"_id": WORD_INDEX, **_to_word_index(before)})
+        where = {"_id": WORD_INDEX, **_to_word_index(before)}
+        done = await self._view.schema.update_one(where, {"$set": _to_word_index(after)})
+        return done.matched_count == 1
+
+    async def keys_above(self, id_: UUID | None, limit: int) -> list[Key]:
+        conversations = self._view.conversations
+        above = {} if id_ is None else {"id": {"$gt": to_binary(id_)}}
+        found = await conversations.find(above, {"_id": 0, "id": 1}, sort=BY_ID, limit=limit).to_list()
+        ids = {"id": {"$in": [each["id"] for each in found]}}
+        keys = await conversations.find(ids, {"_id": 0, "owner_id": 1, "id": 1}, sort=BY_ID).to_list()
+        return [(each["owner_id"], to_uuid(each["id"])) for each in keys]
+
+    async def index_again(self, key: Key, after: int) -> int | None:
+        indexed = {"seq": {"$gt": after}, "words": {"$exists": True}, "content": {"$ne": ""}}
+        where = {"owner_id": key[0], "conversation_id": to_binary(key[1]), **indexed}
+        found = await self._slice(where, {"content": 1, "words": 1, "seq": 1}, sort=[("seq", ASCENDING)])
+        updates = []
+        for each in found:
+            words = await self._texts.run(index_words, each["content"])
+            if set(words) != set(each["words"]):
+                # Not of a message that was deleted meanwhile: its words are gone.
+                one = {**self._view.one(key[0], each["_id"]), "status": NOT_DELETED}
+                updates.append(UpdateOne(one, {"$set": {"words": words}}))
+        if updates:
+            await self._view.messages.bulk_write(updates, ordered=False, session=self._view.session)
+        return found[-1]["seq"] if found else None
 
     # --- removal ------------------------------------------------------------------------------------------
 
@@ -369,6 +439,14 @@ class MongoRows(Rows):
 def message_filter(key: Key, **more: object) -> Document:
     """Messages of one conversation."""
     return {"owner_id": key[0], "conversation_id": to_binary(key[1]), **more}
+
+
+def _to_word_index(state: WordIndex) -> Document:
+    return {
+        "rule": state.rule,
+        "target": state.target,
+        "place": None if state.place is None else to_binary(state.place),
+    }
 
 
 def _in_segment(key: Key, segment: Segment) -> Document:

@@ -18,6 +18,7 @@ from chatkeep.stores.mongo.database import Database, View
 from chatkeep.stores.mongo.documents import check_message_fits
 from chatkeep.stores.mongo.rows import MongoRows
 from chatkeep.stores.rows import Key, Work
+from chatkeep.words import index_words
 
 FLUSHERS = 2
 """Batches in flight at the same time: while one waits for the disk, the other is filled and sent."""
@@ -54,7 +55,7 @@ class MongoStore(RowStore[MongoRows]):
             return await schema.spread(self._database)
 
     def _rows(self, view: View) -> MongoRows:
-        return MongoRows(view, index=self._options.search)
+        return MongoRows(view, self._texts, index=self._options.search)
 
     async def _read[T](self, work: Work[MongoRows, T]) -> T:
         with self._reads.of_call():
@@ -122,18 +123,21 @@ class MongoStore(RowStore[MongoRows]):
     async def _append(
         self, key: Key, messages: Sequence[NewMessage], fingerprints: Sequence[bytes], expected_seq: int | None
     ) -> list[Message]:
-        for message in messages:
-            check_message_fits(message, search=self._options.search)
         may_repeat = messages[0].id is not None
         messages = with_ids(messages)
         with self._database.writing, self._writes.of_call():
+            words = await self._texts.each(index_words, messages) if self._options.search else {}
+            for message in messages:
+                check_message_fits(message, words.get(message.content, ()))
             await self._need_schema()
-            if expected_seq is None and is_simple(messages) and key not in self._locks:
+            if expected_seq is None and is_simple(messages) and not words and key not in self._locks:
                 item = Item(key, messages[0], fingerprints[0], may_repeat)
                 stored = await self._batches.submit(item, size=len(messages[0].content), key=key)
                 if stored is not None:
                     return [cast("Message", stored)]
-            return await super()._append(key, messages, fingerprints, expected_seq)
+            return await self._write_to(
+                key, lambda rows: self._append_to(rows.knowing(words), key, messages, fingerprints, expected_seq)
+            )
 
     async def _append_batch(self, items: Sequence[Item]) -> Sequence[object]:
         """Append in one transaction; each item's message or Conflict, None if it needs one of its own."""

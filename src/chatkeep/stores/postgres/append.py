@@ -70,7 +70,7 @@ def to_item(
         json_text(message.metadata) if message.metadata else None,
         encode(message.external_id),
         message.sent_at,
-        terms_of(owner, message.content) if search else None,
+        terms_of(message.content, owner) if search else None,
         encode(title_from(message.content)) if message.role is Role.USER else None,
     )
 

@@ -17,8 +17,9 @@ from chatkeep.stores.rows import Row
 DISTRIBUTED = {"users": "id", "conversations": "owner_id", "messages": "owner_id", "requests": "owner_id"}
 """The tables with their distribution columns; all are colocated with the first."""
 
-EVERYWHERE = ("api_keys",)
-"""The reference tables, copied to every machine: a key is looked up before its owner is known."""
+EVERYWHERE = ("api_keys", "word_index")
+"""The reference tables, copied to every machine: a key is looked up before its owner is known, and words are of no
+owner."""
 
 REFERENCES = (
     ("conversations", "conversations_owner_id_fkey"),

@@ -6,7 +6,7 @@ Owners come encoded (`encode_nul`); all other text is encoded here.
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, cast, override
+from typing import Any, Self, cast, override
 from uuid import UUID
 
 from chatkeep.access import IDS_CLASH
@@ -26,16 +26,23 @@ from chatkeep.model import (
 )
 from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
+from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.text import decode, encode, terms_of
-from chatkeep.stores.rows import Found, Hit, Key, Removed, Row, Rows, StateRow, that_fit
+from chatkeep.stores.rows import Found, Hit, Key, Removed, Row, Rows, StateRow, WordIndex, that_fit
 from chatkeep.stores.window import ListPlace, Window, cursor_time
 from chatkeep.tree import Position, Segment
 from chatkeep.values import EPOCH, decode_nul, encode_nul, json_text, load_json, to_micros
-from chatkeep.words import query_terms
+from chatkeep.words import MAX_INDEXED_CHARS, query_terms
 
 INDEX_SLICE = 500
 """Messages that one transaction indexes at most."""
+
+MAX_STORED_CHARS = 5 * MAX_INDEXED_CHARS
+"""Length of the stored text that is read to index it: `encode_nul` writes up to 5 characters for one."""
+
+INDEX_SLICE_BYTES = 1 << 20
+"""Bytes of text that one transaction indexes, about, which takes a quarter of a second."""
 
 SLICE = 5_000
 """Messages that one transaction removes at most, which bounds how long other writers wait."""
@@ -123,13 +130,38 @@ SEARCH = f"""
 """  # noqa: S608
 FIRST_PLACE = (datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1), MAX_BIGINT)
 UNINDEXED = """
-    SELECT owner_id, conversation_id, seq, content FROM messages WHERE terms IS NULL
-    ORDER BY owner_id, conversation_id, seq LIMIT $1
+    SELECT owner_id, conversation_id, seq, left(content, $2) FROM (
+        SELECT *, sum(octet_length(content)) OVER (ORDER BY owner_id, conversation_id, seq) AS total FROM (
+            SELECT owner_id, conversation_id, seq, content FROM messages WHERE terms IS NULL
+            ORDER BY owner_id, conversation_id, seq LIMIT $1) part
+    ) sized WHERE total - octet_length(content) < $3
 """
 INDEX = """
     UPDATE messages m SET terms = string_to_array(t.terms, ' ')
     FROM unnest($1::text[], $2::uuid[], $3::bigint[], $4::text[]) AS t (owner_id, conversation_id, seq, terms)
     WHERE m.owner_id = t.owner_id AND m.conversation_id = t.conversation_id AND m.seq = t.seq AND m.terms IS NULL
+"""
+SET_WORD_INDEX = """
+    UPDATE word_index SET rule = $1, target = $2, place = $3
+    WHERE (rule, target, place) IS NOT DISTINCT FROM ($4::integer, $5::integer, $6::uuid)
+"""
+KEYS_ABOVE = """
+    SELECT owner_id, id FROM conversations WHERE id IN (
+        SELECT DISTINCT id FROM conversations WHERE $1::uuid IS NULL OR id > $1 ORDER BY id LIMIT $2)
+    ORDER BY id
+"""
+INDEXED_AFTER = """
+    SELECT seq, left(content, $4), terms FROM (
+        SELECT *, sum(octet_length(content)) OVER (ORDER BY seq) AS total FROM (
+            SELECT seq, content, terms FROM messages
+            WHERE owner_id = $1 AND conversation_id = $2 AND seq > $3 AND terms IS NOT NULL ORDER BY seq LIMIT $5) part
+    ) sized WHERE total - octet_length(content) < $6
+"""
+# Not of a message that was deleted meanwhile: its words are gone.
+INDEX_AGAIN = """
+    UPDATE messages m SET terms = string_to_array(t.terms, ' ')
+    FROM unnest($3::bigint[], $4::text[]) AS t (seq, terms)
+    WHERE m.owner_id = $1 AND m.conversation_id = $2 AND m.seq = t.seq AND m.status <> 'deleted'
 """
 HIDE = """
     UPDATE conversations SET deleted_at = coalesce(deleted_at, now()), slot = false WHERE owner_id = $1 AND id = $2
@@ -177,14 +209,21 @@ RENAME = """
 class PostgresRows(Rows):
     """Rows on one connection: each statement sees a snapshot of its own."""
 
-    __slots__ = ("_connection", "_index")
+    __slots__ = ("_connection", "_index", "_terms", "_texts")
 
     reads_visible = True
 
-    def __init__(self, connection: Connection, *, index: bool = True) -> None:
-        """Take the connection; index=False leaves new messages to `index_slice`."""
+    def __init__(self, connection: Connection, texts: LongTexts, *, index: bool = True) -> None:
+        """Take the connection, and what splits long texts; index=False leaves new messages to `index_slice`."""
         self._connection = connection
+        self._texts = texts
         self._index = index
+        self._terms: Mapping[str, str] = {}
+
+    def knowing(self, terms: Mapping[str, str]) -> Self:
+        """These rows, knowing the terms of some texts that are to be saved."""
+        self._terms = terms
+        return self
 
     # --- conversations ------------------------------------------------------------------------------------
 
@@ -287,8 +326,12 @@ class PostgresRows(Rows):
             encode(message.external_id),
             message.sent_at,
             fingerprint,
-            terms_of(owner, message.content) if self._index else None,
+            self._terms_of(owner, message.content) if self._index else None,
         )
+
+    def _terms_of(self, owner: str, content: str) -> str:
+        known = self._terms.get(content)
+        return terms_of(content, owner) if known is None else known
 
     async def _messages(self, key: Key, rest: str, *values: object) -> list[Message]:
         """Messages of one conversation, `rest` being the end of the statement that selects them."""
@@ -376,13 +419,35 @@ class PostgresRows(Rows):
         return Found(hits, exact, hits[-1].place if len(hits) == limit else None)
 
     async def index_slice(self) -> bool:
-        found = await self._connection.fetch(UNINDEXED, INDEX_SLICE)
+        found = await self._connection.fetch(UNINDEXED, INDEX_SLICE, MAX_STORED_CHARS, INDEX_SLICE_BYTES)
         if not found:
             return False
         keys = map(list, zip(*(row[:3] for row in found), strict=True))
-        terms = [terms_of(owner, decode_nul(content)) for owner, _, _, content in found]
+        terms = [await self._texts.run(terms_of, decode_nul(content), owner) for owner, _, _, content in found]
         await self._connection.execute(INDEX, *keys, terms)
         return True
+
+    async def word_index(self) -> WordIndex:
+        (row,) = await self._connection.fetch("SELECT rule, target, place FROM word_index")
+        return WordIndex(*row)
+
+    async def set_word_index(self, before: WordIndex, after: WordIndex) -> bool:
+        return await self._connection.execute(SET_WORD_INDEX, *after, *before) != "UPDATE 0"
+
+    async def keys_above(self, id_: UUID | None, limit: int) -> list[Key]:
+        return [tuple(row) for row in await self._connection.fetch(KEYS_ABOVE, id_, limit)]
+
+    async def index_again(self, key: Key, after: int) -> int | None:
+        limits = MAX_STORED_CHARS, INDEX_SLICE, INDEX_SLICE_BYTES
+        found = await self._connection.fetch(INDEXED_AFTER, *key, after, *limits)
+        changed: dict[int, str] = {}
+        for seq, content, terms in found:
+            new = await self._texts.run(terms_of, decode_nul(content), key[0])
+            if set(new.split(" ")) != set(terms or [""]):
+                changed[seq] = new
+        if changed:
+            await self._connection.execute(INDEX_AGAIN, *key, list(changed), list(changed.values()))
+        return found[-1][0] if found else None
 
     # --- removal ------------------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from functools import partial
 from typing import NamedTuple, cast, override
 from uuid import UUID
 
@@ -20,6 +21,7 @@ from chatkeep.stores.postgres.citus import append_alone, append_of_owner, distri
 from chatkeep.stores.postgres.database import Database
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.rows import PostgresRows
+from chatkeep.stores.postgres.text import terms_of
 from chatkeep.stores.rows import Key, Row, Work, unique
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Segment, Tree
@@ -60,7 +62,7 @@ class PostgresStore(RowStore[PostgresRows]):
         return await self._database.write(distribute, slow=True)
 
     def _rows(self, connection: Connection) -> PostgresRows:
-        return PostgresRows(connection, index=self._options.search)
+        return PostgresRows(connection, self._texts, index=self._options.search)
 
     async def _read[T](self, work: Work[PostgresRows, T]) -> T:
         return await self._database.read(lambda connection: work(self._rows(connection)))
@@ -121,19 +123,26 @@ class PostgresStore(RowStore[PostgresRows]):
         may_repeat = messages[0].id is not None
         messages = with_ids(messages)
         with self._database.writing, self._writes.of_call():
-            if expected_seq is None and is_simple(messages) and key not in self._locks:
+            terms = await self._terms(key[0], messages)
+            if expected_seq is None and is_simple(messages) and not terms and key not in self._locks:
                 stored = await self._append_simply(key, messages[0], fingerprints[0], may_repeat=may_repeat)
                 if stored is not None:
                     return [stored]
             if expected_seq is None and isinstance(messages[0], ImportedMessage):
-                imported = await self._append_first(key, messages, fingerprints)
+                imported = await self._append_first(key, messages, fingerprints, terms)
                 if imported is not None:
                     return imported
             return await self._write_to(
                 key,
-                lambda rows: self._append_to(rows, key, messages, fingerprints, expected_seq),
+                lambda rows: self._append_to(rows.knowing(terms), key, messages, fingerprints, expected_seq),
                 repeatable=True,
             )
+
+    async def _terms(self, owner: str, messages: Sequence[NewMessage]) -> dict[str, str]:
+        """The terms of long messages, found before a connection is held; these do not keep a batch waiting either."""
+        if not self._options.search:
+            return {}
+        return await self._texts.each(partial(terms_of, owner=owner), messages)
 
     async def _append_simply(
         self, key: Key, message: NewMessage, fingerprint: bytes, *, may_repeat: bool
@@ -177,7 +186,7 @@ class PostgresStore(RowStore[PostgresRows]):
         return stored or {}
 
     async def _append_first(
-        self, key: Key, messages: Sequence[NewMessage], fingerprints: Sequence[bytes]
+        self, key: Key, messages: Sequence[NewMessage], fingerprints: Sequence[bytes], terms: Mapping[str, str]
     ) -> list[Message] | None:
         """Append to an empty conversation in one statement, as imports do; None if it needs a transaction."""
         state = State(Tree(), None, None, None, BEGINNING)
@@ -186,7 +195,7 @@ class PostgresStore(RowStore[PostgresRows]):
         except (Conflict, NotFound):  # the conversation may have what is missing here
             return None
         placed = [result for result in results if isinstance(result, Placed)]
-        stored = await self._attempt(lambda rows: rows.save_first(key, state, unique(placed)))
+        stored = await self._attempt(lambda rows: rows.knowing(terms).save_first(key, state, unique(placed)))
         return [one.message for one in placed] if stored else None
 
     # --- reading ------------------------------------------------------------------------------------------

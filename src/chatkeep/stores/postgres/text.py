@@ -14,6 +14,6 @@ def decode(text: str | None) -> str | None:
     return None if text is None else decode_nul(text)
 
 
-def terms_of(owner: str, content: str) -> str:
+def terms_of(content: str, owner: str) -> str:
     """The terms of a message as one text, divided by spaces, which no term holds."""
     return " ".join(index_terms(owner, content))

@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from itertools import chain
+from itertools import accumulate, chain
 from typing import Any, cast, override
 from uuid import UUID
 
@@ -25,7 +25,7 @@ from chatkeep.model import (
 )
 from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
-from chatkeep.stores.rows import Found, Hit, Key, Removed, Row, Rows, StateRow
+from chatkeep.stores.rows import Found, Hit, Key, Removed, Row, Rows, StateRow, WordIndex
 from chatkeep.stores.sqlite.database import Transaction, Values
 from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
@@ -37,6 +37,9 @@ SLICE = 1_000
 
 INDEX_SLICE = 2_000
 """Messages that one transaction indexes at most."""
+
+INDEX_SLICE_BYTES = 1 << 20
+"""Bytes of text that one transaction indexes, about, which takes a quarter of a second."""
 
 MERGE_PAGES = 500
 """Pages that one step of merging the full-text index writes, about."""
@@ -90,6 +93,18 @@ INDEX = """
 INDEXED = """
     UPDATE store_state SET value = (SELECT min(rid) FROM messages WHERE rid > ?) WHERE name = 'unindexed_from'
 """
+SIZES = "SELECT rid, octet_length(content) FROM messages WHERE rid >= ? ORDER BY rid LIMIT ?"
+SET_WORD_INDEX = """
+    UPDATE word_index SET rule = ?, target = ?, place = ? WHERE (rule, target, place) IS (?, ?, ?)
+"""
+KEYS_ABOVE = """
+    SELECT owner_id, id FROM conversations
+    WHERE id IN (SELECT DISTINCT id FROM conversations WHERE id > ? ORDER BY id LIMIT ?) ORDER BY id
+"""
+INDEXED_AFTER = """
+    SELECT m.rid, m.seq, m.content FROM messages m JOIN message_words_docsize d ON d.id = m.rid
+    WHERE m.owner_id = ? AND m.conversation_id = ? AND m.seq > ? ORDER BY m.seq LIMIT ?
+"""
 HIDE_SLICE = """
     UPDATE conversations SET deleted_at = ? WHERE rid IN (
         SELECT rid FROM conversations WHERE owner_id = ? AND deleted_at IS NULL LIMIT ?)
@@ -103,21 +118,32 @@ CLASH = """
     WHERE a.owner_id = ? LIMIT 1
 """
 
+NOTHING_KNOWN: Mapping[str, str] = {}
+
 
 class SqliteRows(Rows):
     """Rows on one connection: a snapshot, or with a transaction what it writes."""
 
-    __slots__ = ("_connection", "_index", "_transaction")
+    __slots__ = ("_connection", "_index", "_transaction", "_words")
 
     reads_visible = False
 
     def __init__(
-        self, connection: apsw.Connection, transaction: Transaction | None = None, *, index: bool = True
+        self,
+        connection: apsw.Connection,
+        transaction: Transaction | None = None,
+        *,
+        index: bool = True,
+        words: Mapping[str, str] = NOTHING_KNOWN,
     ) -> None:
-        """Take what reads and writes; index=False leaves new messages to `index_slice`."""
+        """Take what reads and writes, and the words of some texts that are to be saved.
+
+        index=False leaves new messages to `index_slice`.
+        """
         self._connection = connection
         self._transaction = transaction
         self._index = index
+        self._words = words
 
     @property
     def _writes(self) -> Transaction:
@@ -233,11 +259,15 @@ class SqliteRows(Rows):
         transaction.deferred_of.add(key)
         if self._index:
             word, contents = _owner_word(owner), [placed.message.content for placed in new]
-            words = [(rid, word, index_text(text)) for rid, text in zip(rids, contents, strict=True) if text]
+            words = [(rid, word, self._words_of(text)) for rid, text in zip(rids, contents, strict=True) if text]
             transaction.defer(INSERT_WORDS, words)
         else:
             self._mark_unindexed(rids[0])
         self._connection.execute(SAVE_STATE, (*_state_values(state), owner, key[1].bytes))
+
+    def _words_of(self, content: str) -> str:
+        known = self._words.get(content)
+        return index_text(content) if known is None else known
 
     def _messages(self, key: Key, rest: str, *values: Any) -> list[Message]:
         """Messages of one conversation, `rest` being the end of the statement that selects them."""
@@ -315,10 +345,40 @@ class SqliteRows(Rows):
         if first is None:
             return False
         self._writes.marked_unindexed = False
-        last = cast("int", first) + INDEX_SLICE
+        last = self._end_of_slice(cast("int", first))
         self._connection.execute(INDEX, (MAX_INDEXED_CHARS, first, last, first, last))
         self._connection.execute(INDEXED, (last,))
         return True
+
+    def _end_of_slice(self, first: int) -> int:
+        """The last rid of a slice that begins at a rid."""
+        sizes = self._fetch(SIZES, (first, INDEX_SLICE))
+        totals = accumulate(size for _, size in sizes)
+        within = [rid for (rid, _), total in zip(sizes, totals, strict=True) if total <= INDEX_SLICE_BYTES]
+        return within[-1] if within else first
+
+    async def word_index(self) -> WordIndex:
+        rule, target, place = self._connection.execute("SELECT rule, target, place FROM word_index").get
+        return WordIndex(rule, target, None if place is None else uuid(place))
+
+    async def set_word_index(self, before: WordIndex, after: WordIndex) -> bool:
+        self._connection.execute(SET_WORD_INDEX, (*_of_word_index(after), *_of_word_index(before)))
+        return self._connection.changes() > 0
+
+    async def keys_above(self, id_: UUID | None, limit: int) -> list[Key]:
+        found = self._fetch(KEYS_ABOVE, (b"" if id_ is None else id_.bytes, limit))
+        return [(owner, uuid(each)) for owner, each in found]
+
+    async def index_again(self, key: Key, after: int) -> int | None:
+        self._writes.flush()
+        found = self._fetch(INDEXED_AFTER, (key[0], key[1].bytes, after, INDEX_SLICE // 100))
+        totals = accumulate(len(content) for _, _, content in found)
+        some = [row for row, total in zip(found, totals, strict=True) if total <= INDEX_SLICE_BYTES] or found[:1]
+        word = _owner_word(key[0])
+        for rid, _, content in some:
+            self._connection.execute("DELETE FROM message_words WHERE rowid = ?", (rid,))
+            self._connection.execute(f"{INSERT_WORDS} VALUES (?, ?, ?)", (rid, word, index_text(content)))
+        return some[-1][1] if some else None
 
     async def merge_index(self, pages: int) -> bool:
         """Merge some pages of the full-text index, which drops what was deleted; False if nothing is left to do.
@@ -423,6 +483,10 @@ def uuid(value: bytes) -> UUID:
 def _owner_word(owner: str) -> str:
     """The owner as one word of the index, whatever characters it has: hex(owner_id) in SQL."""
     return owner.encode().hex()
+
+
+def _of_word_index(state: WordIndex) -> Values:
+    return state.rule, state.target, None if state.place is None else state.place.bytes
 
 
 def _in_context(owner: str, context_id: str | None) -> tuple[str, list[Any]]:

@@ -13,6 +13,7 @@ from chatkeep.stores.base import RowStore
 from chatkeep.stores.rows import Key, Row, Work, run
 from chatkeep.stores.sqlite.database import SqliteFile, Transaction
 from chatkeep.stores.sqlite.rows import MERGE_PAGES, SqliteRows, fetch
+from chatkeep.words import index_text
 
 if TYPE_CHECKING:
     from asyncio import Task
@@ -55,9 +56,12 @@ class SqliteStore(RowStore[SqliteRows]):
     ) -> list[Message]:
         # Imported messages are indexed after they are stored: an import waits for one, then for the other.
         imported, search = isinstance(messages[0], ImportedMessage), self._options.search
+        index = search and not imported
+        # Before the writer has its turn, so that others need not wait for it.
+        words = await self._texts.each(index_text, messages) if index else {}
 
         def append(transaction: Transaction) -> list[Message]:
-            rows = SqliteRows(transaction.connection, transaction, index=search and not imported)
+            rows = SqliteRows(transaction.connection, transaction, index=index, words=words)
             return run(self._append_to(rows, key, messages, fingerprints, expected_seq))
 
         stored = await self._file.write(append, size=sum(len(message.content) for message in messages))
