@@ -140,7 +140,9 @@ def _check_kind(connection: apsw.Connection, path: Path) -> None:
 def lock_journal(path: Path) -> IO[str]:
     """Lock a journal until the process ends. The lock has a file of its own, because SQLite locks the journal's."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    lock = path.with_name(f"{path.name}.lock").open("a+", encoding="ascii")
+    lock = os.fdopen(
+        os.open(path.with_name(f"{path.name}.lock"), os.O_RDWR | os.O_CREAT, 0o600), "r+", encoding="ascii"
+    )
     try:
         fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
