@@ -84,14 +84,16 @@ class StoreOptions(Given):
     read_timeout: float = Field(10.0, gt=0)
     """Seconds that a call that reads may take; then it raises StoreUnavailable."""
     readers: int = Field(4, ge=1, le=64)
-    """SQLite: number of reading connections."""
+    """SQLite: number of reading connections. Searches, totals and late pages have half as many more, one owner half of
+    those."""
     durability: Literal["full", "relaxed"] = "full"
     """PostgreSQL: with `full` every commit waits for the disk, whatever synchronous_commit is set to, and a server with
     fsync or full_page_writes off is refused; `relaxed` takes the server as it is set.
     MongoDB: `relaxed` takes a weaker write concern, read concern or read preference from the URL, which may
     lose or hide what was acknowledged; `full` refuses it."""
     pool_size: int = Field(10, ge=3, le=1_000)
-    """PostgreSQL, MongoDB: most open connections. Fewer are used if PostgreSQL has no more left."""
+    """PostgreSQL, MongoDB: most open connections. Fewer are used if PostgreSQL has no more left. Searches, totals and
+    late pages use half of them at most, those of one owner a quarter. On PostgreSQL `ping` has one more of its own."""
     pool_timeout: float = Field(10.0, gt=0)
     """PostgreSQL, MongoDB: seconds until a call that waits for a connection raises StoreUnavailable."""
     pgbouncer: bool | None = None

@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -58,6 +58,57 @@ def run(role: str, *arguments: object) -> str:
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
+
+
+# --- who may read them ------------------------------------------------------------------------------------
+
+
+def modes(path: Path) -> dict[str, str]:
+    """The permissions of the database and of what is beside it."""
+    return {file.name: oct(file.stat().st_mode & 0o777) for file in path.parent.iterdir()}
+
+
+@pytest.fixture(params=[0o000, 0o022, 0o077, 0o277])
+def umask(request: pytest.FixtureRequest) -> Iterator[int]:
+    """What the process takes away from every new file."""
+    given: int = request.param
+    before = os.umask(given)
+    yield given
+    os.umask(before)
+
+
+async def test_new_files_are_their_users_alone(path: Path, umask: int) -> None:
+    """In a folder where others may write, too, nobody else reads a new database, its log, or the index of that."""
+    path.parent.chmod(0o1777)
+    if umask & 0o200 and os.geteuid():
+        pytest.skip("a file that its user may not write cannot be used")
+    async with open_store(f"sqlite:///{path}") as store:
+        await store.create_conversation(OWNER, NewConversation())
+        expected = oct(0o600 & ~umask)
+        assert modes(path) == {f"chat.db{suffix}": expected for suffix in ("", "-wal", "-shm")}
+
+
+async def test_files_that_are_there_keep_their_mode(path: Path) -> None:
+    """Whoever lets a group read a database has its log readable, too."""
+    await make(path)
+    path.chmod(0o640)
+    async with open_store(f"sqlite:///{path}") as store:
+        await store.create_conversation(OWNER, NewConversation())
+        assert set(modes(path).values()) == {"0o640"}
+
+
+async def test_link_to_a_database_that_is_not_there_yet(path: Path) -> None:
+    """The database is made where the link points, for its user alone."""
+    path.symlink_to("other.db")
+    async with open_store(f"sqlite:///{path}") as store:
+        await store.create_conversation(OWNER, NewConversation())
+        assert modes(path) == {f"{name}": "0o600" for name in ("chat.db", "other.db", "other.db-wal", "other.db-shm")}
+
+
+async def test_folder_that_is_not_there(tmp_path: Path) -> None:
+    """What cannot be created is said as before."""
+    with pytest.raises(StoreUnavailable, match="cannot be opened: is the folder there"):
+        await make(tmp_path / "absent" / "chat.db")
 
 
 # --- removed or replaced ---------------------------------------------------------------------------------

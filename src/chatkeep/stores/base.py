@@ -24,6 +24,8 @@ from chatkeep.model import (
 )
 from chatkeep.store import ListOrder, Order, StoreOptions
 from chatkeep.stores.append import check, listed
+from chatkeep.stores.fairness import FairSemaphore
+from chatkeep.stores.locks import KeyedLocks
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.process import PROCESS, check_process
 from chatkeep.stores.rows import Found, Hit, Key, Removed, Rows, WordIndex, Work
@@ -44,6 +46,9 @@ INDEXED_AT_ONCE = 100
 AFTER_OTHERS_SECONDS = (2.0, 10.0)
 """Bounds of the random pause after another process was found to do the same."""
 
+NEAR_OFFSET = 1_000
+"""Rows that a page may skip without waiting for the owner's turn to read much: it takes less than a millisecond."""
+
 
 class RowStore[R: Rows](Transactions[R]):
     """Conversations over the rows of a database, used from one event loop."""
@@ -57,6 +62,9 @@ class RowStore[R: Rows](Transactions[R]):
         super().__init__(url, options)
         self._reads, self._writes = TimeLimit(options.read_timeout), TimeLimit(options.write_timeout)
         self._texts = LongTexts()
+        self._heavy = FairSemaphore(options.pool_size // 2)
+        """Who may read much at a time: with half of the connections, so that the others are free for short calls."""
+        self._erasures: KeyedLocks[str] = KeyedLocks()
         self._background: set[asyncio.Task[Any]] = set()
         self._forks = PROCESS.forks
         self._closed = False
@@ -71,6 +79,12 @@ class RowStore[R: Rows](Transactions[R]):
     @abstractmethod
     async def _read[T](self, work: Work[R, T]) -> T:
         """Run `work`, which only reads."""
+
+    async def _read_much[T](self, owner: str, work: Work[R, T]) -> T:
+        """Run `work`, which may read much, when it is the owner's turn."""
+        with self._reads.of_call():
+            async with self._heavy.of(owner):
+                return await self._read(work)
 
     @abstractmethod
     async def _write[T](self, work: Work[R, T], *, atomic: bool = True) -> T:
@@ -101,6 +115,10 @@ class RowStore[R: Rows](Transactions[R]):
     @abstractmethod
     async def _revision(self) -> str | None:
         """The revision of the schema, None without one."""
+
+    async def _probe(self) -> str | None:
+        """The revision, without waiting for what others do, if the database has a way to."""
+        return await self._revision()
 
     @abstractmethod
     async def _finish(self) -> None:
@@ -157,7 +175,8 @@ class RowStore[R: Rows](Transactions[R]):
             counted = await rows.count(stored, context_id) if total else None
             return await rows.listed(stored, context_id, order, after, limit + 1, offset), counted
 
-        found, counted = await self._read(query)
+        reading = self._read_much(stored, query) if total or offset > NEAR_OFFSET else self._read(query)
+        found, counted = await reading
         following = list_cursor(found[limit - 1], scope, order) if len(found) > limit else None
         return Page(items=found[:limit], total=counted, next=following)
 
@@ -202,6 +221,8 @@ class RowStore[R: Rows](Transactions[R]):
         key = self._key(owner, conversation_id)
         leaf = None if leaf is None else valid_id(leaf)
         window = Window.of(owner, key[1], leaf, limit, before, after, order, cursor, offset)
+        if total or offset > NEAR_OFFSET:
+            return await self._read_much(key[0], lambda rows: self._history(rows, key, leaf, window, total=total))
         return await self._read(lambda rows: self._history(rows, key, leaf, window, total=total))
 
     async def log(
@@ -234,15 +255,16 @@ class RowStore[R: Rows](Transactions[R]):
         below = tuple(decode_cursor(cursor, "search", scope, *self.hit_place)) if cursor else None
         stored = self._owner(owner)
         with self._reads.of_call():
-            hits = await self._search(stored, phrases, below, limit + 1)
-            items = [await self._to_search_hit(hit, phrases) for hit in hits[:limit]]
+            async with self._heavy.of(stored):
+                hits = await self._search(stored, phrases, below, limit + 1)
+                items = [await self._to_search_hit(hit, phrases) for hit in hits[:limit]]
         following = encode_cursor("search", scope, *hits[limit - 1].place) if len(hits) > limit else None
         return Page(items=items, next=following)
 
     # --- the store as a whole -----------------------------------------------------------------------------
 
     async def erase_owner(self, owner: str) -> ErasureReceipt:
-        return await self._in_background(self._erase(owner, self._owner(owner)))
+        return await self._in_background(self._erase_alone(owner, self._owner(owner)))
 
     async def rename_owner(self, owner: str, new_owner: str) -> int:
         old, new = self._owner(owner), self._owner(new_owner)
@@ -267,7 +289,8 @@ class RowStore[R: Rows](Transactions[R]):
         return await self._revision()
 
     async def ping(self) -> None:
-        revision = await self.schema_revision()
+        self._open()
+        revision = await self._probe()
         if revision != self.newest_revision:
             raise SchemaMismatch(
                 f"the schema must be at revision {self.newest_revision}; run `chatkeep db upgrade`", got=revision
@@ -420,6 +443,11 @@ class RowStore[R: Rows](Transactions[R]):
         while removed := await self._write(lambda rows: rows.purge_slice(owner)):
             total = total.plus(removed)
         return total
+
+    async def _erase_alone(self, owner: str, stored: str) -> ErasureReceipt:
+        """One erasure of an owner at a time: the next one finds little to do."""
+        async with self._erasures.of(stored):
+            return await self._erase(owner, stored)
 
     async def _erase(self, owner: str, stored: str) -> ErasureReceipt:
         total, remaining = Removed(), None

@@ -29,7 +29,8 @@ from chatkeep.stores.group_commit import GroupCommit
 from chatkeep.stores.process import PROCESS, check_process
 from chatkeep.stores.revisions import target_revision
 from chatkeep.stores.sqlite import schema
-from chatkeep.stores.sqlite.files import OpenFiles
+from chatkeep.stores.sqlite.files import OpenFiles, create
+from chatkeep.stores.sqlite.reading import Reading
 from chatkeep.stores.time_limit import TimeLimit
 from chatkeep.values import now
 from chatkeep.words import index_text
@@ -167,6 +168,8 @@ class SqliteFile:
         self._of_thread = threading.local()
         self._writer = ThreadPoolExecutor(1, "chatkeep-sqlite-writer")
         self._readers = ThreadPoolExecutor(readers, "chatkeep-sqlite-reader", self._begin_to_read)
+        self._prober = ThreadPoolExecutor(1, "chatkeep-sqlite-prober", self._begin_to_read)
+        self._reading: set[Reading] = set()
         self._closer = ThreadPoolExecutor(1, "chatkeep-sqlite-closer")
         self._commits: GroupCommit[Job[object]] = GroupCommit(self._flush, committed=committed, limit=writes)
         self._wal_bytes = 0
@@ -185,10 +188,7 @@ class SqliteFile:
 
     async def read[T](self, query: Callable[[apsw.Connection], T]) -> T:
         """Run `query` on one snapshot of the database, until its time is over. It must fetch all that it reads."""
-        self._check_open()
-        deadline = time.monotonic() + self._reads.seconds
-        with self._reads.of_call():
-            return await asyncio.get_running_loop().run_in_executor(self._readers, self._read, query, deadline)
+        return await self._read_in(self._readers, query)
 
     async def write[T](self, job: Job[T], *, size: int = 0) -> T:
         """Run `job` in a transaction that it may share with others; return when that is committed durably.
@@ -204,8 +204,11 @@ class SqliteFile:
         await self._in_writer(partial(self._migrate, revision))
 
     async def revision(self) -> str | None:
-        """The revision of the schema, None without one. Raises StoreUnavailable if the file was replaced."""
-        return await self.read(self._revision)
+        """The revision of the schema, None without one. Raises StoreUnavailable if the file was replaced.
+
+        It has a thread of its own: whether the database answers does not depend on how many others read.
+        """
+        return await self._read_in(self._prober, self._revision)
 
     async def scrub(self) -> None:
         """VACUUM the file and truncate its log, so that nothing that was deleted is left in either.
@@ -234,6 +237,8 @@ class SqliteFile:
             await asyncio.wait([self._closing], timeout=CLOSE_SECONDS)
         finally:
             self._stop.set()
+            for reading in self._reading:
+                reading.stop()
         await asyncio.wait([self._closing], timeout=CLOSE_SECONDS)
         self._closer.shutdown(wait=self._closing.done())
         if not self._closing.done():
@@ -245,6 +250,20 @@ class SqliteFile:
         if self._closed:
             raise StoreUnavailable(CLOSED)
         check_process(self._forks)
+
+    async def _read_in[T](self, threads: ThreadPoolExecutor, query: Callable[[apsw.Connection], T]) -> T:
+        """Run `query` in one of these threads. It is stopped if the caller is cancelled, or its time is over."""
+        self._check_open()
+        reading = Reading(time.monotonic() + self._reads.seconds)
+        self._reading.add(reading)
+        try:
+            with self._reads.of_call():
+                return await asyncio.get_running_loop().run_in_executor(threads, self._read, query, reading)
+        except BaseException:
+            reading.stop()
+            raise
+        finally:
+            self._reading.discard(reading)
 
     async def _in_writer[T](self, work: Callable[[], T]) -> T:
         """Run `work` in the writer's thread."""
@@ -264,7 +283,7 @@ class SqliteFile:
 
     def _close_when_unused(self) -> None:
         """Close the connections when no thread uses one: SQLite does not survive that."""
-        for executor in (self._writer, self._readers):
+        for executor in (self._writer, self._readers, self._prober):
             executor.shutdown()
         self._files.let_go()
         while self._connections:
@@ -280,8 +299,9 @@ class SqliteFile:
         return connection
 
     def _connect(self) -> apsw.Connection:
-        flags = apsw.SQLITE_OPEN_READWRITE | (apsw.SQLITE_OPEN_CREATE if self._may_create else 0)
-        connection = apsw.Connection(str(self.path), flags=flags)
+        if self._may_create:
+            create(self.path)
+        connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
             for pragma in PRAGMAS:
                 connection.execute(pragma)
@@ -340,16 +360,18 @@ class SqliteFile:
             self._stop.wait(random.uniform(*LOCK_BACKOFF_SECONDS))  # noqa: S311 - not a secret
         raise StoreUnavailable(CLOSED)
 
-    def _read[T](self, query: Callable[[apsw.Connection], T], deadline: float) -> T:
-        return self._guard(partial(self._with_retries, partial(self._read_once, query, deadline), deadline))
+    def _read[T](self, query: Callable[[apsw.Connection], T], reading: Reading) -> T:
+        return self._guard(partial(self._with_retries, partial(self._read_once, query, reading), reading.deadline))
 
-    def _read_once[T](self, query: Callable[[apsw.Connection], T], deadline: float) -> T:
-        connection = self._connection(deadline)
-        self._of_thread.deadline = deadline
+    def _read_once[T](self, query: Callable[[apsw.Connection], T], reading: Reading) -> T:
+        connection = self._connection(reading.deadline)
+        self._of_thread.deadline = reading.deadline
         connection.execute("BEGIN")
         try:
+            reading.begin(connection)
             return query(connection)
         finally:
+            reading.end()
             if connection.in_transaction:
                 connection.execute("COMMIT")
 

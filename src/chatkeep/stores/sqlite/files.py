@@ -1,10 +1,11 @@
 """The files of an open database: whether they are still in their place, and the locks on them that last."""
 
 import logging
+import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import apsw
@@ -19,6 +20,15 @@ MOVED = "a file of the database was removed or replaced; close the store and ope
 CHECK_SECONDS = 0.01
 """How long what was found about the files holds for writes: looking takes 9 µs, a thirteenth of a write's time. Who
 removes a file loses what was stored a moment before, too."""
+
+
+def create(path: Path) -> None:
+    """Create an empty database that its user alone may read, unless there is one; SQLite gives its log the same mode.
+
+    A file that is there is not opened: closing it would drop SQLite's locks. If it cannot be created, SQLite says why.
+    """
+    with suppress(OSError):
+        os.close(os.open(os.path.realpath(path), os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 class OpenFiles:

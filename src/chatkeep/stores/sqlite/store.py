@@ -10,6 +10,7 @@ from chatkeep.model import ImportedMessage, Message, NewMessage
 from chatkeep.store import StoreOptions, file_path
 from chatkeep.stores.access_sql import SqlAccess
 from chatkeep.stores.base import RowStore
+from chatkeep.stores.fairness import FairSemaphore
 from chatkeep.stores.rows import Key, Row, Work, run
 from chatkeep.stores.sqlite.database import SqliteFile, Transaction
 from chatkeep.stores.sqlite.rows import MERGE_PAGES, SqliteRows, fetch
@@ -30,12 +31,14 @@ class SqliteStore(RowStore[SqliteRows]):
         path = file_path(url)
         if path in ("", ":memory:"):
             raise InvalidInput("a SQLite store needs a file, such as sqlite:///chat.db; in memory is memory://")
+        searches = max(1, options.readers // 2)
+        self._heavy = FairSemaphore(searches)
         self._file = SqliteFile(
             Path(path).expanduser().absolute(),
             synchronous=options.synchronous,
             reads=self._reads,
             writes=self._writes,
-            readers=options.readers,
+            readers=options.readers + searches,  # they have threads of their own, which start when there are some
             committed=self._committed,
         )
         self._access = SqliteAccess(self._file)
