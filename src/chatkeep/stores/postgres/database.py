@@ -23,7 +23,7 @@ from chatkeep.stores.postgres.pool import Connection, Pool
 from chatkeep.stores.postgres.sessions import LOCK_MILLISECONDS, Sessions
 from chatkeep.stores.revisions import target_revision
 from chatkeep.stores.semaphore import InFlight
-from chatkeep.stores.time_limit import TimeLimit
+from chatkeep.stores.time_limit import GRACE_SECONDS, TimeLimit
 
 logger = logging.getLogger(__name__)
 
@@ -60,10 +60,12 @@ class Database:
             url,
             self.name,
             timeout=options.pool_timeout,
+            statement_seconds=max(options.read_timeout, options.write_timeout) + GRACE_SECONDS,
             pgbouncer=options.pgbouncer,
             durable=options.durability == "full",
         )
         self._pool = Pool(self._sessions.open, size=options.pool_size, timeout=options.pool_timeout)
+        self._probes = Pool(self._open_probe, size=1, timeout=options.pool_timeout)
         self.writing = InFlight()
         """The writes that closing waits for."""
 
@@ -83,24 +85,26 @@ class Database:
             except DRIVER_ERRORS:
                 return None
 
-    async def _statement[T](self, work: Statements[T], lock_milliseconds: int | None = None) -> T:
+    async def _statement[T](
+        self, work: Statements[T], lock_milliseconds: int | None = None, *, pool: Pool | None = None
+    ) -> T:
         """Run statements that commit by themselves and wait for locks only briefly, or else in a transaction."""
-        async with self._pool.connection() as connection:
+        async with (pool or self._pool).connection() as connection:
             if lock_milliseconds is None and not self._sessions.pooled:
                 return await work(connection)
             return await self._in_transaction(connection, work, lock_milliseconds or LOCK_MILLISECONDS)
 
-    async def read[T](self, work: Statements[T]) -> T:
+    async def read[T](self, work: Statements[T], *, pool: Pool | None = None) -> T:
         """Run `work`, which only reads; once more if the connection turns out to be lost, or a table is locked."""
         with self._reads.of_call():
             try:
-                return await self._statement(work)
+                return await self._statement(work, pool=pool)
             except DRIVER_ERRORS as error:
                 if not (is_lost(error) or isinstance(error, asyncpg.LockNotAvailableError)):
                     raise self._translated(error) from error
             with self._translating(reading=True):
                 remaining = int(self._reads.seconds * 1_000) - LOCK_MILLISECONDS
-                return await self._statement(work, max(remaining, 1))
+                return await self._statement(work, max(remaining, 1), pool=pool)
 
     async def write[T](self, work: Statements[T], *, slow: bool = False, repeatable: bool = False) -> T:
         """Run `work` in a transaction, and retry it while that may help, until `write_timeout`, or an hour if `slow`.
@@ -108,7 +112,7 @@ class Database:
         If the answer to a commit is lost, the server is asked what became of it. If it does not know, or if `work` is
         `repeatable`, that is run again: it returns the same then, by the ids that it writes.
         """
-        limit = self._slow if slow else self._writes
+        limit, work = (self._slow, _unhurried(work)) if slow else (self._writes, work)
         run = self._transaction if repeatable else self._committed
         with self._translating(), self.writing, limit.of_call():
             return await self._repeated(lambda milliseconds: run(work, milliseconds), time.monotonic() + limit.seconds)
@@ -176,11 +180,29 @@ class Database:
 
     def state(self) -> Mapping[str, int]:
         """How many connections are in use, and how many are idle."""
-        return {"connections_used": self._pool.used, "connections_idle": self._pool.idle}
+        pools = self._pool, self._probes
+        return {
+            "connections_used": sum(pool.used for pool in pools),
+            "connections_idle": sum(pool.idle for pool in pools),
+        }
 
     async def revision(self) -> str | None:
         """The revision of the schema, None without one."""
         return await self.read(schema.read_revision)
+
+    async def probe(self) -> str | None:
+        """The revision, over a connection of its own: whether the server answers does not depend on others' calls."""
+        return await self.read(schema.read_revision, pool=self._probes)
+
+    async def _open_probe(self) -> Connection:
+        """A connection to probe with: one of the others, if the server has no more left."""
+        try:
+            return await self._sessions.open()
+        except asyncpg.TooManyConnectionsError:
+            idle = self._pool.take_idle()
+            if idle is None:
+                raise
+            return idle
 
     async def migrate(self, revision: str) -> None:
         """Bring the schema to `revision`; of many processes one migrates, and the others wait."""
@@ -194,7 +216,7 @@ class Database:
 
     async def aclose(self) -> None:
         """Close every connection, also those in use, within a second. Idempotent."""
-        await asyncio.gather(self._pool.aclose(), self._sessions.aclose())
+        await asyncio.gather(self._pool.aclose(), self._probes.aclose(), self._sessions.aclose())
 
     # --- errors -------------------------------------------------------------------------------------------
 
@@ -212,6 +234,16 @@ class Database:
         state = getattr(error, "sqlstate", None) or type(error).__name__
         logger.error("PostgreSQL failed on %s: %s", self.name, state)
         return StoreUnavailable(meaning_of(error, reading=reading), got=f"{self.name}: {state}")
+
+
+def _unhurried[T](work: Statements[T]) -> Statements[T]:
+    """`work` whose statements may take as long as the call may."""
+
+    async def unhurried(connection: Connection) -> T:
+        await connection.execute("SET LOCAL statement_timeout = 0")
+        return await work(connection)
+
+    return unhurried
 
 
 async def _mark(connection: Connection) -> Mark | None:

@@ -50,6 +50,7 @@ MEANINGS: tuple[tuple[type[Exception], str], ...] = (
         asyncpg.LockNotAvailableError,
         "another session locked the conversation, or its table, for too long; try again",
     ),
+    (asyncpg.QueryCanceledError, "the statement took too long, or somebody cancelled it"),
     (asyncpg.DiskFullError, "the disk is full"),
     (asyncpg.ReadOnlySQLTransactionError, "this PostgreSQL only reads: it is a replica, or was set so"),
     (asyncpg.SerializationError, "others wrote the same rows again and again; try again"),

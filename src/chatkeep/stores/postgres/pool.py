@@ -65,7 +65,7 @@ class Pool:
     async def take(self) -> Connection:
         """An idle connection, or a new one."""
         self._open()
-        connection = self._take_idle() or await self._make()
+        connection = self.take_idle() or await self._make()
         try:
             self._open()
         except StoreUnavailable:
@@ -73,6 +73,14 @@ class Pool:
             raise
         self._lent.add(connection)
         return connection
+
+    def take_idle(self) -> Connection | None:
+        """An idle connection, for whoever keeps it; None without one."""
+        while self._idle:
+            connection = self._idle.pop()
+            if not connection.is_closed():
+                return connection
+        return None
 
     def give_back(self, connection: Connection) -> None:
         """Pass the connection on, or keep it for reuse, unless it is closed or left in a transaction."""
@@ -100,13 +108,6 @@ class Pool:
     def _open(self) -> None:
         if self._closed:
             raise StoreUnavailable("the store is closed")
-
-    def _take_idle(self) -> Connection | None:
-        while self._idle:
-            connection = self._idle.pop()
-            if not connection.is_closed():
-                return connection
-        return None
 
     async def _make(self) -> Connection:
         """A new connection; while the server has none left, one that somebody gives back."""

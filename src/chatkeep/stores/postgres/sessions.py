@@ -1,6 +1,7 @@
 """How a session of a PostgreSQL database is opened: what it sets for good, and what is refused."""
 
 import asyncio
+import math
 import ssl
 from collections.abc import Mapping
 from typing import Any
@@ -46,9 +47,18 @@ CHECK = """
 class Sessions:
     """Opens the connections of one database, and begins their transactions."""
 
-    def __init__(self, url: str, name: str, *, timeout: float, pgbouncer: bool | None, durable: bool) -> None:
-        """Take the URL, the name for errors, the seconds that connecting may take, and whether the database must
-        keep what it acknowledged, whatever crashes."""
+    def __init__(
+        self,
+        url: str,
+        name: str,
+        *,
+        timeout: float,
+        statement_seconds: float,
+        pgbouncer: bool | None,
+        durable: bool,
+    ) -> None:
+        """Take the URL, the name for errors, the seconds that connecting and a statement may take, and whether the
+        database must keep what it acknowledged, whatever crashes."""
         self._url = url
         self._name = name
         self._timeout = timeout
@@ -58,6 +68,8 @@ class Sessions:
         self._may_find_pgbouncer = pgbouncer is None
         self._away = False
         """Whether the last connection attempt failed."""
+        # The server goes on with a statement whose client has left: the driver's word to stop does not reach it.
+        self._statement_timeout = f"{math.ceil(statement_seconds * 1_000)}ms"
         self._begin = ""
         self._left: set[asyncio.Future[Connection]] = set()
         """Connections in the making whose callers were cancelled."""
@@ -72,6 +84,11 @@ class Sessions:
     def begin(self, lock_milliseconds: int) -> str:
         """The statement that begins a transaction whose statements wait so long for a lock."""
         return f"BEGIN ISOLATION LEVEL READ COMMITTED; SET LOCAL lock_timeout = {lock_milliseconds}{self._begin}"
+
+    @property
+    def _session(self) -> dict[str, str]:
+        """What a connection is opened with."""
+        return STYLE if self._pgbouncer else {**SESSION, "statement_timeout": self._statement_timeout}
 
     async def open(self) -> Connection:
         """A new connection. If the last attempt failed, the address is probed first."""
@@ -88,13 +105,13 @@ class Sessions:
 
     async def _connect(self) -> Connection:
         try:
-            return await self._connect_with(STYLE if self._pgbouncer else SESSION)
+            return await self._connect_with(self._session)
         except asyncpg.PostgresError as error:
             # So PgBouncer refuses settings that it would have to keep for one client.
             if "unsupported startup parameter" not in str(error) or not self._may_find_pgbouncer:
                 raise
         self._pgbouncer = True
-        return await self._connect_with(STYLE)
+        return await self._connect_with(self._session)
 
     async def _connect_with(self, session: dict[str, str]) -> Connection:
         try:
@@ -145,8 +162,10 @@ class Sessions:
             found: Any = await connection.fetchrow(CHECK, self._pgbouncer or not self._durable)
         self.citus = found["citus"]
         self._refuse_unsafe(found)
+        if self._pgbouncer:
+            self._begin = f"; SET LOCAL statement_timeout = '{self._statement_timeout}'"
         if self._pgbouncer and self._durable:
-            self._begin = f"; SET LOCAL synchronous_commit = {found['synchronous_commit']}"
+            self._begin += f"; SET LOCAL synchronous_commit = {found['synchronous_commit']}"
 
     def _refuse_unsafe(self, found: Mapping[str, str]) -> None:
         if found["encoding"] != "UTF8":

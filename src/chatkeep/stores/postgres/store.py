@@ -89,6 +89,9 @@ class PostgresStore(RowStore[PostgresRows]):
     async def _revision(self) -> str | None:
         return await self._database.revision()
 
+    async def _probe(self) -> str | None:
+        return await self._database.probe()
+
     async def _finish(self) -> None:
         await self._batches.aclose()
         await self._database.finish()
