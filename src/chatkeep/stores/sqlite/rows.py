@@ -27,6 +27,7 @@ from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.rows import Found, Hit, Key, Removed, Row, Rows, StateRow, WordIndex
 from chatkeep.stores.sqlite.database import Transaction, Values
+from chatkeep.stores.sqlite.rewrites import count_removal
 from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
 from chatkeep.values import EPOCH, from_micros, json_text, load_json, to_micros
@@ -438,6 +439,8 @@ class SqliteRows(Rows):
         if self._connection.execute("SELECT 1 FROM conversations WHERE owner_id = ? LIMIT 1", (owner,)).get:
             return None
         self._connection.execute("DELETE FROM users WHERE id = ?", (owner,))
+        if self._connection.changes():
+            count_removal(self._connection)
         self._writes.owners.discard(owner)
         left = (
             ("SELECT count(*) FROM messages WHERE owner_id = ?", owner),
@@ -463,6 +466,7 @@ class SqliteRows(Rows):
         count = self._connection.changes()
         self._connection.execute("UPDATE messages SET owner_id = ? WHERE owner_id = ?", both)
         self._connection.execute("DELETE FROM users WHERE id = ?", (old,))
+        count_removal(self._connection)
         self._writes.owners.discard(old)
         return count
 

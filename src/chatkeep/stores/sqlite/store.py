@@ -13,6 +13,7 @@ from chatkeep.stores.base import RowStore
 from chatkeep.stores.fairness import FairSemaphore
 from chatkeep.stores.rows import Key, Row, Work, run
 from chatkeep.stores.sqlite.database import SqliteFile, Transaction
+from chatkeep.stores.sqlite.rewrites import Rewrites, count_removal
 from chatkeep.stores.sqlite.rows import MERGE_PAGES, SqliteRows, fetch
 from chatkeep.words import index_text
 
@@ -42,6 +43,7 @@ class SqliteStore(RowStore[SqliteRows]):
             committed=self._committed,
         )
         self._access = SqliteAccess(self._file)
+        self._rewrites = Rewrites(self._file, self._rewrite, self._begin)
         self._indexing: Task[None] | None = None
 
     def state(self) -> Mapping[str, int]:
@@ -73,11 +75,19 @@ class SqliteStore(RowStore[SqliteRows]):
         return stored
 
     async def _scrub(self) -> None:
+        await self._rewrites.cover()
+
+    async def _rewrite(self) -> None:
+        """Rewrite the full-text index and the file, in which nothing is left then that was deleted."""
         # The index marks what is deleted and drops it when it merges; pages and the log keep copies.
         if await self._write(lambda rows: rows.merge_index(-MERGE_PAGES)):
             while await self._write(lambda rows: rows.merge_index(MERGE_PAGES)):
                 pass
         await self._file.scrub()
+
+    async def aclose(self) -> None:
+        self._rewrites.hurry()
+        await super().aclose()
 
     async def _rename(self, old: str, new: str) -> int:
         return await self._write(lambda rows: rows.rename_owner(old, new))
@@ -105,4 +115,10 @@ class SqliteAccess(SqlAccess):
         return await self._file.read(lambda connection: fetch(connection, statement, values))
 
     async def _write(self, statement: str, *values: object) -> Sequence[Row]:
-        return await self._file.write(lambda transaction: fetch(transaction.connection, statement, values))
+        def write(transaction: Transaction) -> Sequence[Row]:
+            found = fetch(transaction.connection, statement, values)
+            if found and statement.lstrip().startswith("DELETE"):
+                count_removal(transaction.connection)
+            return found
+
+        return await self._file.write(write)
