@@ -51,6 +51,10 @@ class Settings(BaseSettings):
     rate_limit: str | None = Field(
         None, description="Requests per owner, such as 600/minute; 0: no limit. Default: 6000/minute if auth is jwt."
     )
+    erase_limit: str | None = Field(
+        None,
+        description="Erasures per owner over HTTP, such as 20/hour; 0: no limit. Default: 20/hour if auth is jwt.",
+    )
     failure_limit: str = Field("60/minute", description="Failed authentications per address, such as 60/minute.")
     rate_limit_storage: str | None = Field(
         None, repr=False, description="redis://HOST:PORT: one count for several servers. Default: in memory."
@@ -89,6 +93,12 @@ class Settings(BaseSettings):
     def owner_rate_limit(self) -> str | None:
         """The rate limit of one owner; None: no limit."""
         given = self.rate_limit or ("6000/minute" if self.auth == "jwt" else "0")
+        return None if given == "0" else given
+
+    @property
+    def owner_erase_limit(self) -> str | None:
+        """How often one owner may erase everything; None: no limit. An erasure may rewrite the whole database file."""
+        given = self.erase_limit or ("20/hour" if self.auth == "jwt" else "0")
         return None if given == "0" else given
 
     @property

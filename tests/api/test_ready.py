@@ -1,16 +1,18 @@
-"""Whether the server can work: /readyz while PostgreSQL is down or does not answer, and when it is back."""
+"""Whether the server can work: /readyz while the database is down, does not answer, or is used by many others."""
 
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
 
 import pytest
 from benchmarks.postgres_server import FAST, PASSWORD, Server
 
-from chatkeep import open_store
+from chatkeep import NewConversation, Store, open_store
 from chatkeep.api.routes.health import PING_TIMEOUT_SECONDS
+from chatkeep.testing import assistant
 from servers.api import Api, assert_problem, serving
-from servers.postgres import started, stopped
+from servers.postgres import raw, started, stopped
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +58,52 @@ async def test_database_that_does_not_answer(api: Api, server: Server, caplog: p
         assert caplog.text.count("not ready: the store did not answer within 1.5 s") == 1
         assert await seconds_until_refused(api) < PING_TIMEOUT_SECONDS + 1
     assert await seconds_until_ready(api) < 1
+
+
+async def test_connections_that_are_all_in_use(server: Server) -> None:
+    """/readyz is 200 at once while every connection of the pool waits for the database."""
+    async with open_store(server.url(), pool_size=3) as store, serving(store) as api, raw(server.url()) as other:
+        talk = await store.create_conversation("ada", NewConversation())
+        await api.client.get("/readyz")
+        async with other.transaction():
+            await other.execute("LOCK TABLE messages")
+            waiting = [asyncio.create_task(store.history("ada", talk.id)) for _ in range(8)]
+            await asyncio.sleep(0.3)
+            for _ in range(3):
+                began = time.monotonic()
+                assert (await api.client.get("/readyz")).status_code == 200
+                assert time.monotonic() - began < 1
+            assert not any(task.done() for task in waiting)
+        await asyncio.gather(*waiting)
+
+
+async def test_sqlite_file_that_is_searched_and_rewritten(tmp_path: Path) -> None:
+    """/readyz is 200 at once while 32 searches take their time and owners are erased, and 503 without the file."""
+    slow, path = f"{'的一' * 90}的的的", tmp_path / "chat.db"
+    async with open_store(f"sqlite:///{path}") as store, serving(store) as api:
+        talk = await store.create_conversation("eve", NewConversation())
+        for _ in range(8):
+            await store.append("eve", talk.id, [assistant("的一" * 100_000)])
+        await api.client.get("/readyz")
+        searches = [asyncio.create_task(store.search_messages("eve", slow)) for _ in range(32)]
+        erasures = [asyncio.create_task(erase_again(store, f"owner{number}")) for number in range(4)]
+        for _ in range(20):
+            began = time.monotonic()
+            assert (await api.client.get("/readyz")).status_code == 200
+            assert time.monotonic() - began < 1
+            await asyncio.sleep(0.05)
+        assert not all(task.done() for task in searches)
+        for task in (*searches, *erasures):
+            task.cancel()
+        path.rename(tmp_path / "moved.db")
+        assert_problem(await api.client.get("/readyz"), 503, str(tmp_path))
+
+
+async def erase_again(store: Store, owner: str) -> None:
+    """Write and erase, again and again."""
+    while True:
+        await store.create_conversation(owner, NewConversation())
+        await store.erase_owner(owner)
 
 
 async def seconds_until_refused(api: Api) -> float:

@@ -46,6 +46,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.store = store
+    app.state.erasures = me.erase_limiter(settings)
     _add_middleware(app, store, settings)
     add_handlers(app)
     store.observer = metrics.StoreMetrics()

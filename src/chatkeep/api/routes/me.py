@@ -1,13 +1,23 @@
 """The owner as a whole, over HTTP."""
 
-from fastapi import APIRouter, Response
+from typing import cast
+
+from fastapi import APIRouter, Request, Response
 
 from chatkeep.api.body import reply
 from chatkeep.api.dependencies import OpenedStore, Owner
-from chatkeep.api.errors import api_problems
+from chatkeep.api.errors import Refused, api_problems
+from chatkeep.api.rate_limit import RateLimiter
 from chatkeep.model import ErasureReceipt
+from chatkeep.settings import Settings
 
 router = APIRouter(prefix="/api/me", tags=["me"])
+
+
+def erase_limiter(settings: Settings) -> RateLimiter | None:
+    """Return the limiter of erasures per owner, in this process; None without a limit. Raises InvalidInput."""
+    rate = settings.owner_erase_limit
+    return RateLimiter(rate, kind="erasure") if rate else None
 
 
 @router.delete(
@@ -17,6 +27,14 @@ router = APIRouter(prefix="/api/me", tags=["me"])
     response_description="What was erased.",
     summary="Erase everything of yours",
 )
-async def erase_me(owner: Owner, store: OpenedStore) -> Response:
+async def erase_me(owner: Owner, store: OpenedStore, request: Request) -> Response:
     """Erase all conversations, API keys and kept replies of the owner, and return a receipt. It cannot be undone."""
+    await _admit(cast("RateLimiter | None", request.app.state.erasures), owner)
     return reply(await store.erase_owner(owner))
+
+
+async def _admit(limiter: RateLimiter | None, owner: str) -> None:
+    """Raise Refused if the owner has erased too often."""
+    result = await limiter.hit(owner) if limiter else None
+    if result is not None and not result.allowed:
+        raise Refused(429, headers={"Retry-After": str(max(1, result.reset))})
