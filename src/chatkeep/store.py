@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from functools import wraps
 from types import TracebackType
 from typing import Any, ClassVar, Literal, cast
-from urllib.parse import parse_qsl, unquote, urlencode, urlsplit
+from urllib.parse import parse_qsl, unquote, urlencode
 from uuid import UUID
 
 from pydantic import Field, ValidationError
@@ -39,6 +39,7 @@ from chatkeep.model import (
     Page,
     SearchHit,
 )
+from chatkeep.urls import split_url
 from chatkeep.values import (
     MAX_INTEGER_DIGITS,
     MAX_JSON_DEPTH,
@@ -414,7 +415,7 @@ ADAPTERS = {
     "mongodb": "chatkeep.stores.mongo.store:MongoStore",
     "mongodb+srv": "chatkeep.stores.mongo.store:MongoStore",
 }
-"""The store of each URL scheme, imported on first use."""
+"""The store of each URL scheme, imported on first use. urls.py has the same schemes."""
 
 EXTRAS = {"asyncpg": "postgres", "pymongo": "mongodb", "bson": "mongodb"}
 """The extra of this package that installs a module."""
@@ -433,8 +434,8 @@ def open_store(url: str, *, migrate: bool = True, **options: str | float) -> Ope
     option that is not known, SchemaMismatch for a database newer than this version, UnsafeDatabase for one
     that could lose what it acknowledged, StoreUnavailable for one that cannot be opened.
     """
-    parts = urlsplit(url)
-    adapter = _adapter(parts.scheme, url)
+    parts = split_url(url)
+    adapter = _adapter(parts.scheme)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
     for_driver = {k: v for k, v in query.items() if adapter.driver_options and k not in StoreOptions.model_fields}
     given = {k: v for k, v in query.items() if k not in for_driver}
@@ -443,13 +444,8 @@ def open_store(url: str, *, migrate: bool = True, **options: str | float) -> Ope
     return OpeningStore(adapter(cleaned, _options({**given, **options})), migrate=migrate)
 
 
-def _adapter(scheme: str, url: str) -> type[Store]:
-    path = ADAPTERS.get(scheme)
-    if path is None:
-        raise InvalidInput(
-            f"a store's URL must begin with one of {', '.join(f'{s}://' for s in ADAPTERS)}", got=scheme or url
-        )
-    module, name = path.split(":")
+def _adapter(scheme: str) -> type[Store]:
+    module, name = ADAPTERS[scheme].split(":")
     try:
         return cast("type[Store]", getattr(importlib.import_module(module), name))
     except ModuleNotFoundError as error:
@@ -459,22 +455,9 @@ def _adapter(scheme: str, url: str) -> type[Store]:
         raise InvalidInput(f"{scheme}:// needs {error.name}: pip install 'chatkeep[{extra}]'") from None
 
 
-def without_password(url: str) -> str:
-    """The URL without its password, to be shown."""
-    parts = urlsplit(url)
-    user, at, host = parts.netloc.rpartition("@")
-    return url.replace(f"{user}@{host}", f"{user.partition(':')[0]}:***@{host}", 1) if at and ":" in user else url
-
-
 def file_path(url: str) -> str:
     """Return the path of a URL that names a file. Raises InvalidInput if it names a host."""
-    parts = urlsplit(url)
-    if parts.netloc:
-        raise InvalidInput(
-            "a store's URL needs three slashes before a relative path, four before an absolute one",
-            got=f"//{parts.netloc}{parts.path}",
-        )
-    return unquote(parts.path.removeprefix("/"))
+    return unquote(split_url(url).path.removeprefix("/"))
 
 
 def _options(given: dict[str, str | float]) -> StoreOptions:

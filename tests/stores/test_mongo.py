@@ -312,7 +312,7 @@ async def test_message_just_below_the_limit(url: str) -> None:
             "cannot be reach",
         ),
         ("mongodb://zq7user:zq7pass@127.0.0.1:1", InvalidInput, "names a database"),
-        ("mongodb://zq7user:zq7pass@127.0.0.1:zq7/chat", InvalidInput, "not one of a MongoDB database"),
+        ("mongodb://zq7user:zq7pass@127.0.0.1:zq7/chat", InvalidInput, "must look like mongodb://"),
         ("mongodb://zq7user:zq7pass@127.0.0.1/a$b", InvalidInput, "not one of a MongoDB database"),
         ("mongodb://zq7user:zq7pass@127.0.0.1/chat?w=1", InvalidInput, "durability=relaxed"),
     ],

@@ -6,7 +6,8 @@ import typer
 
 from chatkeep.cli.options import DatabaseUrl, open_existing, store_url
 from chatkeep.cli.terminal import out, run
-from chatkeep.store import open_store, without_password
+from chatkeep.store import open_store
+from chatkeep.urls import without_secrets
 
 app = typer.Typer(no_args_is_help=True, help="The schema of the database, and its distribution.")
 
@@ -26,7 +27,7 @@ def downgrade(
     """Migrate the schema back to a revision. Data that only newer revisions can hold is lost."""
     if not yes:
         typer.confirm(
-            f"Migrate {without_password(store_url(database_url))} back to {revision}? Data may be lost.", abort=True
+            f"Migrate {without_secrets(store_url(database_url))} back to {revision}? Data may be lost.", abort=True
         )
     run(_migrate(store_url(database_url), revision))
 
@@ -36,7 +37,7 @@ def status(database_url: DatabaseUrl = None) -> None:
     """Show the revision of the schema. Exit code 1: it is not the newest."""
     url = store_url(database_url)
     revision, newest = run(_revision(url))
-    out.print(f"{without_password(url)}: revision {revision or 'none'}, newest {newest}", soft_wrap=True, markup=False)
+    out.print(f"{without_secrets(url)}: revision {revision or 'none'}, newest {newest}", soft_wrap=True, markup=False)
     if revision != newest:
         raise typer.Exit(1)
 
@@ -57,7 +58,7 @@ async def _migrate(url: str, revision: str) -> None:
     async with open_store(url, migrate=False) as store:
         await store.migrate(revision)
         revision = await store.schema_revision() or "none"
-        out.print(f"{without_password(url)}: revision {revision}", soft_wrap=True, markup=False)
+        out.print(f"{without_secrets(url)}: revision {revision}", soft_wrap=True, markup=False)
 
 
 async def _revision(url: str) -> tuple[str | None, str]:

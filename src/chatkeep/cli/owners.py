@@ -6,7 +6,7 @@ import typer
 
 from chatkeep.cli.options import DatabaseUrl, OwnerName, open_existing, store_url
 from chatkeep.cli.terminal import out, run
-from chatkeep.store import without_password
+from chatkeep.urls import without_secrets
 
 app = typer.Typer(no_args_is_help=True, help="Owners of conversations.")
 
@@ -31,7 +31,7 @@ def erase(
     """Erase all data of an owner, and print the receipt as JSON. It cannot be undone."""
     url = store_url(database_url)
     if not yes:
-        typer.confirm(f"Erase all data of {owner} from {without_password(url)}?", abort=True)
+        typer.confirm(f"Erase all data of {owner} from {without_secrets(url)}?", abort=True)
     run(_erase(url, owner))
 
 

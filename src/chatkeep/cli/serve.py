@@ -10,7 +10,8 @@ import typer
 from chatkeep.cli.options import DatabaseUrl, load_settings
 from chatkeep.cli.terminal import out, run
 from chatkeep.settings import Settings
-from chatkeep.store import open_store, without_password
+from chatkeep.store import open_store
+from chatkeep.urls import without_secrets
 
 
 def serve(
@@ -98,7 +99,7 @@ def _host_in_url(host: str) -> str:
 
 def _print_greeting(settings: Settings, url: str) -> None:
     lines = (
-        f"chatkeep serves {without_password(settings.store_url)}",
+        f"chatkeep serves {without_secrets(settings.store_url)}",
         f"  {url}/api/docs",
         "Try:",
         f"  curl '{url}/api/conversations?limit=3'",

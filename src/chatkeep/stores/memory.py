@@ -390,7 +390,7 @@ class MemoryStore(RowStore[MemoryRows]):
     def __init__(self, url: str, options: StoreOptions) -> None:
         super().__init__(url, options)
         if file_path(url):
-            raise InvalidInput("a memory store has no path: memory://", got=file_path(url))
+            raise InvalidInput("a memory store has no path: memory://")
         self._data = _Data()
         self._access = MemoryAccess()
 
