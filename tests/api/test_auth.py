@@ -6,8 +6,9 @@ import hashlib
 import hmac
 import json
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+import warnings
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing, asynccontextmanager, suppress
 from datetime import timedelta
 from typing import Any
 
@@ -18,7 +19,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 from pydantic import ValidationError
 
 from chatkeep import InvalidInput, Store, Unauthenticated, open_store
-from chatkeep.api.auth import Authenticator
+from chatkeep.api import jwks
+from chatkeep.api.auth import MAX_CREDENTIAL_CHARS, Authenticator
 from chatkeep.api.jwks import COOLDOWN_SECONDS, LIFETIME_SECONDS, IssuerUnavailable, JwksClient
 from chatkeep.keys import ADMIN, READ, make_key, parse_key
 from chatkeep.settings import Settings
@@ -38,18 +40,34 @@ class FakeIssuer:
         self.fetched = 0
         self.issuer: str | None = None
         self.url = ""
+        self.pause = 0.0
+        """Seconds before each byte of an answer."""
+        self.discovery: dict[str, Any] | bytes | None = None
+        """What is said in place of the discovery document."""
+        self.key_set: bytes | None = None
+        """What is said in place of the keys."""
+        self.ended = asyncio.get_running_loop().create_future()
+        """Done when nobody shall wait any longer."""
+        self.more_keys: list[Any] = []
+        """What is listed before the keys."""
 
     async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Answer one request."""
         path = (await reader.readuntil(b"\r\n\r\n")).split()[1].decode()
-        body: dict[str, Any] = {"keys": [public(name, key) for name, key in self.keys.items()]}
+        body: Any = {"keys": [*self.more_keys, *(public(name, key) for name, key in self.keys.items())]}
         if "well-known" in path:
             body = {"issuer": self.issuer or self.url, "jwks_uri": f"{self.url}/keys"}
+            body = body if self.discovery is None else self.discovery
         else:
             self.fetched += 1
-        text = json.dumps(body).encode()
-        writer.write(b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(text) + text)
-        await writer.drain()
+            body = body if self.key_set is None else self.key_set
+        text = body if isinstance(body, bytes) else json.dumps(body).encode()
+        reply = b"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: %d\r\n\r\n" % len(text) + text
+        with suppress(ConnectionError):
+            for part in [reply] if self.pause == 0 else [reply[at : at + 1] for at in range(len(reply))]:
+                await asyncio.wait([self.ended], timeout=self.pause)
+                writer.write(part)
+                await writer.drain()
         writer.close()
 
     def token(self, key: str = "rsa", **values: Any) -> str:
@@ -87,6 +105,7 @@ async def issuing() -> AsyncIterator[FakeIssuer]:
     try:
         yield issuer
     finally:
+        issuer.ended.set_result(None)
         server.close()
         await server.wait_closed()
 
@@ -236,6 +255,83 @@ async def test_scopes_of_a_token(store: Store, scope: str | None, *, writes: boo
     assert principal.may_write() == writes
 
 
+@pytest.mark.parametrize("kind", ["JWT", "jwt", "at+jwt", "AT+JWT", "application/at+jwt", "application/JWT"])
+async def test_types_of_tokens(store: Store, kind: str) -> None:
+    """An access token may say that it is one, as may any JWT."""
+    assert await of_secret(store).principal(f"Bearer {token(SECRET, 'HS256', {'typ': kind}, aud=None)}")
+
+
+@pytest.mark.parametrize(
+    "kind", ["logout+jwt", "dpop+jwt", "secevent+jwt", "JWS", "application/logout+jwt", "text/jwt", "jwt2", 5, ["JWT"]]
+)
+async def test_other_types_are_refused(store: Store, kind: Any) -> None:
+    """What the issuer signed for another purpose is no access token (RFC 8725, 3.11)."""
+    with pytest.raises(Unauthenticated):
+        await of_secret(store).principal(f"Bearer {token(SECRET, 'HS256', {'typ': kind}, aud=None)}")
+
+
+def signed(header: str, payload: str) -> str:
+    """A token with a valid signature and any text as header and payload, which the library may refuse to make."""
+    parts = [base64.urlsafe_b64encode(part.encode()).rstrip(b"=") for part in (header, payload)]
+    signature = hmac.new(SECRET.encode(), b".".join(parts), hashlib.sha256).digest()
+    return b".".join((*parts, base64.urlsafe_b64encode(signature).rstrip(b"="))).decode()
+
+
+HEADER = '{"alg":"HS256","typ":"JWT"}'
+HOSTILE_TOKENS = {
+    "deep header": signed("[" * 9_000, "{}"),
+    "deep value in the header": signed('{"alg":"HS256","x":' + "[" * 8_000, "{}"),
+    "deep payload": signed(HEADER, "[" * 11_000),
+    "deep objects": signed(HEADER, '{"sub":' * 1_400),
+    "crit": signed('{"alg":"HS256","crit":["exp"],"exp":1}', "{}"),
+    "crit that is no list": signed('{"alg":"HS256","crit":{"a":1}}', "{}"),
+    "long crit": signed('{"alg":"HS256","b64":true,"crit":[' + '"b64",' * 1_900 + '"zq7"]}', "{}"),
+    "b64": signed('{"alg":"HS256","b64":false,"crit":["b64"]}', "{}"),
+    "exp of 4,000 digits, in the past": signed(HEADER, '{"sub":"ada","exp":-' + "9" * 4_000 + "}"),
+    "exp of 9,000 digits": signed(HEADER, '{"sub":"ada","exp":' + "9" * 9_000 + "}"),
+    "exp beyond a float": signed(HEADER, '{"sub":"ada","exp":1e400}'),
+    "exp that is no number": signed(HEADER, '{"sub":"ada","exp":NaN}'),
+    "nbf beyond a float": signed(HEADER, '{"sub":"ada","exp":9999999999,"nbf":1e400}'),
+    "iat of 4,000 digits": signed(HEADER, '{"sub":"ada","exp":9999999999,"iat":' + "9" * 4_000 + "}"),
+    "long subject": signed(HEADER, json.dumps({"sub": "🙂" * 256, "exp": 9999999999}, ensure_ascii=False)),
+    "lone surrogate": signed(HEADER, '{"sub":"\\ud800","exp":9999999999}'),
+    "subject of NUL": signed(HEADER, '{"sub":"\\u0000","exp":9999999999}'),
+    "subject that is an object": signed(HEADER, '{"sub":{},"exp":9999999999}'),
+    "key id that is a list": signed('{"alg":"HS256","kid":["a"]}', "{}"),
+    "algorithm that is a list": signed('{"alg":["HS256"]}', "{}"),
+    "algorithm that is an object": signed('{"alg":{}}', "{}"),
+    "no UTF-8": "_w._w._w",
+    "points": "." * 16_000,
+    "equals signs": "e30" + "=" * 8_000 + ".e30.e30",
+    "long key id": signed('{"alg":"HS256","kid":"' + "k" * 11_000 + '"}', "{}"),
+}
+
+
+@pytest.mark.parametrize("kind", HOSTILE_TOKENS)
+async def test_hostile_tokens_are_401(issuer: FakeIssuer, store: Store, kind: str) -> None:
+    """Whatever is sent as a token, also with a valid signature, is refused as quickly as any other."""
+    text = HOSTILE_TOKENS[kind]
+    assert len(text) <= MAX_CREDENTIAL_CHARS
+    async with aclosing(of_issuer(issuer, store)) as by_issuer, serving_jwt(store, failure_limit="1000/minute") as api:
+        reply = await api.client.get("/api/conversations", headers={"Authorization": f"Bearer {text}"})
+        assert_problem(reply, 401, "zq7")
+        await by_issuer.principal(f"Bearer {issuer.token()}")
+        for authenticator in (of_secret(store), by_issuer):
+            began = time.process_time()
+            for _ in range(10):
+                with pytest.raises(Unauthenticated):
+                    await authenticator.principal(f"Bearer {text}")
+            assert (time.process_time() - began) / 10 < 0.02
+
+
+async def test_long_owners_are_taken(store: Store) -> None:
+    """A subject of 255 characters that take four bytes each is too long for an owner; one of 63 is not."""
+    with pytest.raises(Unauthenticated):
+        await of_secret(store).principal(f"Bearer {token(SECRET, 'HS256', sub='🙂' * 255, aud=None)}")
+    principal = await of_secret(store).principal(f"Bearer {token(SECRET, 'HS256', sub='🙂' * 63, aud=None)}")
+    assert principal.owner == "🙂" * 63
+
+
 # --- the issuer's keys -----------------------------------------------------------------------------------
 
 
@@ -249,6 +345,13 @@ class Clock:
         return self.now
 
 
+async def until(happened: Callable[[], bool]) -> None:
+    """Wait for what happens in the background."""
+    async with asyncio.timeout(10):
+        while not happened():  # noqa: ASYNC110 - there is no event for it
+            await asyncio.sleep(0.005)
+
+
 async def test_keys_are_fetched_once(issuer: FakeIssuer) -> None:
     """A hundred that ask at the same moment cause one fetch; made-up key ids cause none."""
     clock = Clock()
@@ -260,7 +363,10 @@ async def test_keys_are_fetched_once(issuer: FakeIssuer) -> None:
     assert issuer.fetched == 1
     clock.now += LIFETIME_SECONDS + 1
     await asyncio.gather(*(keys.key("rsa") for _ in range(100)))
+    await until(lambda: issuer.fetched == 2)
+    await asyncio.gather(*(keys.key("rsa") for _ in range(100)))
     assert issuer.fetched == 2
+    await keys.aclose()
 
 
 async def test_keys_rotate(issuer: FakeIssuer) -> None:
@@ -285,6 +391,8 @@ async def test_issuer_that_is_down() -> None:
     assert await keys.key("rsa")
     with pytest.raises(IssuerUnavailable):
         await late.key("rsa")
+    assert await keys.key("rsa")
+    await keys.aclose()
 
 
 async def test_discovery_of_another_issuer(issuer: FakeIssuer) -> None:
@@ -292,6 +400,189 @@ async def test_discovery_of_another_issuer(issuer: FakeIssuer) -> None:
     issuer.issuer = "https://zq7.example"
     with pytest.raises(IssuerUnavailable):
         await JwksClient(issuer.url).key("rsa")
+
+
+@pytest.mark.parametrize("pause", [0.02, 60.0])
+async def test_slow_issuer_delays_nobody_whose_key_is_known(
+    issuer: FakeIssuer, pause: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An issuer that drips bytes, or is silent, is given one deadline; only who names an unknown key waits for it."""
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_SECONDS", 1.0)
+    clock = Clock()
+    async with aclosing(JwksClient(issuer.url, clock=clock)) as keys:
+        await keys.key("rsa")
+        issuer.pause, clock.now = pause, LIFETIME_SECONDS + 1
+        unknown = [asyncio.create_task(seconds_of(keys, "absent")) for _ in range(20)]
+        known = [await seconds_of(keys, "rsa") for _ in range(200)]
+        assert max(known) < 0.25
+        waited = await asyncio.gather(*unknown)
+        assert min(waited) > 0.9
+        assert max(waited) < 2.5
+        assert await seconds_of(keys, "absent") < 0.25  # the next fetch is not before COOLDOWN_SECONDS
+
+
+async def seconds_of(keys: JwksClient, key_id: str) -> float:
+    """How long it takes to learn whether there is a key."""
+    began = time.monotonic()
+    with suppress(Unauthenticated):
+        await keys.key(key_id)
+    return time.monotonic() - began
+
+
+async def test_slow_issuer_at_the_start(issuer: FakeIssuer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without any key everybody waits for the one fetch, at most until its deadline, and a client that leaves does not
+    end it."""
+    monkeypatch.setattr(jwks, "FETCH_TIMEOUT_SECONDS", 1.0)
+    issuer.pause = 60.0
+    async with aclosing(JwksClient(issuer.url)) as keys:
+        leaving = asyncio.create_task(keys.key("rsa"))
+        began = time.monotonic()
+        waiting = [asyncio.create_task(keys.key("rsa")) for _ in range(20)]
+        await asyncio.sleep(0.1)
+        leaving.cancel()
+        results = await asyncio.gather(*waiting, return_exceptions=True)
+        assert {type(each) for each in results} == {IssuerUnavailable}
+        assert 0.9 < time.monotonic() - began < 2.5
+
+
+async def test_closing_ends_the_fetch(issuer: FakeIssuer) -> None:
+    """A server that stops does not wait for its issuer, and leaves no task behind."""
+    issuer.pause = 60.0
+    keys = JwksClient(issuer.url)
+    waiting = asyncio.create_task(keys.key("rsa"))
+    await asyncio.sleep(0.1)
+    began = time.monotonic()
+    await keys.aclose()
+    assert time.monotonic() - began < 0.5
+    with pytest.raises(IssuerUnavailable):
+        await waiting
+    assert not [task for task in asyncio.all_tasks() if task.get_name() == "chatkeep-jwks"]
+
+
+async def test_slow_issuer_delays_no_request(issuer: FakeIssuer, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While somebody's tokens name unknown keys and the issuer is silent, requests with known keys are answered."""
+    monkeypatch.setattr(jwks, "COOLDOWN_SECONDS", 0.0)
+    settings = {"auth": "jwt", "jwt_issuer": issuer.url, "jwt_audience": AUDIENCE}
+    async with serving(store, **settings) as api:
+        headers = {"Authorization": f"Bearer {issuer.token()}"}
+        assert (await api.client.get("/api/conversations", headers=headers)).status_code == 200
+        issuer.pause = 60.0
+        made_up = {"Authorization": f"Bearer {token(RSA_KEY, 'RS256', {'kid': 'zq7'}, iss=issuer.url)}"}
+        attacks = [asyncio.create_task(api.client.get("/api/conversations", headers=made_up)) for _ in range(10)]
+        waits = []
+        for _ in range(20):
+            began = time.monotonic()
+            assert (await api.client.get("/api/conversations", headers=headers)).status_code == 200
+            waits.append(time.monotonic() - began)
+        assert max(waits) < 1
+        assert {attack.done() for attack in attacks} == {False}
+        assert {reply.status_code for reply in await asyncio.gather(*attacks)} == {401}
+
+
+@pytest.mark.parametrize(
+    "discovery",
+    [
+        {"jwks_uri": 5},
+        {"jwks_uri": None},
+        {"jwks_uri": ["https://a.example"]},
+        {"jwks_uri": "https://[zq7/"},
+        {"jwks_uri": "https://a.example:zq7/\x00"},
+        {"jwks_uri": "http://keys.example/"},
+        {"jwks_uri": "file:///etc/passwd"},
+        b"[" * 200_000,
+        b'{"issuer": ' * 200_000,
+        b"[]",
+        b"5",
+        b"",
+        b"\xff",
+        b'{"issuer": 1e999}',
+    ],
+)
+async def test_discovery_that_is_malformed(
+    issuer: FakeIssuer, discovery: dict[str, Any] | bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An issuer that says nonsense is unavailable, with one line in the log; it is no unexpected error."""
+    issuer.discovery = discovery if isinstance(discovery, bytes) else {"issuer": issuer.url, **discovery}
+    async with aclosing(JwksClient(issuer.url)) as keys:
+        with pytest.raises(IssuerUnavailable):
+            await keys.key("rsa")
+    (record,) = [record for record in caplog.records if record.name == "chatkeep.api.jwks"]
+    assert "cannot fetch the keys" in record.getMessage()
+
+
+async def test_keys_that_are_no_list(issuer: FakeIssuer) -> None:
+    """The same for the document of the keys."""
+    for document in (b'{"keys": 5}', b'{"keys": {}}', b"{}", b"[]", b'{"keys": []}', b"[" * 200_000):
+        issuer.key_set = document
+        async with aclosing(JwksClient(issuer.url)) as keys:
+            with pytest.raises(IssuerUnavailable):
+                await keys.key("rsa")
+
+
+SHORT_KEY = rsa.generate_private_key(65537, 1024)
+BROKEN_KEYS: list[Any] = [
+    5,
+    None,
+    [],
+    "zq7",
+    {},
+    {"kty": 5},
+    {"kty": []},
+    {"kty": "RSA", "kid": "broken"},
+    {"kty": "RSA", "kid": "broken", "n": 5, "e": "AQAB"},
+    {"kty": "RSA", "kid": "broken", "n": "AQAB", "e": "!"},
+    {"kty": "RSA", "kid": ["broken"], "n": "AQAB", "e": "AQAB"},
+    {"kty": "RSA", "kid": "broken", "alg": ["RS256"], "n": "AQAB", "e": "AQAB"},
+    {"kty": "EC", "kid": "broken", "crv": "P-256", "x": "AQAB", "y": "AQAB"},
+    {"kty": "EC", "kid": "broken", "crv": {}, "x": [[]], "y": None},
+    {"kty": "OKP", "kid": "broken", "crv": "Ed25519", "x": ""},
+    {"kty": "oct", "kid": "broken", "k": "c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0c2VjcmV0"},
+]
+
+
+async def test_broken_keys_hide_no_good_ones(issuer: FakeIssuer) -> None:
+    """Of an issuer's keys those that can be used are used, whatever the others are."""
+    issuer.more_keys = BROKEN_KEYS
+    async with aclosing(JwksClient(issuer.url)) as keys:
+        assert {(await keys.key(name)).algorithm_name for name in ("rsa", "ec")} == {"RS256", "ES384"}
+        with pytest.raises(Unauthenticated):
+            await keys.key("broken")
+
+
+@pytest.mark.parametrize(
+    "marks",
+    [{"use": "enc"}, {"use": 5}, {"key_ops": ["encrypt"]}, {"key_ops": ["wrapKey", "sign"]}, {"key_ops": "verify"}],
+)
+async def test_keys_for_other_purposes(issuer: FakeIssuer, store: Store, marks: dict[str, Any]) -> None:
+    """A key for encryption verifies no token, although it could."""
+    issuer.more_keys = [{**public("other", RSA_KEY), **marks}]
+    text = token(RSA_KEY, "RS256", {"kid": "other"}, iss=issuer.url)
+    async with aclosing(of_issuer(issuer, store)) as authenticator:
+        with pytest.raises(Unauthenticated):
+            await authenticator.principal(f"Bearer {text}")
+        assert await authenticator.principal(f"Bearer {issuer.token()}")
+
+
+async def test_short_keys_are_refused(issuer: FakeIssuer, store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    """An RSA key of 1,024 bits verifies no token, and the log says why; the other keys stay."""
+    issuer.more_keys = [public("short", SHORT_KEY)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the library's, about signing with it
+        text = token(SHORT_KEY, "RS256", {"kid": "short"}, iss=issuer.url)
+    async with aclosing(of_issuer(issuer, store)) as authenticator:
+        with pytest.raises(Unauthenticated):
+            await authenticator.principal(f"Bearer {text}")
+        assert await authenticator.principal(f"Bearer {issuer.token()}")
+    assert "1024 bits" in caplog.text
+
+
+async def test_issuer_with_thousands_of_keys(issuer: FakeIssuer) -> None:
+    """Most of a long list is not looked at."""
+    issuer.more_keys = [public(f"k{number}", EC_KEY) for number in range(3_000)]
+    async with aclosing(JwksClient(issuer.url)) as keys:
+        assert await keys.key("k0")
+        with pytest.raises(Unauthenticated):
+            await keys.key("k2999")
 
 
 # --- API keys --------------------------------------------------------------------------------------------
@@ -389,9 +680,30 @@ async def test_rate_limits(store: Store) -> None:
 async def test_guessing_is_limited_by_address(store: Store) -> None:
     """Sixty wrong tokens in a minute are all that one address may try."""
     async with serving_jwt(store) as api:
-        wrong = [await api.client.get("/api/conversations", headers=bearer(exp=1)) for _ in range(61)]
+        forged = {"Authorization": f"Bearer {token('x' * 40, 'HS256')}"}
+        wrong = [await api.client.get("/api/conversations", headers=forged) for _ in range(61)]
         assert [reply.status_code for reply in wrong] == [401] * 60 + [429]
         assert (await api.client.get("/api/conversations", headers=bearer())).status_code == 200
+
+
+async def test_expired_credentials_are_401_always(store: Store) -> None:
+    """Who has an expired token or key is told so, as often as it is sent, also where others guess; a forged token that
+    has expired, too, is a guess."""
+    async with serving_jwt(store, failure_limit="3/minute") as api:
+        expired = [bearer(exp=1), {"Authorization": f"Bearer {await new_key(store, READ, lifetime=timedelta(-1))}"}]
+        forged = {"Authorization": f"Bearer {token('x' * 40, 'HS256', exp=1)}"}
+
+        async def statuses(headers: dict[str, str], times: int) -> list[int]:
+            return [(await api.client.get("/api/conversations", headers=headers)).status_code for _ in range(times)]
+
+        for headers in expired:
+            assert await statuses(headers, 5) == [401] * 5
+        assert await statuses(forged, 4) == [401] * 3 + [429]
+        for headers in expired:
+            assert await statuses(headers, 2) == [401] * 2
+            reply = await api.client.get("/api/conversations", headers=headers)
+            assert "expired" in assert_problem(reply, 401)["detail"]
+            assert "invalid_token" in reply.headers["www-authenticate"]
 
 
 async def test_erasing_oneself(store: Store) -> None:

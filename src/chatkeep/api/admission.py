@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from fastapi import Response
 from starlette.types import Scope
 
-from chatkeep.api.auth import Authenticator, Principal
+from chatkeep.api.auth import Authenticator, ExpiredCredential, Principal
 from chatkeep.api.errors import RETRY_AFTER, problem
 from chatkeep.api.rate_limit import RateLimiter, RateLimitResult
 from chatkeep.errors import StoreUnavailable, Unauthenticated
@@ -25,7 +25,8 @@ class Admission:
         self._failures = failures
 
     async def aclose(self) -> None:
-        """Close the rate limiters."""
+        """Close the authenticator and the rate limiters."""
+        await self._authenticator.aclose()
         for limiter in (self._per_owner, self._failures):
             if limiter is not None:
                 await limiter.aclose()
@@ -37,11 +38,13 @@ class Admission:
         given = [value.decode("latin-1") for name, value in scope["headers"] if name == b"authorization"]
         try:
             principal = await self._authenticator.principal(given[0] if len(given) == 1 else None)
+        except ExpiredCredential as error:
+            # Not a guess, so not counted: its client has to know that it needs a new one.
+            return _unauthenticated(error, given)
         except Unauthenticated as error:
             # Only failures are counted by address: many honest clients may share one.
             result = await self._failures.hit((scope.get("client") or ("",))[0])
-            challenge = {"WWW-Authenticate": _challenge(given)}
-            return problem(401, error.detail, headers=challenge) if result.allowed else _too_many(result)
+            return _unauthenticated(error, given) if result.allowed else _too_many(result)
         except StoreUnavailable:
             return problem(503, headers=RETRY_AFTER)
         return await self._authorize(scope, principal)
@@ -72,8 +75,9 @@ def rate_limit_headers(scope: Scope) -> Mapping[str, str]:
     return result.headers if result else {}
 
 
-def _challenge(given: list[str]) -> str:
-    return 'Bearer realm="chatkeep"' + (', error="invalid_token"' if given else "")
+def _unauthenticated(error: Unauthenticated, given: list[str]) -> Response:
+    challenge = 'Bearer realm="chatkeep"' + (', error="invalid_token"' if given else "")
+    return problem(401, error.detail, headers={"WWW-Authenticate": challenge})
 
 
 def _too_many(result: RateLimitResult) -> Response:

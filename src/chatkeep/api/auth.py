@@ -24,9 +24,21 @@ LAST_USED_RESOLUTION = timedelta(minutes=1)
 """`last_used_at` of a key is written at most this often."""
 
 MAX_SUBJECT_CHARS = 255
+
 MAX_CREDENTIAL_CHARS = 16_384
 
+TOKEN_TYPES = ("jwt", "at+jwt")
+"""Accepted values of the `typ` header, also with `application/` before them; it may be absent (RFC 8725, 3.11).
+
+Issuers sign other kinds of JWT for the same audience, such as logout+jwt. An ID token has no type of its own: it is
+told apart by its audience only.
+"""
+
 NOT_VALID = "the token or API key is not valid"
+
+
+class ExpiredCredential(Unauthenticated):
+    """The token or API key is genuine, and has expired: its client is not guessing."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +62,10 @@ class Authenticator:
         self._jwks = JwksClient(settings.jwt_issuer) if settings.jwt_issuer and not settings.jwt_secret else None
 
     async def principal(self, authorization: str | None) -> Principal:
-        """Return the principal. Raises Unauthenticated, whose detail is safe to send."""
+        """Return the principal.
+
+        Raises Unauthenticated, whose detail is safe to send; ExpiredCredential for one that was valid.
+        """
         if self._settings.auth == "none":
             return Principal(LOCAL_OWNER, frozenset(SCOPES))
         scheme, _, credential = (authorization or "").partition(" ")
@@ -59,6 +74,11 @@ class Authenticator:
         if credential.startswith(PREFIX):
             return await self._key_principal(credential)
         return await self._token_principal(credential)
+
+    async def aclose(self) -> None:
+        """End the work in the background."""
+        if self._jwks is not None:
+            await self._jwks.aclose()
 
     # --- API keys -----------------------------------------------------------------------------------------
 
@@ -71,7 +91,7 @@ class Authenticator:
             raise Unauthenticated(NOT_VALID)
         moment = now()
         if key.expires_at is not None and key.expires_at <= moment:
-            raise Unauthenticated("the API key has expired")
+            raise ExpiredCredential("the API key has expired")
         if key.last_used_at is None or moment - key.last_used_at >= LAST_USED_RESOLUTION:
             await self._note_use(key, moment)
         return Principal(key.owner_id, frozenset(key.scopes))
@@ -88,7 +108,9 @@ class Authenticator:
         try:
             claims = await self._claims(token)
             return Principal(_subject(claims), _scopes(claims))
-        except (jwt.PyJWTError, InvalidInput, ValueError, TypeError) as error:
+        except jwt.ExpiredSignatureError:  # raised after the signature was verified
+            raise ExpiredCredential("the token has expired; ask the issuer for a new one") from None
+        except (jwt.PyJWTError, InvalidInput, ValueError, TypeError, RecursionError) as error:
             logger.info("refused a token: %s", type(error).__name__)
             raise Unauthenticated(NOT_VALID) from None
 
@@ -96,15 +118,19 @@ class Authenticator:
         issuer, audience = self._settings.jwt_issuer, self._settings.jwt_audience
         required = ["exp", "sub", *(["iss"] if issuer else []), *(["aud"] if audience else [])]
         key, algorithm = await self._verification_key(token)
-        return jwt.decode(
+        decoded = jwt.decode_complete(
             token,
             key,
             algorithms=[algorithm],
             issuer=issuer,
             audience=audience,
             leeway=LEEWAY,
-            options={"require": required, "verify_aud": audience is not None},
+            options={"require": required, "verify_aud": audience is not None, "enforce_minimum_key_length": True},
         )
+        if not _is_access_token(decoded["header"]):
+            raise jwt.InvalidTokenError
+        claims: dict[str, Any] = decoded["payload"]
+        return claims
 
     async def _verification_key(self, token: str) -> tuple[jwt.PyJWK | str, str]:
         """Return the key that verifies the token, and the one algorithm of this key."""
@@ -114,6 +140,12 @@ class Authenticator:
         header = jwt.get_unverified_header(token)
         key = await self._jwks.key(header.get("kid"))
         return key, key.algorithm_name
+
+
+def _is_access_token(header: dict[str, Any]) -> bool:
+    """Whether the `typ` of a JWT is absent or one of TOKEN_TYPES, which media types compare without case."""
+    kind = header.get("typ", TOKEN_TYPES[0])
+    return isinstance(kind, str) and kind.lower().removeprefix("application/") in TOKEN_TYPES
 
 
 def _subject(claims: dict[str, Any]) -> str:

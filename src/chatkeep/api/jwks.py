@@ -4,7 +4,8 @@ import asyncio
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import httpx2
@@ -22,10 +23,17 @@ COOLDOWN_SECONDS = 30.0
 """Shortest time between two fetches. Unknown key ids must not cause fetches: anybody can make them up."""
 
 FETCH_TIMEOUT_SECONDS = 5.0
+"""Longest time for one fetch as a whole: both documents, however slowly their bytes arrive."""
+
 MAX_DOCUMENT_BYTES = 1 << 20
+MAX_KEYS = 100
+"""Most keys of an issuer. Others have a dozen; making each takes about 50 µs of the event loop."""
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """Accepted algorithms, all of them asymmetric: the key that verifies cannot sign."""
+
+FETCH_ERRORS = (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, RecursionError)
+"""What a fetch raises if the issuer is unavailable or its documents are malformed. TimeoutError is an OSError."""
 
 
 class IssuerUnavailable(StoreUnavailable):
@@ -35,7 +43,8 @@ class IssuerUnavailable(StoreUnavailable):
 class JwksClient:
     """The keys of one issuer, for one event loop.
 
-    Concurrent requests share one fetch. The cached keys stay in use while the issuer is unavailable.
+    Keys are fetched by a background task, one at a time. A request waits for it only if its key is not cached, so a
+    slow issuer delays nobody whose key is known. The cached keys stay in use while the issuer is unavailable.
     """
 
     def __init__(self, issuer: str, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -44,7 +53,7 @@ class JwksClient:
         self._keys: dict[str | None, jwt.PyJWK] = {}
         self._fetched_at: float | None = None
         self._tried_at: float | None = None
-        self._fetching = asyncio.Lock()
+        self._refreshing: asyncio.Task[None] | None = None
 
     async def key(self, key_id: str | None) -> jwt.PyJWK:
         """Return the key with this id; without an id, the issuer's only key.
@@ -52,12 +61,20 @@ class JwksClient:
         Raises Unauthenticated if there is none, IssuerUnavailable if no keys are known.
         """
         if self._is_stale() or not self._has(key_id):
-            await self._refresh(key_id)
+            self._begin_refresh()
+        if self._refreshing is not None and not self._has(key_id):
+            await asyncio.wait([self._refreshing])  # a request that is cancelled does not cancel the fetch
         if not self._keys:
             raise IssuerUnavailable("the issuer of the tokens cannot be reached")
         if not self._has(key_id):
             raise Unauthenticated("the token's key is not one of the issuer's")
         return next(iter(self._keys.values())) if key_id is None else self._keys[key_id]
+
+    async def aclose(self) -> None:
+        """Cancel the fetch, if there is one."""
+        if self._refreshing is not None:
+            self._refreshing.cancel()
+            await asyncio.wait([self._refreshing])
 
     def _has(self, key_id: str | None) -> bool:
         return len(self._keys) == 1 if key_id is None else key_id in self._keys
@@ -68,27 +85,36 @@ class JwksClient:
     def _is_cooling_down(self) -> bool:
         return self._tried_at is not None and self._clock() - self._tried_at < COOLDOWN_SECONDS
 
-    async def _refresh(self, key_id: str | None) -> None:
-        async with self._fetching:
-            if self._is_cooling_down() or (self._has(key_id) and not self._is_stale()):
-                return
+    def _begin_refresh(self) -> None:
+        if self._refreshing is None and not self._is_cooling_down():
             self._tried_at = self._clock()
-            try:
+            self._refreshing = asyncio.create_task(self._refresh(), name="chatkeep-jwks")
+
+    async def _refresh(self) -> None:
+        try:
+            async with asyncio.timeout(FETCH_TIMEOUT_SECONDS):
                 self._keys = await self._fetch()
-            except (httpx2.HTTPError, ValueError, KeyError, TypeError, jwt.PyJWTError) as error:
-                logger.warning("cannot fetch the keys of %s: %s", self._issuer, error)
-                return
             self._fetched_at = self._clock()
+        except FETCH_ERRORS as error:
+            logger.warning("cannot fetch the keys of %s: %s %s", self._issuer, type(error).__name__, error)
+        finally:
+            self._refreshing = None
 
     async def _fetch(self) -> dict[str | None, jwt.PyJWK]:
-        async with httpx2.AsyncClient(timeout=FETCH_TIMEOUT_SECONDS, follow_redirects=False) as client:
+        """Raises one of FETCH_ERRORS."""
+        # In a thread: it reads the CA certificates, which takes 40 ms.
+        connecting = partial(httpx2.AsyncClient, timeout=FETCH_TIMEOUT_SECONDS, follow_redirects=False)
+        async with await asyncio.to_thread(connecting) as client:
             discovery = await _fetch_json(client, f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
-            if discovery["issuer"] != self._issuer:
+            if discovery.get("issuer") != self._issuer:
                 raise ValueError("the discovery document names another issuer")
-            if not is_secure_url(discovery["jwks_uri"]):
+            uri = discovery.get("jwks_uri")
+            if not isinstance(uri, str) or not is_secure_url(uri):
                 raise ValueError("the jwks_uri is not an https:// URL")
-            listed = (await _fetch_json(client, discovery["jwks_uri"]))["keys"]
-        keys = {key.key_id: key for key in map(_signing_key, listed) if key is not None}
+            listed = (await _fetch_json(client, uri)).get("keys")
+        if not isinstance(listed, list):
+            raise ValueError("the issuer lists no keys")  # noqa: TRY004 - of the document, not of an argument
+        keys = {key.key_id: key for key in map(_signing_key, listed[:MAX_KEYS]) if key is not None}
         if not keys:
             raise ValueError("the issuer has no signing key of a known kind")
         return keys
@@ -102,15 +128,34 @@ async def _fetch_json(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:
             body += chunk
             if len(body) > MAX_DOCUMENT_BYTES:
                 raise ValueError(f"{url} is larger than {MAX_DOCUMENT_BYTES:,} bytes")
-    return dict(json.loads(body))
+    document = json.loads(body)
+    if not isinstance(document, dict):
+        raise ValueError(f"{url} is not a JSON object")  # noqa: TRY004 - of the document, not of an argument
+    return document
 
 
 def _signing_key(value: object) -> jwt.PyJWK | None:
-    """Return the key, or None if it does not sign tokens or its type is unknown."""
-    if not isinstance(value, dict) or value.get("use", "sig") != "sig":
+    """Return the key, or None if it does not verify tokens, is too short or broken: the other keys stay in use."""
+    if not isinstance(value, dict) or not _is_for_signatures(value):
         return None
     try:
         key = jwt.PyJWK.from_dict(value)
-    except jwt.PyJWTError:
+        too_short = key.Algorithm.check_key_length(key.key)
+    except Exception as error:  # noqa: BLE001 - whatever the library raises for a broken key
+        logger.info("ignored a key of the issuer: %s", type(error).__name__)
+        return None
+    if too_short:
+        logger.warning("ignored a key of the issuer: %s", too_short)
         return None
     return key if key.algorithm_name in ALGORITHMS else None
+
+
+def _is_for_signatures(value: Mapping[str, Any]) -> bool:
+    """Whether a key may verify signatures by its `use` and `key_ops` (RFC 7517, 4.2 and 4.3), and its id is text."""
+    operations = value.get("key_ops", ["verify"])
+    return (
+        value.get("use", "sig") == "sig"
+        and isinstance(operations, list)
+        and "verify" in operations
+        and isinstance(value.get("kid", ""), str)
+    )
