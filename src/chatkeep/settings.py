@@ -1,21 +1,43 @@
 """Settings of the server and the command line. No other module reads the environment."""
 
+import json
 import os
 from functools import cached_property
-from ipaddress import ip_address
+from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
-from pydantic import Field, SecretStr, model_validator
-from pydantic_settings import BaseSettings, SettingsConfigDict
+from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 LOCAL_OWNER = "local"
 """The only owner if there is no authentication."""
 
 MIN_SECRET_BYTES = 32
 """Shortest secret for HS256 (RFC 7518, 3.2). A shorter one can be found by brute force from a single token."""
+
+OPEN_ORIGINS = ("*", "null")
+"""Origins that stand for many pages: all of them, and every file and sandboxed frame."""
+
+type Network = IPv4Network | IPv6Network
+
+
+def _listed(value: object) -> object:
+    """Return the items of a setting: `a, b` or a JSON list."""
+    if not isinstance(value, str):
+        return value
+    if not value.lstrip().startswith("["):
+        return [item.strip() for item in value.split(",") if item.strip()]
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError):
+        raise ValueError('must be a list such as a.example,b.example or ["a.example", "b.example"]') from None
+
+
+Items = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
+"""A list in the environment. Its items have no commas."""
 
 
 class Settings(BaseSettings):
@@ -32,11 +54,16 @@ class Settings(BaseSettings):
     host: str = "127.0.0.1"
     port: int = Field(8765, ge=0, le=65535)
     workers: int = Field(1, ge=1, le=256, description="Number of server processes.")
-    allowed_hosts: list[str] = Field(
-        default_factory=list, description="Accepted names in the Host header besides localhost, as a JSON list."
+    allowed_hosts: Items = Field(
+        default_factory=list, description="Accepted names in the Host header besides localhost: a,b or a JSON list."
     )
-    cors_origins: list[str] = Field(
-        default_factory=list, description="Origins whose pages may call the API, as a JSON list."
+    cors_origins: Items = Field(
+        default_factory=list,
+        description="Origins whose pages may call the API, such as https://app.example,https://b.example.",
+    )
+    trusted_proxies: Items = Field(
+        default_factory=list,
+        description="Addresses or networks of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8,::1.",
     )
     max_body_bytes: int = Field(8 << 20, gt=0, description="Largest request body, in bytes.")
     hide_foreign: bool | None = Field(None, description="404 instead of 403 for another owner's conversations.")
@@ -61,7 +88,9 @@ class Settings(BaseSettings):
     )
     log_format: Literal["human", "json"] = "human"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
-    metrics: bool = Field(default=True, description="Whether /metrics is served.")
+    metrics: bool = Field(
+        default=False, description="Whether /metrics is served, without authentication, to all that can connect."
+    )
     shutdown_seconds: float = Field(30.0, gt=0, description="Time for requests to finish during the shutdown.")
 
     @model_validator(mode="after")
@@ -69,6 +98,11 @@ class Settings(BaseSettings):
         if self.auth == "none":
             if self.jwt_secret or self.jwt_issuer or self.jwt_audience:
                 raise ValueError("CHATKEEP_JWT_… is set but CHATKEEP_AUTH is none; set CHATKEEP_AUTH=jwt")
+            if set(OPEN_ORIGINS) & set(self.cors_origins):
+                raise ValueError(
+                    "CHATKEEP_CORS_ORIGINS may not have * or null while CHATKEEP_AUTH is none: every web page could"
+                    " read and delete everything. Name the origins, or set CHATKEEP_AUTH=jwt"
+                )
             return self
         if self.jwt_secret is not None and len(self.jwt_secret.get_secret_value().encode()) < MIN_SECRET_BYTES:
             raise ValueError(f"CHATKEEP_JWT_SECRET must have at least {MIN_SECRET_BYTES} bytes; generate a random one")
@@ -81,6 +115,21 @@ class Settings(BaseSettings):
         if self.jwt_issuer is not None and self.jwt_secret is None and not is_secure_url(self.jwt_issuer):
             raise ValueError("CHATKEEP_JWT_ISSUER must be an https:// URL: its keys authenticate owners")
         return self
+
+    @model_validator(mode="after")
+    def _has_networks_of_proxies(self) -> Self:
+        try:
+            _ = self.proxy_networks
+        except ValueError:
+            raise ValueError(
+                "CHATKEEP_TRUSTED_PROXIES must be addresses or networks, such as 10.0.0.0/8,::1, not names"
+            ) from None
+        return self
+
+    @property
+    def proxy_networks(self) -> list[Network]:
+        """The networks of the proxies whose X-Forwarded-For is believed."""
+        return [ip_network(each) for each in self.trusted_proxies]
 
     @cached_property
     def store_url(self) -> str:
@@ -117,7 +166,10 @@ def is_loopback(host: str) -> bool:
 
 def is_secure_url(url: str) -> bool:
     """Whether responses from a URL cannot be forged on the network: HTTPS, or HTTP on loopback."""
-    parts = urlsplit(url)
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return False
     return parts.scheme == "https" or (parts.scheme == "http" and is_loopback(parts.hostname or ""))
 
 

@@ -143,6 +143,10 @@ def of_secret(store: Store, **settings: Any) -> Authenticator:
         ({"auth": "jwt", "jwt_issuer": "https://zq7.example"}, "needs CHATKEEP_JWT_AUDIENCE"),
         ({"auth": "jwt", "jwt_issuer": "http://zq7.example", "jwt_audience": "a"}, "https"),
         ({"jwt_secret": SECRET}, "CHATKEEP_AUTH is none"),
+        ({"cors_origins": ["https://zq7.example", "*"]}, "CHATKEEP_CORS_ORIGINS may not have"),
+        ({"cors_origins": ["null"]}, "CHATKEEP_CORS_ORIGINS may not have"),
+        ({"trusted_proxies": ["10.0.0.0/8", "zq7.example"]}, "CHATKEEP_TRUSTED_PROXIES"),
+        ({"trusted_proxies": ["10.0.0.7/8"]}, "CHATKEEP_TRUSTED_PROXIES"),
     ],
 )
 def test_settings_that_are_not_safe(settings: dict[str, Any], reason: str) -> None:
@@ -639,7 +643,7 @@ def bearer(owner: str = "ada", **values: Any) -> dict[str, str]:
 
 async def test_refusals_say_how_to_come_in(store: Store) -> None:
     """Each 401 has a challenge, and comes before a body is looked at."""
-    async with serving_jwt(store, max_body_bytes=100) as api:
+    async with serving_jwt(store, max_body_bytes=100, metrics=True) as api:
         for headers, challenge in (({}, 'Bearer realm="chatkeep"'), ({"Authorization": "Bearer x"}, "invalid_token")):
             for path in ("/api/conversations", "/api/absent", "/api"):
                 reply = await api.client.post(path, content=b"x" * 1000, headers=headers)

@@ -130,7 +130,7 @@ def test_json_log(tmp_path: Path) -> None:
 
 def test_metrics(tmp_path: Path) -> None:
     """Requests, store operations, commits and refusals are counted, by route and without ids."""
-    with served(tmp_path) as (_, client):
+    with served(tmp_path, metrics="true") as (_, client):
         made = client.post("/api/conversations", json={}).json()
         client.get(f"/api/conversations/{made['id']}")
         client.get("/api/conversations", headers={"Host": "zq7.example"})
@@ -144,7 +144,7 @@ def test_metrics(tmp_path: Path) -> None:
 
 def test_workers(tmp_path: Path) -> None:
     """Several processes serve one file; one that is killed is replaced; all end with the first; counts are summed."""
-    with served(tmp_path, "--workers", "2") as (process, client):
+    with served(tmp_path, "--workers", "2", metrics="1") as (process, client):
         made = [client.post("/api/conversations", json={}) for _ in range(10)]
         assert [reply.status_code for reply in made] == [201] * 10
         children = _children(process.pid)
@@ -207,6 +207,7 @@ def _answers(client: httpx2.Client) -> bool:
         ([], {"auth": "jwt", "jwt_secret": "zq7"}, "at least 32 bytes"),
         ([], {"rate_limit": "often"}, "600/minute"),
         ([], {"port": "zq7"}, "CHATKEEP_PORT"),
+        ([], {"cors_origins": "*"}, "CHATKEEP_CORS_ORIGINS may not have * or null"),
     ],
 )
 def test_what_cannot_be_served(tmp_path: Path, options: list[str], settings: dict[str, str], reason: str) -> None:

@@ -21,6 +21,7 @@ from chatkeep import __main__
 from chatkeep.cli import terminal
 from chatkeep.cli.app import app
 from chatkeep.migrations import HEAD
+from chatkeep.settings import Settings
 
 SAMPLE = Path(__file__).parents[2] / "examples" / "conversations.jsonl"
 COMMAND = [sys.executable, "-m", "chatkeep"]
@@ -202,6 +203,37 @@ def test_without_a_url_the_file_is_in_the_users_data_folder(env: dict[str, str],
     elsewhere = {"CHATKEEP_DATABASE_URL": f"sqlite:///{tmp_path / 'env.db'}"}
     run(env | elsewhere, "db", "upgrade")
     assert (tmp_path / "env.db").exists()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "reason"),
+    [
+        ("ALLOWED_HOSTS", '["zq7.example"', "CHATKEEP_ALLOWED_HOSTS: must be a list such as"),
+        ("ALLOWED_HOSTS", "[" * 100_000, "CHATKEEP_ALLOWED_HOSTS: must be a list such as"),
+        ("ALLOWED_HOSTS", "[7]", "CHATKEEP_ALLOWED_HOSTS: Input should be a valid string"),
+        ("CORS_ORIGINS", "*", "CHATKEEP_CORS_ORIGINS may not have * or null"),
+        ("CORS_ORIGINS", '["null"]', "CHATKEEP_CORS_ORIGINS may not have * or null"),
+        ("TRUSTED_PROXIES", "10.0.0.1,zq7", "CHATKEEP_TRUSTED_PROXIES must be addresses or networks"),
+        ("PORT", "zq7", "CHATKEEP_PORT: Input should be a valid integer"),
+        ("METRICS", "zq7", "CHATKEEP_METRICS: Input should be a valid boolean"),
+        ("AUTH", "zq7", "CHATKEEP_AUTH: Input should be 'none' or 'jwt'"),
+        ("JWT_SECRET", "zq7", "CHATKEEP_AUTH is none"),
+        ("WORKERS", "0", "CHATKEEP_WORKERS: Input should be greater than or equal to 1"),
+    ],
+)
+def test_invalid_settings_are_sentences(env: dict[str, str], name: str, value: str, reason: str) -> None:
+    """A setting that is not valid is named in one line, without its value and without a traceback."""
+    done = run(env | {f"CHATKEEP_{name}": value}, "list", code=1)
+    assert reason in done.stderr
+    assert "zq7" not in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("value", ["a.example, b.example", "a.example,b.example,", '["a.example", "b.example"]'])
+def test_lists_in_the_environment(monkeypatch: pytest.MonkeyPatch, value: str) -> None:
+    """A list is written with commas, or as JSON."""
+    monkeypatch.setenv("CHATKEEP_ALLOWED_HOSTS", value)
+    assert Settings().allowed_hosts == ["a.example", "b.example"]
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "192.168.1.5", "example.com", "::"])

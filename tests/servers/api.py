@@ -71,7 +71,7 @@ async def serving(store: Store, **settings: Any) -> AsyncIterator[Api]:
     listener.listen()
     port = listener.getsockname()[1]
     app = create_app(store, Settings(**settings))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off"))
+    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", proxy_headers=False))
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         # The socket listens already: requests sent before the server has started wait.

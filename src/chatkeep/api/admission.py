@@ -6,6 +6,7 @@ from fastapi import Response
 from starlette.types import Scope
 
 from chatkeep.api.auth import Authenticator, ExpiredCredential, Principal
+from chatkeep.api.client_address import ClientAddress
 from chatkeep.api.errors import RETRY_AFTER, problem
 from chatkeep.api.rate_limit import RateLimiter, RateLimitResult
 from chatkeep.errors import StoreUnavailable, Unauthenticated
@@ -19,8 +20,15 @@ PUBLIC = ("/api/docs", "/api/openapi.json")
 class Admission:
     """Decides which requests are admitted, and for which principal."""
 
-    def __init__(self, authenticator: Authenticator, per_owner: RateLimiter | None, failures: RateLimiter) -> None:
+    def __init__(
+        self,
+        authenticator: Authenticator,
+        address: ClientAddress,
+        per_owner: RateLimiter | None,
+        failures: RateLimiter,
+    ) -> None:
         self._authenticator = authenticator
+        self._address = address
         self._per_owner = per_owner
         self._failures = failures
 
@@ -43,7 +51,7 @@ class Admission:
             return _unauthenticated(error, given)
         except Unauthenticated as error:
             # Only failures are counted by address: many honest clients may share one.
-            result = await self._failures.hit((scope.get("client") or ("",))[0])
+            result = await self._failures.hit(self._address.of(scope))
             return _unauthenticated(error, given) if result.allowed else _too_many(result)
         except StoreUnavailable:
             return problem(503, headers=RETRY_AFTER)

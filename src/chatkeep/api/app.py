@@ -8,6 +8,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from chatkeep.api import metrics, swagger
 from chatkeep.api.admission import Admission
 from chatkeep.api.auth import Authenticator
+from chatkeep.api.client_address import ClientAddress
 from chatkeep.api.errors import add_handlers
 from chatkeep.api.idempotency import REPLAYED
 from chatkeep.api.middleware import RequestMiddleware, Shutdown
@@ -60,7 +61,9 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
 def _add_middleware(app: FastAPI, store: Store, settings: Settings) -> None:
     """Add the middleware. The one added last is the outermost."""
     app.state.shutdown = Shutdown()
-    app.state.admission = Admission(Authenticator(settings, store.access), *rate_limiters(settings))
+    app.state.admission = Admission(
+        Authenticator(settings, store.access), ClientAddress(settings.proxy_networks), *rate_limiters(settings)
+    )
     app.add_middleware(
         RequestMiddleware,
         store=store,

@@ -8,10 +8,11 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from limits import RateLimitItem, WindowStats, parse
+from limits import RateLimitItem, parse
 from limits.aio.strategies import SlidingWindowCounterRateLimiter
 from limits.storage import storage_from_string
 
+from chatkeep.api.sliding_window import SlidingWindow, WindowState
 from chatkeep.errors import InvalidInput
 from chatkeep.settings import Settings
 
@@ -49,25 +50,23 @@ class RateLimitResult(NamedTuple):
 class RateLimiter:
     """Limits the requests of each name.
 
-    In memory each of `processes` allows its share of the limit. In Redis all servers share one count; names of
-    different `kind` are counted apart.
+    In memory each process has its own count and allows the whole limit: a client that keeps its connection stays with
+    one process. In Redis all processes and servers share one count; names of different `kind` are counted apart.
 
     A circuit breaker opens after Redis failed twice in a row: requests are allowed without being counted, and one
     every PROBE_SECONDS probes Redis.
     """
 
-    def __init__(self, rate: str, storage: str | None = None, *, processes: int = 1, kind: str = "owner") -> None:
+    def __init__(self, rate: str, storage: str | None = None, *, kind: str = "owner") -> None:
         item = _parse(rate)
-        if storage is None:
-            self._pool = None
-            item = type(item)(max(1, item.amount // processes), item.multiples)
-            counts = storage_from_string("async+memory://")
-        else:
+        self._item, limit, window = item, item.amount, item.get_expiry()
+        self._memory = SlidingWindow(limit, window) if storage is None else None
+        self._pool = None
+        if storage is not None:
             self._pool = _redis_pool(storage)
             options: dict[str, Any] = {"implementation": "redispy", "connection_pool": self._pool}
             counts = storage_from_string("async+redis://", key_prefix=f"chatkeep:{kind}", **options)
-        self._item, self._windows = item, SlidingWindowCounterRateLimiter(counts)
-        limit, window = item.amount, item.get_expiry()
+            self._windows = SlidingWindowCounterRateLimiter(counts)
         self._unlimited = RateLimitResult(
             allowed=True, limit=limit, window=window, remaining=limit, reset=window, kind=kind
         )
@@ -76,6 +75,9 @@ class RateLimiter:
 
     async def hit(self, name: str) -> RateLimitResult:
         """Count one request. Fails open: an unavailable Redis must not stop the server."""
+        key = hashlib.sha256(name.encode()).hexdigest()  # others may read the same Redis; names may be long
+        if self._memory is not None:
+            return self._result(self._memory.hit(key))
         failing = self._failing
         if failing:
             if time.monotonic() < self._next_probe:
@@ -83,15 +85,18 @@ class RateLimiter:
             # Set before the probe: concurrent requests do not wait for it.
             self._next_probe = time.monotonic() + PROBE_SECONDS
         try:
-            allowed, stats = await self._count(name)
+            state = await self._count(key)
         except Exception as error:  # noqa: BLE001 - whatever the driver raises
             self._note_failure(error)
             return self._unlimited
         if failing:
             self._failing = False
             logger.info("requests per %s are counted again", self._unlimited.kind)
-        reset = max(0, math.ceil(stats.reset_time - time.time()))
-        return self._unlimited._replace(allowed=allowed, remaining=stats.remaining, reset=reset)
+        return self._result(state)
+
+    def _result(self, state: WindowState) -> RateLimitResult:
+        reset = max(0, math.ceil(state.reset_at - time.time()))
+        return self._unlimited._replace(allowed=state.allowed, remaining=state.remaining, reset=reset)
 
     async def aclose(self) -> None:
         """Close the connections to Redis. One that does not respond must not delay the shutdown."""
@@ -101,12 +106,12 @@ class RateLimiter:
                 async with asyncio.timeout(TIMEOUT_SECONDS):
                     await self._pool.aclose()
 
-    async def _count(self, name: str) -> tuple[bool, WindowStats]:
-        """Raises TimeoutError, or whatever the driver of Redis raises."""
-        key = hashlib.sha256(name.encode()).hexdigest()  # others may read the same Redis
-        async with asyncio.timeout(TIMEOUT_SECONDS if self._pool else None):
+    async def _count(self, key: str) -> WindowState:
+        """Count in Redis. Raises TimeoutError, or whatever the driver raises."""
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             allowed = await self._windows.hit(self._item, key)
-            return allowed, await self._windows.get_window_stats(self._item, key)
+            stats = await self._windows.get_window_stats(self._item, key)
+        return WindowState(allowed, stats.remaining, stats.reset_time)
 
     def _note_failure(self, error: Exception) -> None:
         """Log the first failure only."""
@@ -123,9 +128,9 @@ def rate_limiters(settings: Settings) -> tuple[RateLimiter | None, RateLimiter]:
 
     Raises InvalidInput for settings that are not valid.
     """
-    rate, storage, processes = settings.owner_rate_limit, settings.rate_limit_storage, settings.workers
-    per_owner = RateLimiter(rate, storage, processes=processes) if rate else None
-    return per_owner, RateLimiter(settings.failure_limit, storage, processes=processes, kind="address")
+    rate, storage = settings.owner_rate_limit, settings.rate_limit_storage
+    per_owner = RateLimiter(rate, storage) if rate else None
+    return per_owner, RateLimiter(settings.failure_limit, storage, kind="address")
 
 
 def _parse(rate: str) -> RateLimitItem:

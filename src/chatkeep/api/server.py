@@ -169,5 +169,6 @@ def uvicorn_config(settings: Settings) -> uvicorn.Config:
         access_log=False,
         lifespan="off",
         server_header=False,
+        proxy_headers=False,  # uvicorn would believe any client on loopback; see client_address
         timeout_graceful_shutdown=max(1, round(settings.shutdown_seconds)),
     )

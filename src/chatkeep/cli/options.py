@@ -29,8 +29,8 @@ def load_settings() -> Settings:
         return Settings()
     except ValidationError as error:
         for each in error.errors(include_url=False, include_input=False):
-            name = "_".join(str(part) for part in each["loc"]).upper()
-            print_error(each.get("ctx", {}).get("error") or f"CHATKEEP_{name}: {each['msg']}")
+            reason = each.get("ctx", {}).get("error") or each["msg"]
+            print_error(f"CHATKEEP_{str(each['loc'][0]).upper()}: {reason}" if each["loc"] else reason)
         raise typer.Exit(1) from None
 
 
