@@ -19,7 +19,10 @@ pytestmark = pytest.mark.asyncio(loop_scope="module")
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def api() -> AsyncIterator[Api]:
     allowed = ["Chat.Example.org", "fd00::7", "10.0.0.7:9000", "", "not a host"]
-    async with open_store("memory://") as store, serving(store, allowed_hosts=allowed, host="127.0.0.2") as api:
+    async with (
+        open_store("memory://") as store,
+        serving(store, allowed_hosts=allowed, host="127.0.0.2", metrics=True) as api,
+    ):
         yield api
 
 
@@ -67,14 +70,30 @@ async def test_own_hosts(api: Api, host: str) -> None:
 )
 async def test_foreign_hosts(api: Api, host: str) -> None:
     """Any other name is 421, before anything else is looked at: a page can give its own name this address."""
-    assert_problem(await api.client.get("/healthz", headers={"Host": host}), 421, "zq7")
+    for path in ("/api/conversations", "/api/docs", "/healthz/", "/nothing"):
+        assert_problem(await api.client.get(path, headers={"Host": host}), 421, "zq7")
     assert_problem(await api.client.post("/api/zq7", content=b"zq7", headers={"Host": host}), 421, "zq7")
+
+
+@pytest.mark.parametrize(
+    "host", ["10.1.2.3:8765", "chatkeep.default.svc.cluster.local", "[fd00::1]", "zq7.example", "*"]
+)
+async def test_probes_come_to_any_host(api: Api, host: str) -> None:
+    """An orchestrator and Prometheus come to the address of a pod, whatever it is called there."""
+    for path in ("/healthz", "/readyz", "/metrics"):
+        assert (await api.client.get(path, headers={"Host": host})).status_code == 200
+
+
+async def test_metrics_are_served_if_asked_for() -> None:
+    """Without the setting nobody sees the metrics."""
+    async with open_store("memory://") as store, serving(store) as api:
+        assert_problem(await api.client.get("/metrics"), 404)
 
 
 @pytest.mark.parametrize("lines", [b"", b"Host:\r\n", b"Host: localhost\r\nHost: localhost\r\n"])
 async def test_one_host_is_needed(api: Api, lines: bytes) -> None:
     """A request without a Host, or with two, is refused."""
-    reply = await api.raw(b"GET /healthz HTTP/1.1\r\n" + lines + b"Connection: close\r\n\r\n")
+    reply = await api.raw(b"GET /api/conversations HTTP/1.1\r\n" + lines + b"Connection: close\r\n\r\n")
 
     assert reply.startswith((b"HTTP/1.1 421 ", b"HTTP/1.1 400 "))
 
@@ -105,11 +124,60 @@ async def test_other_sites_cannot_write(api: Api, headers: dict[str, str]) -> No
     assert (await api.client.get("/api/conversations?total=true")).json()["total"] == 0
 
 
-async def test_other_sites_can_link(api: Api) -> None:
-    """Reading is not refused: browsers keep the answer from pages of other sites."""
-    headers = {"Origin": "https://other.example", "Sec-Fetch-Site": "cross-site"}
+@pytest.mark.parametrize("authentication", [{}, {"auth": "jwt", "jwt_secret": "s" * 64}])
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Sec-Fetch-Site": "cross-site"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors", "Sec-Fetch-Dest": "image"},
+        {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document"},
+        {"Sec-Fetch-Site": "same-site", "Sec-Fetch-Mode": "cors", "Origin": "http://localhost:3000"},
+        {"Origin": "https://zq7.example"},
+        {"Origin": "null"},
+    ],
+)
+async def test_other_sites_cannot_read(authentication: dict[str, str], headers: dict[str, str]) -> None:
+    """A read for another site's page is 403, before the store is asked: the page could measure how long it takes. The
+    documentation may be linked to, and probes are nobody's."""
+    async with open_store("memory://") as store, serving(store, **authentication) as api:
+        for method in ("GET", "HEAD", "OPTIONS"):
+            for path in ("/api/search?q=tea", "/api/conversations", "/api/conversations/x/messages", "/api/x", "/api"):
+                reply = await api.client.request(method, path, headers=headers)
+                assert reply.status_code == 403
+                assert "zq7" not in reply.text
+        for path in ("/api/docs", "/api/docs/swagger-ui.css", "/api/openapi.json", "/healthz", "/readyz"):
+            assert (await api.client.get(path, headers=headers)).status_code == 200
 
-    assert (await api.client.get("/healthz", headers=headers)).status_code == 200
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {},
+        {"Sec-Fetch-Site": "none", "Sec-Fetch-Mode": "navigate", "Sec-Fetch-Dest": "document", "Sec-Fetch-User": "?1"},
+        {"Sec-Fetch-Site": "same-origin", "Sec-Fetch-Mode": "cors"},
+        {"Sec-Fetch-Site": "same-origin", "Origin": "http://localhost:8765"},
+        {"Referer": "https://other.example/"},
+    ],
+)
+async def test_own_pages_and_programs_can_read(api: Api, headers: dict[str, str]) -> None:
+    """Who types an address, the server's own pages, and clients that are no browsers read as ever."""
+    for path in ("/api/search?q=tea", "/api/conversations", "/api/docs"):
+        reply = await api.client.get(path, headers={"Host": "localhost:8765", **headers})
+        assert reply.status_code == 200
+
+
+async def test_allowed_origins_can_read() -> None:
+    """The origins of the settings read, and no others; a page of theirs that hides its origin is another one."""
+    page = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}
+    ask = {"Access-Control-Request-Method": "GET"}
+    async with open_store("memory://") as store, serving(store, cors_origins=["https://app.example"]) as api:
+        for method, more in (("GET", {}), ("HEAD", {}), ("OPTIONS", ask)):
+            reply = await api.client.request(method, "/api/search?q=tea", headers={**page, **more})
+            assert reply.status_code == 200
+            assert reply.headers["access-control-allow-origin"] == "https://app.example"
+        for other in ({**page, "Origin": "https://zq7.example"}, {"Sec-Fetch-Site": "cross-site"}):
+            reply = await api.client.get("/api/search?q=tea", headers=other)
+            assert_problem(reply, 403, "zq7")
 
 
 @pytest.mark.parametrize(

@@ -107,16 +107,14 @@ def test_every_error_is_a_problem(name: str, operation: dict[str, Any]) -> None:
     if name != "GET /healthz":
         expected |= {"503"}
     if "/api" in name:
-        expected |= {"401", "429"}
+        expected |= {"401", "403", "429"}
         assert operation["security"] == [{"bearer": []}]
     if "/api" in name and name != "DELETE /api/me":
         expected |= {"422"}
-    if name == "DELETE /api/me":
-        expected |= {"403"}
     if "{conversation_id}" in name:
-        expected |= {"403", "404"}
+        expected |= {"404"}
     if "requestBody" in operation:
-        expected |= {"403", "413", "415"}
+        expected |= {"413", "415"}
     if name.startswith("POST"):
         expected |= {"409"}
     if name == "POST /api/conversations":  # a kept reply whose conversation was deleted

@@ -732,7 +732,19 @@ async def test_pages_of_other_origins(store: Store) -> None:
         assert reply.headers["access-control-allow-origin"] == "https://app.example"
         other = {**bearer(), **page, "Origin": "https://zq7.example"}
         assert_problem(await api.client.post("/api/conversations", json={}, headers=other), 403)
-        assert (await api.client.get("/api/conversations", headers=page)).headers["access-control-allow-origin"]
+        reply = await api.client.get("/api/conversations", headers={**bearer(), **page})
+        assert (reply.status_code, reply.headers["access-control-allow-origin"]) == (200, "https://app.example")
+        assert_problem(await api.client.get("/api/conversations", headers=other), 403)
+
+
+async def test_pages_of_every_origin(store: Store) -> None:
+    """With authentication every origin may be allowed: a token is not sent by itself, as a cookie would be."""
+    async with serving_jwt(store, cors_origins=["*"]) as api:
+        page = {"Origin": "https://app.example", "Sec-Fetch-Site": "cross-site"}
+        for method in ("GET", "POST"):
+            reply = await api.client.request(method, "/api/conversations", json={}, headers={**bearer(), **page})
+            assert reply.status_code in (200, 201)
+            assert reply.headers["access-control-allow-origin"] == "*"
 
 
 async def test_security_headers(store: Store) -> None:

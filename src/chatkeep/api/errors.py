@@ -172,7 +172,7 @@ def problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
 
 def api_problems(*statuses: int) -> dict[int | str, dict[str, Any]]:
     """Return the `responses` of a route that needs authentication."""
-    return problems(*statuses, 401, 429, 503)
+    return problems(*statuses, 401, 403, 429, 503)
 
 
 def _openapi_response(status: int) -> dict[str, Any]:

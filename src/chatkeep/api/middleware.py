@@ -2,7 +2,9 @@
 
 Every web page that a user visits can send requests to a server on loopback. The check of the Host header stops DNS
 rebinding: a page whose own name resolves to 127.0.0.1. The checks of Origin and `Sec-Fetch-Site` stop cross-site
-request forgery.
+request forgery, and pages that measure how long a search takes, which tells what was said although the answer is
+kept from them. Browsers older than Fetch Metadata (Safari before 16.4) do not say which page a GET without Origin is
+for.
 """
 
 import asyncio
@@ -27,6 +29,9 @@ requests_logger = logging.getLogger("chatkeep.requests")
 
 LOOPBACK_NAMES = ("localhost", "127.0.0.1", "::1")
 DEFAULT_PORTS = {"http": 80, "https": 443}
+ANY_HOST = ("/healthz", "/readyz", "/metrics")
+"""Paths that answer to any Host: orchestrators and Prometheus ask by address. They tell nothing that is stored."""
+
 AUTHORITY = re.compile(r"(?:(?P<name>[^\s:/?#@\[\]]+)|\[(?P<address>[0-9A-Fa-f:.]+)\])(?::(?P<port>[0-9]{0,5}))?")
 
 
@@ -64,7 +69,7 @@ class Shutdown:
 class RequestMiddleware:
     """ASGI middleware around the whole application.
 
-    - 421 for a Host that is not allowed, 403 for a cross-site write.
+    - 421 for a Host that is not allowed, 403 for a page of another site, as far as that is not public.
     - 401, 403, 429 and 503 for a request that is not admitted.
     - 413 for a body above the limit, as soon as that is known.
     - HEAD is answered like GET, without the body.
@@ -137,10 +142,12 @@ class RequestMiddleware:
         if self._shutdown.has_begun:
             return stopping()
         hosts = _values(scope, b"host")
-        if len(hosts) != 1 or _host_and_port(hosts[0])[0] not in self._allowed_hosts:
+        host = hosts[0] if len(hosts) == 1 else ""
+        if scope["path"] not in ANY_HOST and _host_and_port(host)[0] not in self._allowed_hosts:
             return problem(421)
-        if scope["method"] not in SAFE_METHODS and self._is_cross_site(scope, hosts[0]):
-            return problem(403, "requests that change something are not taken from pages of other sites")
+        is_public = scope["method"] in SAFE_METHODS and not is_protected(scope["path"])
+        if not is_public and self._is_cross_site(scope, host):
+            return problem(403, "requests are not taken from pages of other sites; CHATKEEP_CORS_ORIGINS adds origins")
         refusal = await self._admission.admit(scope)
         if refusal is not None:
             return refusal
@@ -151,8 +158,11 @@ class RequestMiddleware:
 
     def _is_cross_site(self, scope: Scope, host: str) -> bool:
         """Whether a page of another site sent the request, and its origin is not allowed."""
+        if not _is_cross_site(scope, host):
+            return False
         origins = _values(scope, b"origin")
-        return not (origins and self._allowed_origins.issuperset(origins)) and _is_cross_site(scope, host)
+        is_allowed = "*" in self._allowed_origins or self._allowed_origins.issuperset(origins)
+        return not (origins and is_allowed)
 
     @property
     def _too_large(self) -> str:
