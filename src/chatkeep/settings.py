@@ -76,7 +76,9 @@ class Settings(BaseSettings):
     jwt_audience: str | None = Field(None, description="The `aud` of the tokens.")
 
     rate_limit: str | None = Field(
-        None, description="Requests per owner, such as 600/minute; 0: no limit. Default: 6000/minute if auth is jwt."
+        None,
+        description="Requests per owner, such as 600/minute; 0: no limit. Default: 6000/minute if auth is jwt."
+        " Without rate_limit_storage each worker allows as many.",
     )
     erase_limit: str | None = Field(
         None,
@@ -84,7 +86,7 @@ class Settings(BaseSettings):
     )
     failure_limit: str = Field("60/minute", description="Failed authentications per address, such as 60/minute.")
     rate_limit_storage: str | None = Field(
-        None, repr=False, description="redis://HOST:PORT: one count for several servers. Default: in memory."
+        None, repr=False, description="redis://HOST:PORT: one count for all workers and servers. Default: in memory."
     )
     log_format: Literal["human", "json"] = "human"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
