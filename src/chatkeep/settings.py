@@ -66,6 +66,16 @@ class Settings(BaseSettings):
         description="Addresses or networks of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8,::1.",
     )
     max_body_bytes: int = Field(8 << 20, gt=0, description="Largest request body, in bytes.")
+    body_memory_bytes: int = Field(
+        128 << 20, gt=0, description="Memory for request bodies above 64 KiB, per process; one owner has a quarter."
+    )
+    max_requests: int = Field(1_000, ge=1, description="Requests under way, per process, without event streams.")
+    max_streams: int = Field(20, ge=1, description="Event streams of one owner, per process.")
+    max_connections: int = Field(2_000, ge=16, description="Connections, per process; the oldest idle one makes room.")
+    head_seconds: float = Field(10.0, gt=0, description="Time for the head of a request to arrive.")
+    body_seconds: float = Field(60.0, gt=0, description="Time for the body of a request to arrive.")
+    keep_alive_seconds: float = Field(5.0, gt=0, description="Time that a connection is kept for the next request.")
+    write_seconds: float = Field(30.0, gt=0, description="Time that a client may take nothing of its response.")
     hide_foreign: bool | None = Field(None, description="404 instead of 403 for another owner's conversations.")
 
     auth: Literal["none", "jwt"] = "none"

@@ -8,6 +8,7 @@ from fastapi.middleware.cors import CORSMiddleware
 from chatkeep.api import metrics, swagger
 from chatkeep.api.admission import Admission
 from chatkeep.api.auth import Authenticator
+from chatkeep.api.body_budget import BodyBudget
 from chatkeep.api.client_address import ClientAddress
 from chatkeep.api.errors import add_handlers
 from chatkeep.api.idempotency import REPLAYED
@@ -72,6 +73,9 @@ def _add_middleware(app: FastAPI, store: Store, settings: Settings) -> None:
         allowed_hosts=[settings.host, *settings.allowed_hosts],
         allowed_origins=settings.cors_origins,
         max_body_bytes=settings.max_body_bytes,
+        bodies=BodyBudget(settings.body_memory_bytes, settings.max_body_bytes),
+        max_requests=settings.max_requests,
+        max_streams=settings.max_streams,
     )
     if settings.cors_origins:
         app.add_middleware(

@@ -85,7 +85,11 @@ class StatusText:
 
 
 STATUS_TEXTS: Mapping[int, StatusText] = {
-    400: StatusText("Bad Request", "The request ended early.", "the request ended before all of it had arrived"),
+    400: StatusText(
+        "Bad Request",
+        "The request is not HTTP/1.1, or ended early.",
+        "the request is not valid HTTP/1.1, or it ended before all of it had arrived",
+    ),
     401: StatusText(
         "Unauthorized",
         "There is no token or API key, or it is not valid.",
@@ -103,6 +107,11 @@ STATUS_TEXTS: Mapping[int, StatusText] = {
         "Method Not Allowed",
         "The path does not take this method.",
         "this path does not take the method; the Allow header names those that it takes",
+    ),
+    408: StatusText(
+        "Request Timeout",
+        "The request took too long to arrive.",
+        "the request took too long to arrive; send it again on a faster connection, or in smaller parts",
     ),
     409: StatusText(
         "Conflict",
@@ -130,10 +139,20 @@ STATUS_TEXTS: Mapping[int, StatusText] = {
         "There were too many requests in too short a time.",
         "there were too many requests; send this one again after the seconds in the Retry-After header",
     ),
+    431: StatusText(
+        "Request Header Fields Too Large",
+        "The head of the request is larger than the server accepts.",
+        "the request line with the headers may have at most 65,536 bytes and 100 fields; send fewer or shorter ones",
+    ),
     500: StatusText(
         "Internal Server Error",
         "The server failed; its log has the reason under the id in the X-Request-ID header.",
         "the server failed; its log has the reason under the id in the X-Request-ID header",
+    ),
+    501: StatusText(
+        "Not Implemented",
+        "The request is encoded in a way that the server does not know.",
+        "send the body with Content-Length or Transfer-Encoding: chunked, and without Upgrade",
     ),
     503: StatusText(
         "Service Unavailable",
@@ -143,6 +162,11 @@ STATUS_TEXTS: Mapping[int, StatusText] = {
 }
 
 RETRY_AFTER = {"Retry-After": "1"}
+
+BUSY = "the server has as many connections and requests as it can; send this one again after the seconds in Retry-After"
+
+BODY_FAILURE = "body_failure"
+"""Name in the state of a request's scope for the status of what went wrong while its body arrived."""
 
 
 class Refused(HTTPException):

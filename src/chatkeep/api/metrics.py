@@ -71,13 +71,18 @@ class StoreMetrics(Observer):
 def count_request(store: Store, method: str, route: str | None, status: int, seconds: float) -> None:
     """Record a request, and the current state of the store. `route` is None if no route was reached."""
     if route is None:
-        REJECTED.labels(str(status)).inc()
+        count_refusal(status)
     else:
         requests, durations = _request_metrics(method, route, status)
         requests.inc()
         durations.observe(seconds)
     for what, value in store.state().items():
         _store_state(what).set(value)
+
+
+def count_refusal(status: int) -> None:
+    """Record a request that reached no route."""
+    REJECTED.labels(str(status)).inc()
 
 
 # Cached: looking up the child of a metric costs more than counting, and there are few.

@@ -18,7 +18,8 @@ from fastapi import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from chatkeep.api.admission import SAFE_METHODS, Admission, is_protected, rate_limit_headers
-from chatkeep.api.errors import RETRY_AFTER, Refused, problem
+from chatkeep.api.body_budget import FREE_BYTES, BodyBudget
+from chatkeep.api.errors import BODY_FAILURE, BUSY, RETRY_AFTER, STATUS_TEXTS, Refused, problem
 from chatkeep.api.logs import FIELDS, owner_hash
 from chatkeep.api.metrics import count_request
 from chatkeep.api.tracing import span
@@ -50,14 +51,17 @@ PAGE_POLICY = (
 
 EVENT_STREAM = b"text/event-stream"
 
+PROBES = ("/healthz", "/readyz")
+"""Paths that are answered also when there are too many requests: the server works."""
+
 
 class Shutdown:
     """Whether the server is shutting down, and the event streams to end then."""
 
     def __init__(self) -> None:
         self.has_begun = False
-        self.streams: set[asyncio.Task[object]] = set()
-        """The tasks of requests that are answered with an event stream, which may never end by itself."""
+        self.streams: dict[asyncio.Task[object], str] = {}
+        """The tasks of requests that are answered with an event stream, which may never end by itself; their owners."""
 
     def begin(self) -> None:
         """Refuse new requests, and end the event streams."""
@@ -71,7 +75,8 @@ class RequestMiddleware:
 
     - 421 for a Host that is not allowed, 403 for a page of another site, as far as that is not public.
     - 401, 403, 429 and 503 for a request that is not admitted.
-    - 413 for a body above the limit, as soon as that is known.
+    - 413 for a body above the limit, as soon as that is known; 408 and 400 for one that does not arrive.
+    - 503 for requests and large bodies that are too many, 429 for event streams of one owner that are.
     - HEAD is answered like GET, without the body.
     - `X-Request-ID` and security headers on every response; a log line, counters and a span.
     - 500 for unexpected errors, logged with their traceback.
@@ -88,6 +93,9 @@ class RequestMiddleware:
         allowed_hosts: Iterable[str],
         allowed_origins: Iterable[str],
         max_body_bytes: int,
+        bodies: BodyBudget,
+        max_requests: int,
+        max_streams: int,
     ) -> None:
         self._app = app
         self._store = store
@@ -96,13 +104,18 @@ class RequestMiddleware:
         self._allowed_hosts = {*LOOPBACK_NAMES, *map(_allowed_name, allowed_hosts)} - {""}
         self._allowed_origins = set(allowed_origins)
         self._max_body_bytes = max_body_bytes
+        self._bodies = bodies
+        self._max_requests = max_requests
+        self._max_streams = max_streams
+        self._requests = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Handle one request."""
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        response, started_at = _ResponseWriter(scope, send, self._shutdown), time.perf_counter()
+        response, started_at = _ResponseWriter(scope, send, self._shutdown, self._max_streams), time.perf_counter()
+        self._requests += 1
         with span(scope["method"], scope["headers"]) as traced:
             try:
                 await self._respond(scope, receive, response)
@@ -113,19 +126,26 @@ class RequestMiddleware:
                     raise
                 await problem(500)(scope, receive, response.send)
             finally:
+                self._requests -= 1
                 self._record(scope, response, time.perf_counter() - started_at)
                 traced.end(scope["method"], _route(scope), response.status)
 
     async def _respond(self, scope: Scope, receive: Receive, response: "_ResponseWriter") -> None:
-        refusal = await self._refusal(scope)
+        refusal = self._unavailable(scope) or await self._refusal(scope)
         if refusal is not None:
+            if _values(scope, b"expect"):
+                refusal.headers["Connection"] = "close"  # the client may send the body or the next request
             await refusal(scope, receive, response.send)
             return
+        body = _Body(scope, receive, self._bodies, self._max_body_bytes)
         # A copy: the server still has to know that the method is HEAD.
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
-            await self._app(inner, self._limited(receive), response.send)
+            await self._app(inner, body.receive, response.send)
         except asyncio.CancelledError:
+            if response.is_refused:
+                response.task.uncancel()
+                return
             if not self._shutdown.has_begun or (response.started and not response.is_event_stream):
                 raise
             response.task.uncancel()
@@ -135,12 +155,19 @@ class RequestMiddleware:
                 await stopping()(scope, receive, response.send)
         finally:
             scope["route"] = inner.get("route")
-            self._shutdown.streams.discard(response.task)
+            body.release()
+            self._shutdown.streams.pop(response.task, None)
+
+    def _unavailable(self, scope: Scope) -> Response | None:
+        """Return the response to a request for which the server has no time."""
+        if self._shutdown.has_begun:
+            return stopping()
+        if self._requests - len(self._shutdown.streams) > self._max_requests and scope["path"] not in PROBES:
+            return problem(503, BUSY, headers=RETRY_AFTER)
+        return None
 
     async def _refusal(self, scope: Scope) -> Response | None:
         """Return the response to a request that must not reach the application."""
-        if self._shutdown.has_begun:
-            return stopping()
         hosts = _values(scope, b"host")
         host = hosts[0] if len(hosts) == 1 else ""
         if scope["path"] not in ANY_HOST and _host_and_port(host)[0] not in self._allowed_hosts:
@@ -153,7 +180,7 @@ class RequestMiddleware:
             return refusal
         lengths = _values(scope, b"content-length")
         if lengths and lengths[0].isdecimal() and int(lengths[0]) > self._max_body_bytes:
-            return problem(413, self._too_large)
+            return problem(413, _too_large(self._max_body_bytes))
         return None
 
     def _is_cross_site(self, scope: Scope, host: str) -> bool:
@@ -163,24 +190,6 @@ class RequestMiddleware:
         origins = _values(scope, b"origin")
         is_allowed = "*" in self._allowed_origins or self._allowed_origins.issuperset(origins)
         return not (origins and is_allowed)
-
-    @property
-    def _too_large(self) -> str:
-        return f"the body may have at most {self._max_body_bytes:,} bytes; send less at a time"
-
-    def _limited(self, receive: Receive) -> Receive:
-        """Return `receive` with a limit on the body's size: a chunked body has no Content-Length."""
-        size = 0
-
-        async def limited() -> Message:
-            nonlocal size
-            message = await receive()
-            size += len(message.get("body", b""))
-            if size > self._max_body_bytes:
-                raise Refused(413, self._too_large)
-            return message
-
-        return limited
 
     def _record(self, scope: Scope, response: "_ResponseWriter", seconds: float) -> None:
         """Count the request, and log it."""
@@ -205,6 +214,58 @@ def stopping() -> Response:
     return problem(503, headers={**RETRY_AFTER, "Connection": "close"})
 
 
+def _too_large(limit: int) -> str:
+    return f"the body may have at most {limit:,} bytes; send less at a time"
+
+
+def _owner(scope: Scope) -> str:
+    """Return the owner, or nothing for a path that needs none."""
+    principal = scope.get("state", {}).get("principal")
+    return principal.owner if principal else ""
+
+
+class _Body:
+    """Receives the body of a request: limits its size, and the memory of large bodies together."""
+
+    def __init__(self, scope: Scope, receive: Receive, budget: BodyBudget, limit: int) -> None:
+        self._scope = scope
+        self._receive = receive
+        self._budget = budget
+        self._limit = limit
+        self._size = 0
+        self._taken = 0
+
+    async def receive(self) -> Message:
+        """Return the next message. Raises Refused: a chunked body has no Content-Length, and clients may stop."""
+        message = await self._receive()
+        failure = self._scope.get("state", {}).get(BODY_FAILURE)
+        if failure:
+            raise Refused(failure, STATUS_TEXTS[failure].detail, headers={"Connection": "close"})
+        self._size += len(message.get("body", b""))
+        if self._size > self._limit:
+            raise Refused(413, _too_large(self._limit))
+        if self._size > FREE_BYTES and not self._taken:
+            await self._take()
+        return message
+
+    async def _take(self) -> None:
+        """Take all memory at once: bodies that have a part each and wait for the rest would wait for each other."""
+        lengths = _values(self._scope, b"content-length")
+        size = int(lengths[0]) if lengths else self._limit
+        if not await self._budget.take(_owner(self._scope), size):
+            raise Refused(503, TOO_MANY_BODIES, headers=RETRY_AFTER)
+        self._taken = size
+
+    def release(self) -> None:
+        """Give the memory back."""
+        if self._taken:
+            self._budget.give_back(_owner(self._scope), self._taken)
+
+
+TOO_MANY_BODIES = "too many large bodies are on their way; send this one again after the seconds in Retry-After"
+TOO_MANY_STREAMS = "there are too many event streams; end one before you open another"
+
+
 def _route(scope: Scope) -> str | None:
     """Return the path template of the matched route, which has no ids in it."""
     route = scope.get("route")
@@ -214,7 +275,7 @@ def _route(scope: Scope) -> str | None:
 class _ResponseWriter:
     """Sends the response: adds headers, and drops the body if the method is HEAD."""
 
-    def __init__(self, scope: Scope, send: Send, shutdown: Shutdown) -> None:
+    def __init__(self, scope: Scope, send: Send, shutdown: Shutdown, max_streams: int) -> None:
         task = asyncio.current_task()
         assert task is not None  # noqa: S101 - a running coroutine has a task
         self.task = task
@@ -222,6 +283,8 @@ class _ResponseWriter:
         self.started = False
         self.status = 500
         self.is_event_stream = False
+        self.is_refused = False
+        self._max_streams = max_streams
         self._scope = scope
         self._send = send
         self._shutdown = shutdown
@@ -229,18 +292,32 @@ class _ResponseWriter:
         self._is_head = scope["method"] == "HEAD"
 
     async def send(self, message: Message) -> None:
+        if self.is_refused:
+            return
         if message["type"] == "http.response.start":
-            self.started, self.status = True, message["status"]
             headers = list(message.get("headers", ()))
-            self.is_event_stream = any(k == b"content-type" and v.startswith(EVENT_STREAM) for k, v in headers)
-            if self.is_event_stream:
-                self._shutdown.streams.add(self.task)
+            if any(k == b"content-type" and v.startswith(EVENT_STREAM) for k, v in headers):
+                owner, streams = _owner(self._scope), self._shutdown.streams
+                if list(streams.values()).count(owner) >= self._max_streams:
+                    await self._refuse_stream()
+                    return
+                streams[self.task] = owner
+                self.is_event_stream = True
+            self.started, self.status = True, message["status"]
             message = {**message, "headers": [*headers, *self._extra_headers(headers)]}
         else:
             self._ended = not message.get("more_body", False)
             if self._is_head:
                 message = {**message, "body": b""}
         await self._send(message)
+
+    async def _refuse_stream(self) -> None:
+        """Answer 429 in place of an event stream, and end what would have sent it."""
+        refusal = problem(429, TOO_MANY_STREAMS, headers=RETRY_AFTER)
+        await self.send({"type": "http.response.start", "status": 429, "headers": refusal.raw_headers})
+        await self.send({"type": "http.response.body", "body": refusal.body})
+        self.is_refused = True
+        self.task.cancel()
 
     async def end(self) -> None:
         """End a response that has started."""
