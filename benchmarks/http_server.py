@@ -8,12 +8,13 @@ import sys
 from collections.abc import Sequence
 from uuid import UUID
 
-import uvicorn
 import uvloop
 
 from benchmarks.texts import text
 from chatkeep import Message, NewMessage, Page, Role, Store, open_store
 from chatkeep.api.app import create_app
+from chatkeep.api.logs import configure
+from chatkeep.api.server import HttpServer
 from chatkeep.ids import new_id, valid_id
 from chatkeep.model import MAX_CONTENT_CHARS
 from chatkeep.settings import Settings
@@ -70,11 +71,10 @@ async def _serve(url: str, *, forgets: bool) -> None:
             await _server(store, url).serve(sockets=[listening])
 
 
-def _server(store: Store, url: str) -> uvicorn.Server:
-    app = create_app(store, Settings(database_url=url))
-    return uvicorn.Server(
-        uvicorn.Config(app, http="httptools", access_log=False, log_level="warning", timeout_keep_alive=300)
-    )
+def _server(store: Store, url: str) -> HttpServer:
+    settings = Settings(database_url=url, keep_alive_seconds=300, log_level="warning")
+    configure(settings.log_format, settings.log_level)
+    return HttpServer(settings, create_app(store, settings))
 
 
 if __name__ == "__main__":

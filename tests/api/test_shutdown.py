@@ -4,28 +4,20 @@ import asyncio
 from collections.abc import AsyncIterator
 
 import httpx2
-import uvicorn
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
 from chatkeep import open_store
 from chatkeep.api.app import create_app
+from chatkeep.api.server import HttpServer
 from chatkeep.settings import Settings
-
-
-class Server(uvicorn.Server):
-    """uvicorn, which tells the application as chatkeep's server does."""
-
-    async def shutdown(self, sockets: object = None) -> None:
-        """Begin to stop."""
-        self.config.app.state.shutdown.begin()  # type: ignore[union-attr]
-        await super().shutdown()
 
 
 async def test_ten_idle_streams_end() -> None:
     """They end well within the time that uvicorn would wait; a slow request is answered; a new one is refused."""
     async with open_store("memory://") as store:
-        app = create_app(store, Settings(port=0))
+        settings = Settings(port=0)
+        app = create_app(store, settings)
 
         @app.get("/stream")
         async def stream() -> StreamingResponse:
@@ -40,7 +32,7 @@ async def test_ten_idle_streams_end() -> None:
             await asyncio.sleep(1)
             return {"done": "yes"}
 
-        server = Server(uvicorn.Config(app, port=0, log_config=None, lifespan="off"))
+        server = HttpServer(settings, app)
         running = asyncio.create_task(server.serve())
         while not server.started:  # noqa: ASYNC110 - uvicorn has no event for it
             await asyncio.sleep(0.01)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import httpx2
-import uvicorn
+from fastapi import FastAPI
 
 from chatkeep.api.app import create_app
+from chatkeep.api.server import HttpServer
 from chatkeep.settings import Settings
 from chatkeep.store import Store
 
@@ -22,6 +23,7 @@ class Api:
     store: Store
     client: httpx2.AsyncClient
     port: int
+    app: FastAPI
 
     async def raw(self, request: bytes) -> bytes:
         """Send the bytes of a request, which must have `Connection: close`, and return the bytes of the response."""
@@ -64,19 +66,20 @@ def assert_problem(reply: httpx2.Response, status: int, *absent: str) -> dict[st
 
 @asynccontextmanager
 async def serving(store: Store, **settings: Any) -> AsyncIterator[Api]:
-    """Serve `store` with uvicorn on a free port of 127.0.0.1."""
+    """Serve `store` as the server does, on a free port of 127.0.0.1."""
     # asyncio disables Nagle's algorithm, a delay of 40 ms, only if the socket names the protocol.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     port = listener.getsockname()[1]
-    app = create_app(store, Settings(**settings))
-    server = uvicorn.Server(uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", proxy_headers=False))
+    given = Settings(**settings)
+    app = create_app(store, given)
+    server = HttpServer(given, app)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         # The socket listens already: requests sent before the server has started wait.
         async with httpx2.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
-            yield Api(store, client, port)
+            yield Api(store, client, port, app)
     finally:
         server.should_exit = True
         await running

@@ -4,21 +4,28 @@ import asyncio
 import logging
 import multiprocessing
 import random
+import resource
 import signal
 import socket
 import tempfile
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import uvicorn
+from starlette.types import ASGIApp
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from chatkeep.access import Access
 from chatkeep.api.logs import configure
+from chatkeep.api.protocol import Config, watch
 from chatkeep.errors import StoreUnavailable
 from chatkeep.settings import Settings, share_metrics
 from chatkeep.store import Store, open_store
+
+if TYPE_CHECKING:
+    from uvicorn._types import ASGIApplication
 
 logger = logging.getLogger(__name__)
 
@@ -32,7 +39,35 @@ PARENT_POLL_SECONDS = 1.0
 """How often a worker checks that its parent process is alive."""
 
 
-class Server(uvicorn.Server):
+RESERVED_FILES = 128
+"""Files that may be open besides connections: the database, its connections, logs."""
+
+
+class HttpServer(uvicorn.Server):
+    """uvicorn, with limits for what every connection costs (protocol.py)."""
+
+    config: Config
+
+    def __init__(self, settings: Settings, app: ASGIApp | None = None) -> None:
+        super().__init__(uvicorn_config(settings))
+        if app is not None:
+            self.config.app = cast("ASGIApplication", app)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve the application until a signal arrives, and finish the requests that have come."""
+        watching = asyncio.create_task(watch(self.server_state))
+        try:
+            await super().serve(sockets)
+        finally:
+            watching.cancel()
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Refuse new requests, end event streams, and wait for the other requests."""
+        self.config.app.state.shutdown.begin()  # type: ignore[union-attr]
+        await super().shutdown(sockets)
+
+
+class Server(HttpServer):
     """Opens the store, serves it, and closes it after SIGINT or SIGTERM.
 
     uvicorn's own server raises the signal again after its shutdown, which would end the process before the store is
@@ -40,7 +75,7 @@ class Server(uvicorn.Server):
     """
 
     def __init__(self, settings: Settings) -> None:
-        super().__init__(uvicorn_config(settings))
+        super().__init__(settings)
         self._settings = settings
         self._stop_by = float("inf")
 
@@ -49,9 +84,9 @@ class Server(uvicorn.Server):
         from chatkeep.api.app import create_app
 
         configure(self._settings.log_format, self._settings.log_level)
+        self._allow_connections()
         async with self._opened_store() as store:
             app = create_app(store, self._settings)
-            self._app_shutdown = app.state.shutdown
             self.config.app = app
             beside = [asyncio.create_task(work) for work in (self._stop_when_orphaned(), sweep(store.access))]
             try:
@@ -89,8 +124,13 @@ class Server(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new requests, end event streams, and wait for the other requests."""
         self._stop_by = asyncio.get_running_loop().time() + self._settings.shutdown_seconds
-        self._app_shutdown.begin()
         await super().shutdown(sockets)
+
+    def _allow_connections(self) -> None:
+        """Let this process open as many files as it may, and take as many connections as that allows."""
+        files = raise_open_files()
+        self.config.max_connections = max(1, min(self._settings.max_connections, files - RESERVED_FILES))
+        logger.info("at most %d connections, as %d files may be open", self.config.max_connections, files)
 
     @contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -101,6 +141,16 @@ class Server(uvicorn.Server):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def raise_open_files() -> int:
+    """Raise the limit of open files of this process as far as it may be raised, and return it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:  # macOS has a lower limit, which it does not tell
+        logger.warning("the limit of %d open files could not be raised: %s", soft, error)
+    return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
 async def sweep(access: Access) -> None:
@@ -158,10 +208,10 @@ class Workers(Multiprocess):
         return worker
 
 
-def uvicorn_config(settings: Settings) -> uvicorn.Config:
+def uvicorn_config(settings: Settings) -> Config:
     """Return the configuration of uvicorn."""
-    return uvicorn.Config(
-        "",
+    return Config(
+        settings,
         host=settings.host,
         port=settings.port,
         workers=settings.workers,
