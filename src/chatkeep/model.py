@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from chatkeep.errors import InvalidInput
 from chatkeep.values import (
@@ -27,6 +27,8 @@ from chatkeep.values import (
 MAX_CONTENT_CHARS = 10_000
 """Longest content of a user or system message, in characters, unless a store is opened with another limit."""
 
+MAX_SOURCES = 1_000
+"""Most sources of a new message: more than any answer rests on, and checked in milliseconds."""
 
 METADATA = (
     f"Any JSON object of at most {MAX_JSON_DEPTH} levels, {MAX_METADATA_VALUES:,} values, {MAX_METADATA_BYTES:,} bytes"
@@ -99,6 +101,19 @@ class Source(Given):
     similarity_score: Annotated[float, Field(strict=True, ge=-1, le=1, allow_inf_nan=False)]
 
 
+def _without_crowd(value: object) -> object:
+    """Refuse thousands of unknown fields at once: pydantic makes an error for each."""
+    if isinstance(value, dict) and len(value) > len(Source.model_fields):
+        raise ValueError(f"has an unknown field; known are {', '.join(Source.model_fields)}")
+    return value
+
+
+Sources = Annotated[
+    tuple[Annotated[Source, BeforeValidator(_without_crowd)], ...], Field(max_length=MAX_SOURCES, fail_fast=True)
+]
+"""The sources of a new message. Validation stops at the first that is wrong."""
+
+
 class NewConversation(Given):
     """A conversation to be created. Creating it again with the same id and the same values changes nothing."""
 
@@ -157,7 +172,7 @@ class NewMessage(Given):
     content: Text = Field(description="Never blank for user and system messages.")
     parent_id: UUID | None = Field(None, description="The message it follows. Absent: the head. Null: none.")
     status: Status = Status.COMPLETE
-    sources: tuple[Source, ...] = ()
+    sources: Sources = ()
     metadata: JsonObject = Field(default_factory=dict, description=METADATA)
     external_id: Label | None = Field(None, description="The id that another system knows the message by.")
     sent_at: Time | None = Field(None, description="When it was said, if the writer knows.")

@@ -76,6 +76,11 @@ class Settings(BaseSettings):
     body_seconds: float = Field(60.0, gt=0, description="Time for the body of a request to arrive.")
     keep_alive_seconds: float = Field(5.0, gt=0, description="Time that a connection is kept for the next request.")
     write_seconds: float = Field(30.0, gt=0, description="Time that a client may take nothing of its response.")
+    max_json_values: int = Field(
+        100_000,
+        gt=0,
+        description="Most JSON values in a request body of more than 64 KiB: the items of all its lists and objects.",
+    )
     hide_foreign: bool | None = Field(None, description="404 instead of 403 for another owner's conversations.")
 
     auth: Literal["none", "jwt"] = "none"

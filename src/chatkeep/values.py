@@ -8,7 +8,7 @@ import json
 import math
 import re
 from datetime import UTC, datetime, timedelta
-from itertools import zip_longest
+from itertools import accumulate, zip_longest
 from typing import Annotated, Any, NamedTuple
 
 from pydantic import AfterValidator, AwareDatetime, BeforeValidator, StringConstraints
@@ -49,8 +49,29 @@ def clean_text(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError:
-        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+        return _without_surrogates(text)
     return text
+
+
+REPLACEMENT = "\ufffd"
+
+_PAIR = re.compile("[\ud800-\udbff][\udc00-\udfff]")
+_LONE = re.compile("[\ud800-\udfff]")
+
+_PIECE_CHARS = 1 << 16
+"""Longer text is cleaned in pieces of so many characters, milliseconds each, and other threads run between them."""
+
+
+def _without_surrogates(text: str) -> str:
+    joined = _PAIR.sub(_join, text)
+    if len(joined) <= _PIECE_CHARS:
+        return _LONE.sub(REPLACEMENT, joined)
+    pieces = (joined[start : start + _PIECE_CHARS] for start in range(0, len(joined), _PIECE_CHARS))
+    return "".join(_LONE.sub(REPLACEMENT, piece) for piece in pieces)
+
+
+def _join(pair: re.Match[str]) -> str:
+    return pair[0].encode("utf-16-le", "surrogatepass").decode("utf-16-le")
 
 
 def json_text(value: object) -> str:
@@ -64,19 +85,10 @@ def parse_json(text: str) -> Any:
     An integer of too many digits is not parsed, which would take long, but becomes one that `copy_json` refuses.
     """
     try:
-        value = _parse_strictly(text)
+        value = _DECODER.decode(text)
         return _clean_deeply(value) if "\\ud" in text or "\\uD" in text else value
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
-
-
-def _parse_strictly(text: str) -> Any:
-    try:
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite)
-    except json.JSONDecodeError:
-        raise
-    except ValueError:  # mostly an integer that Python refuses to parse
-        return json.loads(text, parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer_or_too_long)
 
 
 def _clean_deeply(value: object) -> Any:
@@ -93,14 +105,6 @@ def load_json(text: str) -> Any:
         return json.loads(text)
     except ValueError:
         return json.loads(text, parse_int=_long_integer)
-
-
-def _integer_or_too_long(text: str) -> int:
-    return int(text) if len(text.lstrip("-")) <= MAX_INTEGER_DIGITS else _TOO_LONG
-
-
-_TOO_LONG = 10**MAX_INTEGER_DIGITS
-"""The smallest integer with too many digits."""
 
 
 def _long_integer(text: str) -> int:
@@ -140,6 +144,17 @@ def _finite(text: str) -> float:
     if value in (math.inf, -math.inf):
         raise ValueError("a number is too large")
     return value
+
+
+def _integer_or_too_long(text: str) -> int:
+    return int(text) if len(text.lstrip("-")) <= MAX_INTEGER_DIGITS else _TOO_LONG
+
+
+_TOO_LONG = 10**MAX_INTEGER_DIGITS
+"""The smallest integer with too many digits."""
+
+_DECODER = json.JSONDecoder(parse_constant=_refuse_constant, parse_float=_finite, parse_int=_integer_or_too_long)
+"""Calls Python for each number, so that thousands of long ones do not keep other threads from running."""
 
 
 def _clean(value: object) -> object:
@@ -287,13 +302,40 @@ def _take(chars: int, left: _Left) -> None:
 
 
 def _too_many(left: _Left) -> str:
-    if left.values < 0:
-        return f"may have at most {left.limits.values:,} values"
-    return f"may have at most {left.limits.depth} levels of objects and lists"
+    return MOST_VALUES.format(left.limits.values) if left.values < 0 else MOST_LEVELS.format(left.limits.depth)
 
 
 def _too_large(limits: MetadataLimits) -> str:
     return f"may have at most {limits.size:,} bytes as JSON"
+
+
+MOST_VALUES = "may have at most {:,} values"
+MOST_LEVELS = "may have at most {} levels of objects and lists"
+
+_SPACE = b" \t\r\n"
+_LEVELS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
+_NO_BRACKET = bytes(set(range(256)) - _LEVELS.keys())
+
+
+def check_structure(text: bytes, max_values: int, max_depth: int) -> None:
+    """Raise BeyondLimits if JSON has more values, which are the items of all lists and objects, or more levels.
+
+    Takes linear time and parses nothing. What is not JSON may pass, or be refused for whichever reason.
+    """
+    opened = text.count(b"[") + text.count(b"{")
+    if opened <= max_depth and opened + text.count(b",") <= max_values:
+        return  # nearly always, even with the brackets and commas in texts
+    bare = text.replace(b"\\\\", b"").replace(b'\\"', b"")
+    if bare.count(b'"') > 4 * max_values + 2:  # each value may have a key, and each text has two
+        raise BeyondLimits(MOST_VALUES.format(max_values))
+    outside = b'"'.join(bare.split(b'"')[::2]).translate(None, _SPACE)
+    opened = outside.count(b"[") + outside.count(b"{")
+    values = outside.count(b",") + opened - outside.count(b"[]") - outside.count(b"{}")
+    if max(values, opened - 1) > max_values:
+        raise BeyondLimits(MOST_VALUES.format(max_values))
+    brackets = outside.translate(None, _NO_BRACKET)[: 2 * opened]
+    if max(accumulate(map(_LEVELS.__getitem__, brackets)), default=0) > max_depth:
+        raise BeyondLimits(MOST_LEVELS.format(max_depth))
 
 
 def _plain(value: object) -> object:
@@ -382,20 +424,20 @@ def valid_metadata(metadata: object, limits: MetadataLimits) -> None:
 _ESCAPE_CHAR = "\ufdd0"
 """Escape character, a noncharacter: four hexadecimal digits follow, for NUL or for itself."""
 
-_TO_ESCAPE = re.compile(f"[\0{_ESCAPE_CHAR}]")
-_ESCAPED = re.compile(f"{_ESCAPE_CHAR}(0000|fdd0)")
+_ESCAPED_ITSELF = f"{_ESCAPE_CHAR}fdd0"
+_ESCAPED_NUL = f"{_ESCAPE_CHAR}0000"
 
 
 def encode_nul(text: str) -> str:
     """Return `text` with NUL escaped, for databases that cannot store it. Reversible."""
     if "\0" not in text and _ESCAPE_CHAR not in text:
         return text
-    return _TO_ESCAPE.sub(lambda match: f"{_ESCAPE_CHAR}{ord(match.group()):04x}", text)
+    return text.replace(_ESCAPE_CHAR, _ESCAPED_ITSELF).replace("\0", _ESCAPED_NUL)
 
 
 def decode_nul(text: str) -> str:
     """Return the text that `encode_nul` escaped."""
-    return _ESCAPED.sub(lambda match: chr(int(match.group(1), 16)), text) if _ESCAPE_CHAR in text else text
+    return text.replace(_ESCAPED_NUL, "\0").replace(_ESCAPED_ITSELF, _ESCAPE_CHAR) if _ESCAPE_CHAR in text else text
 
 
 def valid_range(name: str, value: int, low: int, high: int) -> int:

@@ -149,9 +149,10 @@ async def test_large_body(api: Api) -> None:
     assert "1,000 bytes" in problem["detail"]
 
 
+TOO_MANY = "the body may have at most 100,000 values"
 HOSTILE = {
-    "lists": ("[" + "[]," * 2_700_000 + "[]]", "metadata may have at most 100,000 values"),
-    "keys": (f"{{{','.join(f'"{n:x}":1' for n in range(700_000))}}}", "metadata may have at most 100,000 values"),
+    "lists": ("[" + "[]," * 2_700_000 + "[]]", TOO_MANY),
+    "keys": (f"{{{','.join(f'"{n:x}":1' for n in range(700_000))}}}", TOO_MANY),
     "digits": ("9" * 8_000_000, "metadata may have at most 4,300 digits in an integer"),
     "text": (f'"{"x" * 8_000_000}"', "metadata may have at most 1,048,576 bytes as JSON"),
 }
@@ -167,8 +168,8 @@ async def test_eight_megabytes_of_metadata_are_refused_soon(memory: Api, name: s
     began = time.process_time()
     reply = await memory.client.post(f"{path}/messages", content=body, headers=JSON)
 
-    assert time.process_time() - began < 3.0
-    assert assert_problem(reply, 422)["detail"] == detail
+    assert time.process_time() - began < 1.0
+    assert assert_problem(reply, 422)["detail"].startswith(detail)
 
 
 async def test_large_chunked_body(api: Api) -> None:

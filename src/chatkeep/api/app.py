@@ -49,6 +49,7 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
     )
     app.state.store = store
     app.state.erasures = me.erase_limiter(settings)
+    app.state.max_json_values = settings.max_json_values
     _add_middleware(app, store, settings)
     add_handlers(app)
     store.observer = metrics.StoreMetrics()

@@ -1,18 +1,22 @@
-"""JSON bodies: strict parsing of requests, fast serialization of responses."""
+"""JSON bodies: strict and bounded parsing of requests, fast serialization of responses."""
 
+import asyncio
 from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 from uuid import UUID
 
 import orjson
 from fastapi import Request, Response
+from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel
+from pydantic import BaseModel, ValidationError
 from pydantic_core import to_json
 
 from chatkeep.api.errors import STATUS_TEXTS, Refused
+from chatkeep.api.query import errors_in
 from chatkeep.model import Page
-from chatkeep.values import parse_json
+from chatkeep.values import MAX_JSON_DEPTH, BeyondLimits, check_structure, parse_json
 
 JSON = "application/json"
 MERGE_PATCH = "application/merge-patch+json"
@@ -22,36 +26,86 @@ NOT_JSON = (
     " double, and metadata may have at most 100 levels of objects and lists"
 )
 
+LARGE_BODY_BYTES = 1 << 16
+"""Longer bodies are read in a thread. The worst of this length takes some 10 ms, which other requests can wait."""
+
+MAX_BODY_DEPTH = 2 * MAX_JSON_DEPTH
+"""Deepest nesting of a large body, in levels: the stack of a thread is short. Metadata may have half of it."""
+
+_reader = ThreadPoolExecutor(1, "chatkeep-json")
+"""Reads one large body at a time: the parser stops all threads of the process while it runs, so that two would take
+as long, and twice the memory."""
+
 
 class JsonRequest(Request):
     """A request whose body is strict JSON: UTF-8, without NaN, its escaped text made valid Unicode."""
 
+    value: Any
+    """The parsed body, or the record that was made from it, which FastAPI's validation returns unchanged."""
+
     async def json(self) -> Any:
-        """Return the parsed body. Raises Refused (422)."""
-        try:
-            return parse_json((await self.body()).decode())
-        except ValueError:
-            # The parser's message may repeat a part of the body.
-            raise Refused(422, NOT_JSON) from None
+        """Return the body's value."""
+        return self.value
+
+    async def read(self, record: type[BaseModel]) -> None:
+        """Parse the body, of which a `record` will be made; a large one is validated, too.
+
+        Raises Refused (422), RequestValidationError.
+        """
+        body = await self.body()
+        if len(body) <= LARGE_BODY_BYTES:
+            self.value = parse_body(body, record) if body else None
+            return
+        loop, max_values = asyncio.get_running_loop(), self.app.state.max_json_values
+        self.value = await loop.run_in_executor(_reader, read_large_body, body, record, max_values)
 
 
 class JsonRoute(APIRoute):
     """A route that parses its body, if it has one, with `JsonRequest`."""
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
-        """Return FastAPI's handler, preceded by the checks of size and media type, in this order."""
+        """Return FastAPI's handler, preceded by the checks of size, media type and JSON, in this order."""
         handle = super().get_route_handler()
         if self.body_field is None:
             return handle
         accepted = {JSON, MERGE_PATCH} if "PATCH" in (self.methods or ()) else {JSON}
+        record = self.body_field.field_info.annotation
+        assert isinstance(record, type)  # noqa: S101 - each route takes a record
+        assert issubclass(record, BaseModel)  # noqa: S101
 
         async def handle_json(request: Request) -> Response:
             request = JsonRequest(request.scope, request.receive)
             await request.body()
             check_media_type(request, accepted)
+            await request.read(record)
             return await handle(request)
 
         return handle_json
+
+
+def parse_body(body: bytes, record: type[BaseModel]) -> Any:
+    """Return the value of a body. Raises Refused (422), or RequestValidationError if it has too many fields."""
+    try:
+        value = parse_json(body.decode())
+    except ValueError:
+        # The parser's message may repeat a part of the body.
+        raise Refused(422, NOT_JSON) from None
+    if isinstance(value, dict) and len(value) > len(record.model_fields):
+        # One at least is unknown, of perhaps thousands, for each of which pydantic would make an error.
+        raise RequestValidationError([{"type": "extra_forbidden", "loc": ("body", "")}])
+    return value
+
+
+def read_large_body[R: BaseModel](body: bytes, record: type[R], max_values: int) -> R:
+    """Return the record in a body of more than LARGE_BODY_BYTES. Raises Refused (422), RequestValidationError."""
+    try:
+        check_structure(body, max_values, MAX_BODY_DEPTH)
+    except BeyondLimits as error:
+        raise Refused(422, f"the body {error}") from None
+    try:
+        return record.model_validate(parse_body(body, record))
+    except ValidationError as error:
+        raise RequestValidationError(errors_in("body", error)) from None
 
 
 def check_media_type(request: Request, accepted: set[str]) -> None:

@@ -22,6 +22,7 @@ from chatkeep.api.body_budget import FREE_BYTES, BodyBudget
 from chatkeep.api.errors import BODY_FAILURE, BUSY, RETRY_AFTER, STATUS_TEXTS, Refused, problem
 from chatkeep.api.logs import FIELDS, owner_hash
 from chatkeep.api.metrics import count_request
+from chatkeep.api.query import MAX_PARAMETERS
 from chatkeep.api.tracing import span
 from chatkeep.store import Store
 
@@ -176,8 +177,12 @@ class RequestMiddleware:
         if not is_public and self._is_cross_site(scope, host):
             return problem(403, "requests are not taken from pages of other sites; CHATKEEP_CORS_ORIGINS adds origins")
         refusal = await self._admission.admit(scope)
-        if refusal is not None:
-            return refusal
+        return refusal or self._beyond_size(scope)
+
+    def _beyond_size(self, scope: Scope) -> Response | None:
+        """Return the response to a request whose query or body is longer than it may be."""
+        if scope["query_string"].count(b"&") >= MAX_PARAMETERS:
+            return problem(422, f"the query may have at most {MAX_PARAMETERS} parameters")
         lengths = _values(scope, b"content-length")
         if lengths and lengths[0].isdecimal() and int(lengths[0]) > self._max_body_bytes:
             return problem(413, _too_large(self._max_body_bytes))

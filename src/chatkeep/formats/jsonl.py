@@ -30,6 +30,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, ValidationError
 from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.ids import UUID_TEXT, uuid_of
 from chatkeep.model import (
+    MAX_SOURCES,
     Conversation,
     ConversationChange,
     Given,
@@ -102,7 +103,7 @@ class LineMessage(Given):
     content: str
     created_at: AwareDatetime | None = None
     status: Status = Status.COMPLETE
-    sources: tuple[Source, ...] = ()
+    sources: Annotated[tuple[Source, ...], Field(max_length=MAX_SOURCES, fail_fast=True)] = ()
     metadata: Metadata = Field(default_factory=dict)
     external_id: Label | None = None
 
@@ -117,7 +118,7 @@ class Line(Given):
     context_id: Label | None = None
     external_id: Label | None = None
     metadata: Metadata = Field(default_factory=dict)
-    messages: list[LineMessage]
+    messages: Annotated[list[LineMessage], Field(fail_fast=True)]
     head: str | None = None
 
 
@@ -248,7 +249,8 @@ def _read_slowly(text: bytes) -> Line:
 
 def _refusal(error: ValidationError) -> InvalidInput:
     first = error.errors(include_url=False, include_input=False)[0]
-    hint = NOT_AGAIN if isinstance(first.get("ctx", {}).get("error"), BeyondLimits) else ""
+    beyond = first["type"] == "too_long" or isinstance(first.get("ctx", {}).get("error"), BeyondLimits)
+    hint = NOT_AGAIN if beyond else ""
     return InvalidInput(f"{_place(first['loc'])}: {first['msg']}{hint}")
 
 
