@@ -1,7 +1,6 @@
 """What runs in a transaction, over its rows: 403 or 404, threading, branches, paths. The same for every database."""
 
 from collections.abc import Sequence
-from typing import Any
 from uuid import UUID
 
 from chatkeep.errors import ChatkeepError, Conflict, NotFound, NotYours
@@ -11,7 +10,7 @@ from chatkeep.stores.append import Placed, State, ids_to_look_up, plan
 from chatkeep.stores.rows import Key, Rows, StateRow, unique
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Segment, Tree
-from chatkeep.values import json_text, patched, title_from
+from chatkeep.values import patched, title_from
 
 
 class Transactions[R: Rows](Store):
@@ -66,18 +65,18 @@ class Transactions[R: Rows](Store):
 
     async def _update(self, rows: R, key: Key, change: ConversationChange) -> Conversation:
         before = await self._conversation(rows, key, lock=True)
-        values: dict[str, Any] = {}
-        if "title" in change.model_fields_set:
-            values["title"] = change.title
-        if "metadata" in change.model_fields_set:
-            values["metadata"] = json_text(patched(before.metadata, change.metadata, self._metadata_limits))
-        if "head_id" in change.model_fields_set:
+        changed = {name: getattr(change, name) for name in change.model_fields_set}
+        values = dict(changed)
+        if "metadata" in changed:
+            # The metadata is not read again: a mebibyte of it takes longer than all else, and other writers wait.
+            changed["metadata"], values["metadata"] = patched(before.metadata, change.metadata, self._metadata_limits)
+        if "head_id" in changed:
             head = None if change.head_id is None else await self._message(rows, key, change.head_id)
-            values |= {"head_seq": head.seq if head else None, "head_id": change.head_id}
+            values["head_seq"] = head.seq if head else None
         if not values:
             return before
         await rows.set_values(key, values)
-        return await self._conversation(rows, key)
+        return before.model_copy(update=changed)
 
     # --- messages ---------------------------------------------------------------------------------------------
 
