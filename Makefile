@@ -27,7 +27,7 @@ crash: $(UV)  ## 50 rounds of SIGKILL in the middle of appends, 40 restarts of P
 	CHATKEEP_CRASH_ROUNDS=50 $(RUN) pytest tests/contract/test_crash.py -m long
 	CHATKEEP_CRASH_ROUNDS=20 $(RUN) pytest tests/stores/test_postgres.py -k restarts
 
-fuzz: $(UV)  ## schemathesis at full length: thousands of requests to a server on each database
+fuzz: $(UV)  ## schemathesis, and the corpus of hostile texts and bodies, at full length on each database
 	CHATKEEP_FUZZ_EXAMPLES=500 $(RUN) pytest tests/api/test_fuzz.py -s
 
 load: $(UV)  ## 64 clients for 60 s on PostgreSQL, which stops for 5 s, while one of two workers is killed

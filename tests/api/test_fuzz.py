@@ -1,22 +1,34 @@
-"""Schemathesis against the whole OpenAPI document: every check, all phases, on a real server.
+"""Schemathesis against the whole OpenAPI document, and a corpus of hostile texts and bodies, on a real server.
 
-`make fuzz` runs it at length; here it is a short run with fixed cases, on SQLite alone in `make test`.
+`make fuzz` runs both at length; here it is a short run with fixed cases, on SQLite alone in `make test`.
 """
 
+import json
 import os
 import re
 import subprocess
 import sys
 import sysconfig
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+from urllib.parse import quote
 
+import httpx2
 import pytest
+from hostile import BODIES, NEEDS_LINEAR_FOLD, TEXTS
 from test_server import served
 
+from chatkeep.values import clean_text
 from conftest import STORES
+from servers.others import AUTH, Others, bearer
 
 EXAMPLES = os.environ.get("CHATKEEP_FUZZ_EXAMPLES", "5")
 """Cases for each operation and phase; `make fuzz` says 500."""
+
+IS_LONG = "CHATKEEP_FUZZ_EXAMPLES" in os.environ
+WORST_WAIT = 1.0
+"""Most seconds that another owner's request may take on a busy machine."""
 
 SCHEMATHESIS = Path(sysconfig.get_path("scripts")) / "schemathesis"
 
@@ -46,4 +58,93 @@ def test_no_case_breaks_the_document(tmp_path: Path, url: str) -> None:
     print(done.stdout)
     assert done.returncode == 0, done.stdout
     assert re.search(r"Tested: 14\b", done.stdout)
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+# --- the corpus -------------------------------------------------------------------------------------------
+
+type Request = tuple[str, str, Any]
+
+
+def texts() -> Iterator[tuple[str, str]]:
+    """Each hostile text, as long as a user may write; short where the corpus is, or normalising is quadratic."""
+    for name, make in TEXTS.items():
+        yield name, make(9_000 if IS_LONG else 300 if name in NEEDS_LINEAR_FOLD else 1_000)
+
+
+def requests(path: str, text: str) -> Iterator[Request]:
+    """A request for each place that takes a text: method, URL, body."""
+    label, escaped = text[:255], quote(text[:6_000], errors="surrogatepass")
+    source = {
+        "document_id": "0190f0f0-0000-7000-8000-000000000001",
+        "file_path": text[:4_096],
+        "header_anchor": label,
+        "similarity_score": 0.5,
+    }
+    yield "POST", f"{path}/messages", {"role": "user", "content": text, "external_id": label, "sources": [source]}
+    yield "POST", f"{path}/messages", {"role": "assistant", "content": text * 20, "metadata": {text: [text]}}
+    labels = dict.fromkeys(("title", "context_id", "external_id"), label)
+    yield "POST", "/api/conversations", {**labels, "metadata": {text: {text: text}}}
+    yield "POST", "/api/conversations", {"title": text}
+    yield "PATCH", path, {"title": label, "metadata": {text: text}}
+    yield "GET", path, None
+    yield "GET", f"{path}/messages", None
+    yield "GET", f"/api/conversations?context_id={escaped[:2_000]}", None
+    yield "GET", f"/api/conversations/{quote(label, safe='', errors='surrogatepass')}", None
+    yield "GET", f"/api/search?q={escaped}", None
+    yield "GET", f"/api/search?q={quote(text[:190], errors='surrogatepass')}", None
+
+
+def send(client: httpx2.Client, request: Request, **headers: str) -> httpx2.Response:
+    """Send a request, whose body is JSON with all text escaped, or bytes."""
+    method, url, body = request
+    content = body if body is None or isinstance(body, bytes) else json.dumps(body).encode()
+    return client.request(method, url, content=content, headers={"Content-Type": "application/json", **headers})
+
+
+def conversation(client: httpx2.Client) -> str:
+    """Create a conversation and return its path."""
+    return f"/api/conversations/{client.post('/api/conversations', json={}).json()['id']}"
+
+
+@pytest.mark.timeout(3_600)
+def test_no_hostile_text_stops_the_others(tmp_path: Path, url: str) -> None:
+    """Whatever a text is made of: every route takes or refuses it, returns it unchanged, and nobody waits for it."""
+    slow = {}
+    with served(tmp_path, database_url=url, log_level="warning", **AUTH) as (process, client):
+        client.timeout = 600
+        client.headers.update(bearer("ada"))
+        for name, text in texts():
+            path = conversation(client)
+            with Others(str(client.base_url), process.pid) as others:
+                replies = [send(client, request) for request in requests(path, text)]
+            print(f"{name:25} {others.cpu:6.2f} s of CPU, the others waited {others.worst * 1e3:5.0f} ms at most")
+            assert {reply.status_code for reply in replies} <= {200, 201, 404, 422}, name
+            if replies[0].status_code == 201:
+                assert replies[0].json()["content"] == clean_text(text)
+            if others.worst >= WORST_WAIT:
+                slow[name] = others.worst
+    assert not slow
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+@pytest.mark.timeout(3_600)
+def test_no_hostile_body_stops_the_others(tmp_path: Path, url: str) -> None:
+    """Whatever a body of 8 MiB is made of: every route takes or refuses it within a second of CPU, and nobody waits."""
+    slow = {}
+    with served(tmp_path, database_url=url, log_level="warning", **AUTH) as (process, client):
+        client.timeout = 600
+        client.headers.update(bearer("ada"))
+        path = conversation(client)
+        places = [("POST", f"{path}/messages"), ("POST", "/api/conversations"), ("PATCH", path)]
+        for name, make in list(BODIES.items())[:: 1 if IS_LONG else 6]:
+            body = make()
+            with Others(str(client.base_url), process.pid) as others:
+                replies = [send(client, (*place, body), **{"Idempotency-Key": name}) for place in places]
+            seen = f"{others.cpu / 3:5.2f} s of CPU each, the others waited {others.worst * 1e3:5.0f} ms at most"
+            print(f"{name:32} {seen}, {others.grown >> 20:4} MiB more memory")
+            assert {reply.status_code for reply in replies} <= {201, 422}, name
+            if others.worst >= WORST_WAIT or others.cpu / 3 >= 1.0 or others.grown >= 250 << 20:
+                slow[name] = seen
+    assert not slow
     assert "Traceback" not in (tmp_path / "log").read_text()
