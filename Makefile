@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_COMPILE_BYTECODE := 1
 RUN := $(UV) run --frozen
 
-.PHONY: demo test coverage lint bench openapi migrations crash fuzz load recorder torture-mongodb
+.PHONY: demo test coverage lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb
 
 demo: $(UV)  ## import a sample, serve it, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
@@ -32,6 +32,9 @@ fuzz: $(UV)  ## schemathesis, and the corpus of hostile texts and bodies, at ful
 
 load: $(UV)  ## 64 clients for 60 s on PostgreSQL, which stops for 5 s, while one of two workers is killed
 	$(RUN) python -m benchmarks.load
+
+attacks: $(UV)  ## what others see while one client attacks, on SQLite and PostgreSQL, into benchmarks/ATTACKS.md
+	$(RUN) python -m benchmarks.attacks --output benchmarks/ATTACKS.md
 
 recorder: $(UV)  ## 50 rounds of SIGKILL while the database comes and goes, then 5,000,000 messages
 	CHATKEEP_RECORDER_ROUNDS=50 $(RUN) pytest tests/recorder/test_recorder_crash.py -s

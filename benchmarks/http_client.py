@@ -41,6 +41,11 @@ class Connection(asyncio.Protocol):
             raise RuntimeError(f"the server answered {answer[:500]!r}")
         return answer
 
+    @property
+    def closed(self) -> bool:
+        """Whether the server, or `close`, has closed it."""
+        return self._transport.is_closing()
+
     def close(self) -> None:
         """Close it."""
         self._answer = None
@@ -54,19 +59,24 @@ def _length(head: bytes) -> int:
     return int(found[1])
 
 
-def post(port: int, path: str, value: Mapping[str, Any]) -> bytes:
-    """A request, ready to be sent."""
+def bearer(token: str) -> str:
+    """The header line that authenticates a request."""
+    return f"Authorization: Bearer {token}\r\n"
+
+
+def post(port: int, path: str, value: Mapping[str, Any], *, headers: str = "") -> bytes:
+    """A request, ready to be sent. `headers` are lines, each with its end."""
     body = json.dumps(value).encode()
     head = (
-        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n"
+        f"POST {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{headers}"
         f"Content-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
     )
     return head.encode() + body
 
 
-def get(port: int, path: str) -> bytes:
-    """A request that reads, ready to be sent."""
-    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n\r\n".encode()
+def get(port: int, path: str, *, headers: str = "") -> bytes:
+    """A request that reads, ready to be sent. `headers` are lines, each with its end."""
+    return f"GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\n{headers}\r\n".encode()
 
 
 def body(answer: bytes) -> Any:

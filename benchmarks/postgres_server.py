@@ -59,6 +59,11 @@ class Server:
         """The URL of one of its databases, with the option that a store needs to take it."""
         return f"postgresql://{USER}:{PASSWORD}@127.0.0.1:{self.port}/{database}{self._query}"
 
+    @property
+    def pid(self) -> int:
+        """The process that started all its others."""
+        return int((self.data / "postmaster.pid").read_text().split()[0])
+
     def start(self) -> None:
         """Start it and wait until it takes connections."""
         self._run("pg_ctl", "-D", self.data, "-l", self.folder / "log", "-w", "start")
