@@ -15,7 +15,7 @@ import jwt
 
 from benchmarks.attack_issuer import AUDIENCE, Issuer, issuing
 from benchmarks.attack_prepare import ATTACKER, VICTIM
-from benchmarks.attack_server import Checkout, Databases, Target, Usage, reset_peaks, served
+from benchmarks.attack_server import Databases, Target, Usage, reset_peaks, served
 from benchmarks.attack_victim import RECOVERY_SECONDS
 from benchmarks.attacker import Attack
 from benchmarks.children import ROOT, command
@@ -32,7 +32,6 @@ MAX_MEMORY_MB = 6_000
 class Place:
     """Where attacks run."""
 
-    checkout: Checkout
     databases: Databases
     workers: int
 
@@ -87,7 +86,7 @@ def attacked(
     with (
         place.databases.fresh([*attack.kinds, *kinds]) as url,
         keys_for(attack) as keys,
-        served(place.checkout, url, place.workers, {**keys.settings, **settings}, script) as target,
+        served(place.databases.checkout, url, place.workers, {**keys.settings, **settings}, script) as target,
     ):
         yield target, keys
 

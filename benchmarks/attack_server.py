@@ -60,7 +60,7 @@ class Checkout:
     def run(self, *arguments: str) -> str:
         """Run this Python, and return what it prints."""
         command = [str(self.python), "-P", *arguments]
-        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=HERE.parent.parent).stdout
+        return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True, cwd=ROOT).stdout
 
 
 class Databases:
@@ -68,7 +68,7 @@ class Databases:
 
     def __init__(self, checkout: Checkout, folder: Path, server: Server | None) -> None:
         self.server = server
-        self._checkout = checkout
+        self.checkout = checkout
         self._folder = folder
         self._templates: dict[tuple[str, ...], str] = {}
 
@@ -95,7 +95,7 @@ class Databases:
             name = "template_" + "_".join(kinds)
             if self.server is not None:
                 self._execute(f'CREATE DATABASE "{name}"')
-            self._checkout.run(str(HERE / "attack_prepare.py"), self._url(name), *kinds)
+            self.checkout.run(str(HERE / "attack_prepare.py"), self._url(name), *kinds)
             self._templates[kinds] = name
         return self._templates[kinds]
 
@@ -116,12 +116,12 @@ class Databases:
 def databases(checkout: Checkout, kind: str) -> Iterator[Databases]:
     """Databases on SQLite, or on a PostgreSQL server that is started for them."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attacks-", dir=_disk())))
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="attacks-", dir=disk())))
         server = stack.enter_context(serving()) if kind == "postgres" else None
         yield Databases(checkout, folder, server)
 
 
-def _disk() -> Path:
+def disk() -> Path:
     """Where the SQLite files lie: the folder of all benches, out of git's sight."""
     folder = ROOT / ".bench"
     folder.mkdir(exist_ok=True)

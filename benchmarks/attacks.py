@@ -13,7 +13,6 @@ import json
 import sys
 import time
 import traceback
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +36,34 @@ def main() -> int:
         )
         _write(arguments.output, markdown(after, before))
         return 0
-    began = time.monotonic()
-    checkout = Checkout.at(arguments.server)
-    rows, failed = _run(arguments, checkout)
-    result = {"facts": _facts(checkout, time.monotonic() - began), "load": arguments.load, "rows": rows}
-    if arguments.json:
-        arguments.json.write_text(json.dumps(result, indent=1))
+    results = Results(arguments)
+    _run(results)
     if not arguments.load:
-        _write(arguments.output, markdown([result]))
-    return 1 if failed else 0
+        _write(arguments.output, markdown([results.all()]))
+    return 1 if results.failed else 0
+
+
+class Results:
+    """The rows of a run, kept on the disk as they come."""
+
+    def __init__(self, arguments: argparse.Namespace) -> None:
+        self.arguments = arguments
+        self.checkout = Checkout.at(arguments.server)
+        self.failed = False
+        self._rows: list[dict[str, Any]] = []
+        self._began = time.monotonic()
+
+    def add(self, row: dict[str, Any]) -> None:
+        """Show a row, and keep it."""
+        self._rows.append(row)
+        say(load_console(row) if self.arguments.load else console(row))
+        if self.arguments.json:
+            self.arguments.json.write_text(json.dumps(self.all(), indent=1))
+
+    def all(self) -> dict[str, Any]:
+        """Everything so far, and on what it was measured."""
+        minutes = (time.monotonic() - self._began) / 60
+        return {"facts": _facts(self.checkout, minutes), "load": self.arguments.load, "rows": self._rows}
 
 
 def _arguments() -> argparse.Namespace:
@@ -75,42 +93,33 @@ def _chosen(arguments: argparse.Namespace) -> list[Attack]:
     return [attack for name, attack in ATTACKS.items() if any(name.startswith(each) for each in names)]
 
 
-def _run(arguments: argparse.Namespace, checkout: Checkout) -> tuple[list[dict[str, Any]], bool]:
-    rows: list[dict[str, Any]] = []
-    failed = False
+def _run(results: Results) -> None:
+    arguments = results.arguments
     for kind in arguments.database or ("sqlite", "postgres"):
-        with databases(checkout, kind) as prepared:
+        with databases(results.checkout, kind) as prepared:
             for workers in arguments.workers or (1, 2):
-                place = Place(checkout, prepared, workers)
-                say(f"{place.database}, {workers} worker(s), {checkout.commit}")
-                found, wrong = _attack(place, _chosen(arguments), load=arguments.load)
-                rows += found
-                failed |= wrong
-    return rows, failed
+                place = Place(prepared, workers)
+                say(f"{place.database}, {workers} worker(s), {results.checkout.commit}")
+                for attack in _chosen(arguments):
+                    _attack(results, place, attack)
 
 
-def _attack(place: Place, attacks: Sequence[Attack], *, load: bool) -> tuple[list[dict[str, Any]], bool]:
-    """Run attacks; one that cannot be measured is shown, and the others run all the same."""
-    rows, failed = [], False
-    for attack in attacks:
-        try:
-            row = measure_load(place, attack) if load else measure(place, attack)
-        except Exception:  # noqa: BLE001 - shown, and the exit code says it
-            traceback.print_exc()
-            say(f"{attack.name} could not be measured")
-            failed = True
-        else:
-            rows.append(row)
-            say(load_console(row) if load else console(row))
-    return rows, failed
+def _attack(results: Results, place: Place, attack: Attack) -> None:
+    """Run an attack; one that cannot be measured is shown, and the others run all the same."""
+    try:
+        results.add((measure_load if results.arguments.load else measure)(place, attack))
+    except Exception:  # noqa: BLE001 - shown, and the exit code says it
+        traceback.print_exc()
+        say(f"{attack.name} could not be measured")
+        results.failed = True
 
 
-def _facts(checkout: Checkout, seconds: float) -> dict[str, str]:
+def _facts(checkout: Checkout, minutes: float) -> dict[str, str]:
     facts = machine(Path.cwd())
     return {
         "commit": checkout.commit,
         "date": time.strftime("%Y-%m-%d %H:%M %Z"),
-        "run": f"{seconds / 60:.1f} minutes",
+        "run": f"{minutes:.1f} minutes",
         **{name: facts[name] for name in ("machine", "system", "load", "Python")},
     }
 

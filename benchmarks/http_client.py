@@ -25,7 +25,7 @@ class Connection(asyncio.Protocol):
         end = self._received.find(b"\r\n\r\n")
         if end >= 0 and len(self._received) >= end + 4 + _length(self._received[:end]):
             answer, self._received = self._received, b""
-            if self._answer:
+            if self._answer and not self._answer.done():  # whoever asked may have given up
                 self._answer.set_result(answer)
 
     def connection_lost(self, exc: Exception | None) -> None:
