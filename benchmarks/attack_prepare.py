@@ -38,8 +38,8 @@ def load_conversation(number: int) -> UUID:
 
 def hostile_texts() -> list[str]:
     """Texts that are costly to normalise or to cut, each with a word to search for."""
-    marks = "\u0301" * 4_500 + "\u0327" * 4_500
-    return [f"{marks} needle"] * 20
+    kinds = ("\u0301" * 4_500 + "\u0327" * 4_500, "\u0591" * 4_500 + "\u05b0" * 4_500)
+    return [f"{marks} needle" for marks in kinds] * 10
 
 
 def snippet_texts() -> list[str]:

@@ -122,11 +122,10 @@ def unknown_keys(attacker: Attacker) -> None:
 
 def totals(attacker: Attacker) -> None:
     """Pages far into a long list, with the total counted each time."""
-    last = LIST_MESSAGES // 50
     paths = [
         f"{MESSAGES}?limit=1&total=true",
-        *(f"{MESSAGES}?limit=50&page={page}" for page in (last // 10, last // 2, last)),
-        f"{MESSAGES}?limit=1&total=true&order=asc&after={LIST_MESSAGES - 5}",
+        *(f"{MESSAGES}?limit=50&page={page}" for page in (20, 100, 201)),  # no page begins after 10,000 items
+        f"{MESSAGES}?limit=1&total=true&order=asc&after={LIST_MESSAGES // 2}",
         "/api/conversations?total=true&limit=1",
     ]
     attacker.for_seconds(SECONDS, 16, lambda number: attacker.ask("GET", paths[number % len(paths)]))
@@ -167,10 +166,10 @@ def searches(attacker: Attacker) -> None:
 
 
 def siblings(attacker: Attacker) -> None:
-    """A list that has no pages: the alternatives to a message, 2,000 of them, each request."""
-    body = json.dumps({"role": "assistant", "content": "x" * 1_000, "parent_id": None}).encode()
+    """A list that has no pages: the alternatives to a message, 320 of them, each request."""
+    body = json.dumps({"role": "assistant", "content": "x" * 4_000, "parent_id": None}).encode()
     _, first = attacker.ask("POST", MESSAGES, body)
-    attacker.at_once(8, partial(attacker.ask, "POST", MESSAGES, body), times=250)
+    attacker.at_once(8, partial(attacker.ask, "POST", MESSAGES, body), times=40)
     path = f"{MESSAGES}/{json.loads(first)['id']}/siblings"
     attacker.for_seconds(4.0, 8, lambda _: attacker.ask("GET", path))
 
@@ -188,5 +187,5 @@ ATTACKS = (
     Attack("lists-total", totals, "totals and late pages of 100,000 messages, for 5 s", ("list",)),
     Attack("lists-cursors", cursors, "all pages of 100,000 messages by cursor, for 5 s", ("list",)),
     Attack("lists-search", searches, "searches that 100,000 messages answer, for 5 s", ("list",)),
-    Attack("lists-siblings", siblings, "2,000 alternatives of a message in one list"),
+    Attack("lists-siblings", siblings, "320 alternatives of a message in one list"),
 )
