@@ -1,9 +1,9 @@
 """64 clients that read histories of one owner's, while another owner attacks: `python -m benchmarks.attacks --load`.
 
-As a process, `python -m benchmarks.attack_load PORT TOKEN`, it is these clients: each asks again when it has its
-answer, until a line comes on standard input. A client that waits does not ask meanwhile, so that a server which stands
-still would show in few waits: the ones that were left out are counted, as if each client had asked again whenever its
-median wait had passed.
+As a process, `python -m benchmarks.attack_load PORT TOKEN`, it is these clients: it prints a line when it begins, and
+each asks again when it has its answer, until a line comes on standard input. A client that waits does not ask
+meanwhile, so that a server which stands still would show in few waits: the ones that were left out are counted, as if
+each client had asked again whenever its median wait had passed.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from typing import Any
 import uvloop
 
 from benchmarks.attack_prepare import LOAD_READ, VICTIM, load_conversation
-from benchmarks.attack_run import Place, attacked, run_attacker, start
+from benchmarks.attack_run import QUIET_SECONDS, Place, attacked, child, run_attacker, stopped
 from benchmarks.attack_victim import quantile
 from benchmarks.attacker import Attack
 from benchmarks.http_client import Connection, bearer, get
@@ -40,15 +40,14 @@ UNLIMITED = {"rate_limit": "10000000/minute"}
 
 def measure_load(place: Place, attack: Attack) -> dict[str, Any]:
     """Run an attack beside the clients, and return what they saw."""
-    with attacked(place, attack, UNLIMITED, ("load",)) as (target, keys):
-        clients = start("attack_load", target.port, keys.token(VICTIM))
-        try:
-            time.sleep(1.0)
-            spent = run_attacker(attack, target, keys, SECONDS)
-            time.sleep(0.5)
-            seen = json.loads(clients.communicate("stop\n", timeout=60)[0])
-        finally:
-            clients.kill()
+    with (
+        attacked(place, attack, UNLIMITED, ("load",)) as (target, keys),
+        child("attack_load", target.port, keys.token(VICTIM)) as clients,
+    ):
+        time.sleep(QUIET_SECONDS)
+        spent = run_attacker(attack, target, keys, SECONDS)
+        time.sleep(QUIET_SECONDS)
+        seen = stopped(clients)
     return {
         "attack": attack.name, "says": attack.says, "database": place.database, "workers": place.workers,
         "spent": spent, "load": seen, "reached": seen["p95"] <= LIMIT_SECONDS,
@@ -131,6 +130,7 @@ def with_left_out(wait: float, expected: float) -> list[float]:
 async def _main(port: int, token: str) -> None:
     load = Load(port, token)
     asyncio.get_running_loop().add_reader(sys.stdin, load.stop)
+    print("started", flush=True)
     print(json.dumps(await load.run()), flush=True)
 
 

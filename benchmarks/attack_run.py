@@ -16,7 +16,6 @@ import jwt
 from benchmarks.attack_issuer import AUDIENCE, Issuer, issuing
 from benchmarks.attack_prepare import ATTACKER, VICTIM
 from benchmarks.attack_server import Databases, Target, Usage, reset_peaks, served
-from benchmarks.attack_victim import RECOVERY_SECONDS
 from benchmarks.attacker import Attack
 from benchmarks.children import ROOT, command
 
@@ -133,18 +132,17 @@ class Sampler(threading.Thread):
 
 def measure(place: Place, attack: Attack) -> dict[str, Any]:
     """Run an attack, and return its row."""
-    with attacked(place, attack, {}) as (target, keys):
-        victim = start("attack_victim", target.port, keys.token(VICTIM))
-        try:
-            time.sleep(QUIET_SECONDS)
-            sampler = Sampler(target, place.database_pid)
-            sampler.start()
-            spent = run_attacker(attack, target, keys)
-            time.sleep(QUIET_SECONDS)
-            seen = json.loads(victim.communicate("stop\n", timeout=RECOVERY_SECONDS + 30)[0])
-            used = sampler.stop()
-        finally:
-            victim.kill()
+    with (
+        attacked(place, attack, {}) as (target, keys),
+        child("attack_victim", target.port, keys.token(VICTIM)) as victim,
+    ):
+        time.sleep(QUIET_SECONDS)
+        sampler = Sampler(target, place.database_pid)
+        sampler.start()
+        spent = run_attacker(attack, target, keys)
+        time.sleep(QUIET_SECONDS)
+        seen = stopped(victim)
+        used = sampler.stop()
         log = target.log.read_text()[-500:]
     return {
         "attack": attack.name, "says": attack.says, "database": place.database, "workers": place.workers,
@@ -152,24 +150,45 @@ def measure(place: Place, attack: Attack) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def start(module: str, *arguments: object) -> subprocess.Popen[str]:
-    """A process of the attack, with pipes."""
+@contextmanager
+def child(module: str, *arguments: object) -> Iterator[subprocess.Popen[str]]:
+    """A process of the attack that has begun its work: it has printed a line."""
     line = command(f"benchmarks.{module}", *map(str, arguments))
-    return subprocess.Popen(line, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT)
+    with subprocess.Popen(line, stdin=PIPE, stdout=PIPE, text=True, cwd=ROOT) as process:
+        try:
+            _read(process)
+            yield process
+        finally:
+            process.kill()
+
+
+def stopped(process: subprocess.Popen[str]) -> dict[str, Any]:
+    """Tell a process to stop, and return what it says."""
+    assert process.stdin is not None
+    process.stdin.write("stop\n")
+    process.stdin.flush()
+    found: dict[str, Any] = json.loads(_read(process))
+    return found
 
 
 def run_attacker(attack: Attack, target: Target, keys: Keys, seconds: float | None = None) -> dict[str, Any]:
     """Let the attacker work, until it has finished or the attack's time is over, and return what it spent."""
     if keys.issuer is not None:
         keys.issuer.drips = True
-    attacker = start("attacker", attack.name, target.port, keys.token(ATTACKER), keys.secret)
-    try:
-        attacker.wait(seconds or attack.seconds)
-        stopped = False
-    except subprocess.TimeoutExpired:
-        attacker.terminate()
-        stopped = True
-    said, _ = attacker.communicate(timeout=20)
-    if attacker.returncode or not said:
-        raise RuntimeError(f"the attacker of {attack.name} failed with exit code {attacker.returncode}")
-    return {**json.loads(said), "stopped": stopped}
+    with child("attacker", attack.name, target.port, keys.token(ATTACKER), keys.secret) as attacker:
+        timed_out = False
+        try:
+            attacker.wait(seconds or attack.seconds)
+        except subprocess.TimeoutExpired:
+            attacker.terminate()
+            timed_out = True
+        return {**json.loads(_read(attacker)), "stopped": timed_out}
+
+
+def _read(process: subprocess.Popen[str]) -> str:
+    """A line of a process. Raises RuntimeError if it ends without one: it has said why on standard error."""
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    if not line:
+        raise RuntimeError(f"{process.args!r} ended with exit code {process.wait()}")
+    return line

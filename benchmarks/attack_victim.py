@@ -1,5 +1,6 @@
 """What others see: `python -m benchmarks.attack_victim PORT TOKEN`, until a line comes on standard input.
 
+It prints a line when it begins, and in the end what it saw.
 A client that is not the attacker sends a request every 20 ms, whether or not the ones before were answered: in turn a
 history of 50 messages and a message. Each wait counts from the moment at which the request was due, so that a server
 that stands still for a second shows in 50 waits, not in one. Beside it a probe asks /readyz five times a second, each
@@ -155,6 +156,7 @@ def _kind(error: Exception) -> str:
 async def _main(port: int, token: str) -> None:
     victim = Victim(port, token)
     asyncio.get_running_loop().add_reader(sys.stdin, victim.stop)
+    print("started", flush=True)
     print(json.dumps(await victim.run()), flush=True)
 
 
