@@ -13,6 +13,7 @@ import json
 import sys
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +75,13 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--only", action="append", metavar="NAME", help="an attack, or the start of several")
     parser.add_argument("--database", choices=("sqlite", "postgres"), action="append", help="both when absent")
     parser.add_argument("--workers", type=int, choices=(1, 2), action="append", help="both when absent")
+    parser.add_argument(
+        "--patience",
+        type=float,
+        default=1.0,
+        metavar="TIMES",
+        help="how much later attacks are stopped",
+    )
     parser.add_argument("--json", type=Path, help="where the results go")
     parser.add_argument("--output", type=Path, help="where the table goes; the terminal when absent")
     parser.add_argument("--load", action="store_true", help="64 clients read histories while attacks run")
@@ -90,7 +98,11 @@ def _arguments() -> argparse.Namespace:
 
 def _chosen(arguments: argparse.Namespace) -> list[Attack]:
     names = arguments.only or (LOAD_ATTACKS if arguments.load else [""])
-    return [attack for name, attack in ATTACKS.items() if any(name.startswith(each) for each in names)]
+    return [
+        replace(attack, seconds=attack.seconds * arguments.patience)
+        for name, attack in ATTACKS.items()
+        if any(name.startswith(each) for each in names)
+    ]
 
 
 def _run(results: Results) -> None:
