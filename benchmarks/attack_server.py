@@ -31,6 +31,11 @@ OPEN_FILES = 1_024
 TICKS = os.sysconf("SC_CLK_TCK")
 
 
+def end_at_sigterm() -> None:
+    """Let SIGTERM end this process as an error does: what it has started ends, too."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
 @dataclass(frozen=True)
 class Checkout:
     """A chatkeep that can be served: the Python that it is installed for."""

@@ -22,7 +22,7 @@ from benchmarks.attack_load import LOAD_ATTACKS, measure_load
 from benchmarks.attack_load import console as load_console
 from benchmarks.attack_report import console, markdown
 from benchmarks.attack_run import Place, measure
-from benchmarks.attack_server import Checkout, databases
+from benchmarks.attack_server import Checkout, databases, end_at_sigterm
 from benchmarks.attacker import Attack
 from benchmarks.machine import machine
 from benchmarks.measure import say
@@ -31,6 +31,7 @@ from benchmarks.measure import say
 def main() -> int:
     """Attack, write the results, and return 1 when an attack could not be measured."""
     arguments = _arguments()
+    end_at_sigterm()
     if arguments.merge:
         before, after = (
             [json.loads(path.read_text()) for path in paths] for paths in (arguments.merge, arguments.also)

@@ -19,7 +19,7 @@ from uuid import uuid4
 import uvloop
 
 from benchmarks.attack_report import table
-from benchmarks.attack_server import Checkout, disk, served
+from benchmarks.attack_server import Checkout, disk, end_at_sigterm, served
 from benchmarks.cores import MEASURED, OTHERS, on
 from benchmarks.http_client import Connection, body, connected, get, post
 from benchmarks.measure import say
@@ -116,6 +116,7 @@ def _cpu(pid: int) -> float:
 def main() -> int:
     """Compare two checkouts, and print the ratios."""
     arguments = _arguments()
+    end_at_sigterm()
     sides = [Checkout.at(arguments.a), Checkout.at(arguments.b)]
     say(f"A: {sides[0].commit}, B: {sides[1].commit}, {arguments.rounds} rounds of {arguments.requests} requests each")
     chosen = [row for row in ROWS if not arguments.only or any(each in row.name for each in arguments.only)]
