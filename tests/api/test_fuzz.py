@@ -107,44 +107,60 @@ def conversation(client: httpx2.Client) -> str:
     return f"/api/conversations/{client.post('/api/conversations', json={}).json()['id']}"
 
 
+@pytest.fixture
+def server(tmp_path: Path, url: str) -> Iterator[tuple[httpx2.Client, int]]:
+    """The client of one of two owners, and the process of the server; it logs no traceback."""
+    with served(tmp_path, database_url=url, log_level="warning", **AUTH) as (process, client):
+        client.timeout = 600
+        client.headers.update(bearer("ada"))
+        yield client, process.pid
+    assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+def watched(
+    server: tuple[httpx2.Client, int], requests: list[Request], **headers: str
+) -> tuple[list[httpx2.Response], Others]:
+    """Send the requests, and again if others waited long: a machine may be busy once. Returns the replies."""
+    client, pid = server
+    for _ in range(2):
+        with Others(str(client.base_url), pid) as others:
+            replies = [send(client, request, **headers) for request in requests]
+        if others.worst < WORST_WAIT:
+            break
+    return replies, others
+
+
+def is_bounded(replies: list[httpx2.Response], others: Others) -> bool:
+    """Whether the server answered without failing, others were not kept waiting, and it cost what it may."""
+    answered = {reply.status_code for reply in replies} <= {200, 201, 404, 422}
+    return answered and others.worst < WORST_WAIT and others.cpu < len(replies) and others.grown < 250 << 20
+
+
 @pytest.mark.timeout(3_600)
-def test_no_hostile_text_stops_the_others(tmp_path: Path, url: str) -> None:
+def test_no_hostile_text_stops_the_others(server: tuple[httpx2.Client, int]) -> None:
     """Whatever a text is made of: every route takes or refuses it, returns it unchanged, and nobody waits for it."""
-    slow = {}
-    with served(tmp_path, database_url=url, log_level="warning", **AUTH) as (process, client):
-        client.timeout = 600
-        client.headers.update(bearer("ada"))
-        for name, text in texts():
-            path = conversation(client)
-            with Others(str(client.base_url), process.pid) as others:
-                replies = [send(client, request) for request in requests(path, text)]
-            print(f"{name:25} {others.cpu:6.2f} s of CPU, the others waited {others.worst * 1e3:5.0f} ms at most")
-            assert {reply.status_code for reply in replies} <= {200, 201, 404, 422}, name
-            if replies[0].status_code == 201:
-                assert replies[0].json()["content"] == clean_text(text)
-            if others.worst >= WORST_WAIT:
-                slow[name] = others.worst
-    assert not slow
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    unbounded = []
+    for name, text in texts():
+        replies, others = watched(server, list(requests(conversation(server[0]), text)))
+        print(f"{name:32} {others.cpu:6.2f} s of CPU, the others waited {others.worst * 1e3:5.0f} ms at most")
+        if replies[0].status_code == 201:
+            assert replies[0].json()["content"] == clean_text(text)
+        if not is_bounded(replies, others):
+            unbounded.append(name)
+    assert not unbounded
 
 
 @pytest.mark.timeout(3_600)
-def test_no_hostile_body_stops_the_others(tmp_path: Path, url: str) -> None:
+def test_no_hostile_body_stops_the_others(server: tuple[httpx2.Client, int]) -> None:
     """Whatever a body of 8 MiB is made of: every route takes or refuses it within a second of CPU, and nobody waits."""
-    slow = {}
-    with served(tmp_path, database_url=url, log_level="warning", **AUTH) as (process, client):
-        client.timeout = 600
-        client.headers.update(bearer("ada"))
-        path = conversation(client)
-        places = [("POST", f"{path}/messages"), ("POST", "/api/conversations"), ("PATCH", path)]
-        for name, make in list(BODIES.items())[:: 1 if IS_LONG else 6]:
-            body = make()
-            with Others(str(client.base_url), process.pid) as others:
-                replies = [send(client, (*place, body), **{"Idempotency-Key": name}) for place in places]
-            seen = f"{others.cpu / 3:5.2f} s of CPU each, the others waited {others.worst * 1e3:5.0f} ms at most"
-            print(f"{name:32} {seen}, {others.grown >> 20:4} MiB more memory")
-            assert {reply.status_code for reply in replies} <= {201, 422}, name
-            if others.worst >= WORST_WAIT or others.cpu / 3 >= 1.0 or others.grown >= 250 << 20:
-                slow[name] = seen
-    assert not slow
-    assert "Traceback" not in (tmp_path / "log").read_text()
+    unbounded = []
+    path = conversation(server[0])
+    for name, make in list(BODIES.items())[:: 1 if IS_LONG else 6]:
+        body = make()
+        places = [("POST", f"{path}/messages", body), ("POST", "/api/conversations", body), ("PATCH", path, body)]
+        replies, others = watched(server, places, **{"Idempotency-Key": name})
+        seen = f"{others.cpu:6.2f} s of CPU, the others waited {others.worst * 1e3:5.0f} ms at most"
+        print(f"{name:32} {seen}, {others.grown >> 20:4} MiB more memory")
+        if not is_bounded(replies, others):
+            unbounded.append(name)
+    assert not unbounded
