@@ -200,12 +200,16 @@ BEYOND = {
 }
 """Values of metadata beyond a limit, and what the error says."""
 
+SOURCE = {"document_id": "0190f0f0-0000-7000-8000-000000000001", "file_path": "f", "similarity_score": 0.5}
+
 BAD += [(with_value(value, of), rf"{place}metadata: .*{reason}.*can be exported, but not imported")
         for of, place in (("message", "message 1, "), ("conversation", "^"))
         for value, reason in BEYOND.values()]  # fmt: skip
 BAD += [
     (line(lang="x", metadata={str(number): 0 for number in range(100_000)}), "^metadata: .*at most 100,000 values"),
     (line(source="x" * (1 << 20)), "^metadata: .*at most 1,048,576 bytes"),
+    (line(messages=[message(sources=[SOURCE] * 1_001)]), "message 1, sources: .*can be exported, but not imported"),
+    (line(messages=[message(sources=[1] * 100_000)]), "message 1, sources, message 1: "),
 ]
 
 
