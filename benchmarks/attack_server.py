@@ -188,7 +188,9 @@ def served(
     with (
         tempfile.TemporaryDirectory() as folder,
         (Path(folder) / "log").open("w") as log,
-        subprocess.Popen(limited, stdout=PIPE, stderr=log, text=True, env=environment, cwd=folder) as process,
+        subprocess.Popen(
+            limited, stdout=PIPE, stderr=log, text=True, env={**environment, "TMPDIR": folder}, cwd=folder
+        ) as process,
     ):
         target = Target(process, Path(log.name))
         try:
