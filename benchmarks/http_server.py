@@ -16,10 +16,10 @@ from chatkeep.api.app import create_app
 from chatkeep.api.logs import configure
 from chatkeep.api.server import HttpServer
 from chatkeep.ids import new_id, valid_id
-from chatkeep.model import MAX_CONTENT_CHARS
 from chatkeep.settings import Settings
+from chatkeep.store import StoreOptions
 from chatkeep.stores.append import check, listed
-from chatkeep.values import now, valid_owner
+from chatkeep.values import MAX_METADATA, now, valid_owner
 
 
 def forget(store: Store) -> None:
@@ -31,7 +31,7 @@ def forget(store: Store) -> None:
     ) -> list[Message]:
         valid_owner(owner)
         messages = listed(messages)
-        check(messages, MAX_CONTENT_CHARS)
+        check(messages, StoreOptions(), MAX_METADATA)
         return [_answer(valid_id(conversation_id), message) for message in messages]
 
     async def history(owner: str, conversation_id: UUID | str, **_: object) -> Page[Message]:

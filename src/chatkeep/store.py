@@ -29,6 +29,7 @@ from chatkeep.access import Access
 from chatkeep.errors import ChatkeepError, InvalidInput
 from chatkeep.model import (
     MAX_CONTENT_CHARS,
+    MAX_SOURCES,
     Conversation,
     ConversationChange,
     ErasureReceipt,
@@ -72,6 +73,8 @@ class StoreOptions(Given):
     """Deepest nesting of metadata, in levels; the metadata itself is the first."""
     max_metadata_digits: int = Field(MAX_INTEGER_DIGITS, ge=19, le=MAX_INTEGER_DIGITS)
     """Most digits of an integer in metadata; every integer of 64 bits has at most 19."""
+    max_sources: int = Field(MAX_SOURCES, ge=0, le=MAX_SOURCES)
+    """Most sources of a message. It can only be lower than the default."""
     hide_foreign: bool | None = None
     """Answer NotFound for somebody else's conversation, instead of NotYours. Default: false; true if sharded, because
     checking would query every shard."""

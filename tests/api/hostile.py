@@ -14,7 +14,7 @@ def _halves(first: str, second: str) -> Callable[[int], str]:
     return lambda chars: "a" + first * (chars // 2) + second * (chars // 2)
 
 
-NEEDS_LINEAR_FOLD: dict[str, Callable[[int], str]] = {
+TEXTS: dict[str, Callable[[int], str]] = {
     "marks of two classes": _halves("\u0301", "\u0327"),
     "marks of three classes": lambda chars: (
         "a" + "\u0345" * (chars // 3) + "\u0301" * (chars // 3) + "\u0327" * (chars // 3)
@@ -22,10 +22,6 @@ NEEDS_LINEAR_FOLD: dict[str, Callable[[int], str]] = {
     "alternating marks": _repeated("\u0301\u0327\u0345\u05b0"),
     "expanding marks": _halves("\u0344", "\u0327"),
     "Tibetan vowels": _halves("\u0f71", "\u0f39"),
-}
-"""Texts of a length in characters, which normalising needs quadratic time for unless runs of marks are bounded."""
-
-TEXTS: dict[str, Callable[[int], str]] = {
     "Zalgo": _repeated("Z\u0300\u0316\u0334\u0489\u0488\u20dd\u1dce\ufe2f"),
     "jamo": _repeated("\u1100\u1161\u11a8"),
     "leading jamo": _repeated("\u1100"),
@@ -54,7 +50,6 @@ TEXTS: dict[str, Callable[[int], str]] = {
     "one lone surrogate": lambda chars: "\ud83d" + "\u8336" * (chars - 1),
     "regular expression": _repeated("(a+)+$^.*|\\"),
     "SQL": _repeated("%_'\";--\x00*NEAR AND OR ^"),
-    **NEEDS_LINEAR_FOLD,
 }
 """Texts of a length in characters."""
 

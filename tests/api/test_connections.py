@@ -235,7 +235,7 @@ async def test_a_kept_connection_is_closed() -> None:
 @pytest.mark.parametrize("framing", [b"Content-Length: 5000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n1388\r\n"])
 async def test_a_body_has_to_arrive(framing: bytes) -> None:
     """One that comes byte by byte is 408 after its time, and the application is not left waiting."""
-    async with served(body_seconds=1.5) as api, connected(api) as wire, asyncio.timeout(15):
+    async with served(body_seconds=1.5, metrics=True) as api, connected(api) as wire, asyncio.timeout(15):
         await wire.send(POST + framing)
         answer = asyncio.create_task(wire.refusal(408))
         began = time.monotonic()

@@ -202,7 +202,7 @@ async def test_writer_that_waits_too_long_gives_up(url: str) -> None:
         ((f":{PASSWORD}@", ":zq7wrong@"), StoreUnavailable, "user or the password"),
         (("/chatkeep_", "/zq7absent_"), StoreUnavailable, "no such database"),
         (("@127.0.0.1:", "@127.0.0.2:"), StoreUnavailable, "cannot be reached"),
-        (("@127.0.0.1:", "@127.0.0.1:zq7"), InvalidInput, "not one of a PostgreSQL database"),
+        (("@127.0.0.1:", "@127.0.0.1:zq7"), InvalidInput, "must look like postgresql://USER"),
     ],
 )
 async def test_opening_what_is_not_there(

@@ -13,8 +13,9 @@ from uuid import UUID
 from chatkeep.errors import Conflict, InvalidInput, NotFound
 from chatkeep.ids import new_id
 from chatkeep.model import MESSAGE_FIELDS, ImportedMessage, Message, NewMessage, Role, stored
+from chatkeep.store import StoreOptions
 from chatkeep.tree import Position, Tree
-from chatkeep.values import MAX_METADATA, MetadataLimits, title_from, valid_metadata
+from chatkeep.values import MetadataLimits, title_from, valid_metadata
 
 
 class Known(NamedTuple):
@@ -58,9 +59,7 @@ def listed(messages: object) -> Sequence[NewMessage]:
 GIVE_MESSAGES = "append takes a NewMessage, or a list or tuple of them"
 
 
-def check(
-    messages: Sequence[NewMessage], max_content_chars: int, metadata_limits: MetadataLimits = MAX_METADATA
-) -> list[bytes]:
+def check(messages: Sequence[NewMessage], options: StoreOptions, metadata_limits: MetadataLimits) -> list[bytes]:
     """Validate an append as far as that needs no transaction, and return the fingerprints.
 
     They are computed here because other writers wait while a transaction runs.
@@ -68,7 +67,11 @@ def check(
     if not messages:
         raise InvalidInput("append needs at least one message")
     for message in messages:
-        message.check_length(max_content_chars)
+        message.check_length(options.max_content_chars)
+        if len(message.sources) > options.max_sources:
+            raise InvalidInput(
+                f"a message may have at most {options.max_sources:,} sources", got=f"{len(message.sources):,}"
+            )
         if message.metadata:
             valid_metadata(message.metadata, metadata_limits)
     return [message.fingerprint() for message in messages]

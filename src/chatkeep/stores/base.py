@@ -201,7 +201,7 @@ class RowStore[R: Rows](Transactions[R]):
     ) -> list[Message]:
         key = self._key(owner, conversation_id)
         messages = listed(messages)
-        fingerprints = check(messages, self._options.max_content_chars, self._metadata_limits)
+        fingerprints = check(messages, self._options, self._metadata_limits)
         return await self._append(key, messages, fingerprints, expected_seq)
 
     async def history(
@@ -333,6 +333,7 @@ class RowStore[R: Rows](Transactions[R]):
         except asyncio.CancelledError:
             if task.cancelled() and caller is not None and not caller.cancelling():
                 raise StoreUnavailable("the store was closed before this was done; try again") from None
+            task.add_done_callback(_log_failure)
             raise
 
     def _begin[T](self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
@@ -452,9 +453,10 @@ class RowStore[R: Rows](Transactions[R]):
     async def _erase(self, owner: str, stored: str) -> ErasureReceipt:
         total, remaining = Removed(), None
         for _ in range(ERASE_ROUNDS):
-            while await self._write(lambda rows: rows.hide_slice(stored), atomic=False):
-                pass
-            total = total.plus(await self._purge(stored))
+            more = True
+            while more:  # what is hidden is removed at once: hiding the next would read over it
+                more = await self._write(lambda rows: rows.hide_slice(stored), atomic=False)
+                total = total.plus(await self._purge(stored))
             remaining = await self._write(lambda rows: rows.remove_owner(stored), atomic=False)
             if remaining is not None:
                 break
@@ -484,3 +486,10 @@ class RowStore[R: Rows](Transactions[R]):
             total = total.plus(removed)
         remaining = await rows.remove_owner(owner)
         return total, await rows.count(owner, None) if remaining is None else remaining
+
+
+def _log_failure(task: asyncio.Task[Any]) -> None:
+    """Say why something failed of which nobody waits for the end any more."""
+    error = None if task.cancelled() else task.exception()
+    if error is not None:
+        logger.warning("a removal failed after its caller had left: %s", error)

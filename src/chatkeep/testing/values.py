@@ -21,6 +21,7 @@ from chatkeep.model import (
     NewConversation,
     NewMessage,
     Role,
+    Source,
     Status,
 )
 from chatkeep.store import Store
@@ -202,6 +203,19 @@ class ValueContract(Contract):
                 with pytest.raises(InvalidInput, match=f"metadata may have at most {message}"):
                     await call
             assert [c.metadata for c in (await store.list_conversations(owner)).items] == [most]
+            assert contents(await store.log(owner, conversation.id)) == ["fits"]
+
+    async def test_sources_have_a_limit(self, open_store_with: Opener, owner: str) -> None:
+        """A store may take fewer sources than a record holds; an append with more in one message stores nothing."""
+        source = Source(document_id=uuid4(), file_path="a.md", similarity_score=0.5)
+        async with open_store_with(max_sources=2) as store:
+            conversation = await store.create_conversation(owner, NewConversation())
+            await store.append(owner, conversation.id, [assistant("fits", sources=(source,) * 2)])
+            more = (source,) * 3
+            imported = ImportedMessage(role=Role.USER, content="x", sources=more)
+            for messages in ([user("first"), assistant("x", sources=more)], [imported]):
+                with pytest.raises(InvalidInput, match="at most 2 sources"):
+                    await store.append(owner, conversation.id, messages)
             assert contents(await store.log(owner, conversation.id)) == ["fits"]
 
     async def test_records_are_copies(self, store: Store, owner: str) -> None:

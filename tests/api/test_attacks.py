@@ -1,0 +1,56 @@
+"""Attacks on `chatkeep serve` as a process: what another owner and a probe of /readyz see meanwhile.
+
+All attacks, on both databases: `make attacks`.
+"""
+
+from collections.abc import Iterator
+
+import pytest
+from benchmarks.attack_list import ATTACKS
+from benchmarks.attack_run import Place, measure
+from benchmarks.attack_server import Checkout, Databases, databases
+
+pytestmark = [pytest.mark.long, pytest.mark.timeout(180)]
+
+WORST_SECONDS = 1.0
+"""Longest wait of another owner. On a quiet machine it is a fraction; machines that run tests are not quiet."""
+
+MEMORY_MB = 300
+"""Most memory that an attack may add."""
+
+BOUNDS = {
+    "text-user": (WORST_SECONDS, MEMORY_MB),
+    "text-8mb": (WORST_SECONDS, MEMORY_MB),
+    "text-query-64k": (WORST_SECONDS, MEMORY_MB),
+    "text-stored": (WORST_SECONDS, MEMORY_MB),
+    "text-phrase-8": (WORST_SECONDS, MEMORY_MB),
+    "json-sources": (WORST_SECONDS, MEMORY_MB),
+    "json-fields": (WORST_SECONDS, MEMORY_MB),
+    "json-lists": (WORST_SECONDS, MEMORY_MB),
+    "json-patch-small": (WORST_SECONDS, MEMORY_MB),
+    "headers-endless": (WORST_SECONDS, MEMORY_MB),
+    "sockets-silent": (WORST_SECONDS, MEMORY_MB),
+    "sockets-bodies": (WORST_SECONDS, MEMORY_MB),
+    "erase-again": (WORST_SECONDS, MEMORY_MB),
+    "auth-issuer": (WORST_SECONDS, MEMORY_MB),
+}
+"""For each attack the longest wait in seconds and the most memory in MB."""
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[Databases]:
+    """Databases on SQLite, filled once for all attacks."""
+    with databases(Checkout.at(None), "sqlite") as made:
+        yield made
+
+
+@pytest.mark.parametrize("name", BOUNDS)
+def test_others_are_served_during_an_attack(prepared: Databases, name: str) -> None:
+    """Another owner waits for a bounded time, /readyz is always 200, and memory is bounded."""
+    row = measure(Place(prepared, 1), ATTACKS[name])
+    worst, memory = BOUNDS[name]
+    assert row["spent"]["requests"] > 0, row
+    assert row["victim"]["not_ready"] == 0, row
+    assert row["victim"]["unanswered"] == 0, row
+    assert row["victim"]["worst"] <= worst, row
+    assert row["server"]["memory_growth"] <= memory, row
