@@ -312,6 +312,9 @@ def _too_large(limits: MetadataLimits) -> str:
 MOST_VALUES = "may have at most {:,} values"
 MOST_LEVELS = "may have at most {} levels of objects and lists"
 
+_BEGINNING = 1 << 19
+"""Bytes of JSON that are looked at first."""
+
 _SPACE = b" \t\r\n"
 _LEVELS = {ord("["): 1, ord("{"): 1, ord("]"): -1, ord("}"): -1}
 _NO_BRACKET = bytes(set(range(256)) - _LEVELS.keys())
@@ -325,6 +328,11 @@ def check_structure(text: bytes, max_values: int, max_depth: int) -> None:
     opened = text.count(b"[") + text.count(b"{")
     if opened <= max_depth and opened + text.count(b",") <= max_values:
         return  # nearly always, even with the brackets and commas in texts
+    for part in (text[:_BEGINNING], text):  # what is far beyond is so from its beginning
+        _check_part(part, max_values, max_depth)
+
+
+def _check_part(text: bytes, max_values: int, max_depth: int) -> None:
     bare = text.replace(b"\\\\", b"").replace(b'\\"', b"")
     if bare.count(b'"') > 4 * max_values + 2:  # each value may have a key, and each text has two
         raise BeyondLimits(MOST_VALUES.format(max_values))

@@ -232,6 +232,17 @@ async def test_a_kept_connection_is_closed() -> None:
         await wire.end()
 
 
+@pytest.mark.parametrize(("chunks", "size", "status"), [(5_000, 10, 422), (30_000, 1, 413), (30_000, 40, 422)])
+async def test_chunks_of_a_byte_have_a_limit(api: Api, chunks: int, size: int, status: int) -> None:
+    """Each chunk costs the server as much as a large one: 20,000 are taken, and one for each 64 bytes."""
+    async with connected(api) as wire:
+        await wire.send(POST + b"Transfer-Encoding: chunked\r\n\r\n")
+        await wire.send(b"%x\r\n%b\r\n" % (size, b" " * size) * chunks + b"0\r\n\r\n")
+        found, _, body = await wire.answer()
+        assert found == status, body
+        assert status != 413 or b"too many chunks" in body
+
+
 @pytest.mark.parametrize("framing", [b"Content-Length: 5000\r\n\r\n", b"Transfer-Encoding: chunked\r\n\r\n1388\r\n"])
 async def test_a_body_has_to_arrive(framing: bytes) -> None:
     """One that comes byte by byte is 408 after its time, and the application is not left waiting."""

@@ -3,8 +3,16 @@
 import asyncio
 import random
 from collections import Counter
+from pathlib import Path
+from uuid import uuid4
 
+import pytest
+
+from chatkeep import NewConversation, open_store
+from chatkeep.stores.base import LARGE_APPEND_CHARS
 from chatkeep.stores.fairness import FairSemaphore
+from chatkeep.testing import assistant, user
+from conftest import STORES
 
 
 async def hold(semaphore: FairSemaphore, owner: str, order: list[str], end: asyncio.Event) -> None:
@@ -65,3 +73,22 @@ async def test_no_slot_is_lost_to_those_who_are_cancelled() -> None:
     assert {type(task.exception()) for task in tasks if not task.cancelled()} == {type(None)}
     async with asyncio.timeout(1):
         await asyncio.gather(*(use(owner) for owner in "aabb"))
+
+
+@pytest.mark.parametrize("kind", [name for name in STORES if name != "memory"])
+async def test_large_appends_of_one_owner_let_others_between(kind: str, tmp_path: Path) -> None:
+    """Who writes a word does not wait for more than the one large message that is being written, or two."""
+    done: list[str] = []
+    async with open_store(STORES[kind](tmp_path)) as store:
+        talks = {owner: await store.create_conversation(owner, NewConversation()) for owner in ("ada", "eve")}
+
+        async def say(owner: str, text: str) -> None:
+            await store.append(owner, talks[owner].id, [assistant(text, id=uuid4())])
+            done.append(owner)
+
+        text = "茶" * (LARGE_APPEND_CHARS + 1)
+        large = [asyncio.create_task(say("eve", text)) for _ in range(8)]
+        await asyncio.sleep(0)
+        await store.append("ada", talks["ada"].id, user("hello"))
+        assert len(done) <= 2
+        await asyncio.gather(*large)

@@ -27,6 +27,9 @@ MAX_SUBJECT_CHARS = 255
 
 MAX_CREDENTIAL_CHARS = 16_384
 
+MAX_HEADER_CHARS = 4_096
+"""Longest header of a token, which is parsed before the signature is verified. Issuers write some 200."""
+
 TOKEN_TYPES = ("jwt", "at+jwt")
 """Accepted values of the `typ` header, also with `application/` before them; it may be absent (RFC 8725, 3.11).
 
@@ -105,6 +108,8 @@ class Authenticator:
     # --- tokens -------------------------------------------------------------------------------------------
 
     async def _token_principal(self, token: str) -> Principal:
+        if len(token.partition(".")[0]) > MAX_HEADER_CHARS:
+            raise Unauthenticated(NOT_VALID)
         try:
             claims = await self._claims(token)
             return Principal(_subject(claims), _scopes(claims))

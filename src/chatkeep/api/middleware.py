@@ -22,7 +22,7 @@ from chatkeep.api.body_budget import FREE_BYTES, BodyBudget
 from chatkeep.api.errors import BODY_FAILURE, BUSY, RETRY_AFTER, STATUS_TEXTS, Refused, problem
 from chatkeep.api.logs import FIELDS, owner_hash
 from chatkeep.api.metrics import count_request
-from chatkeep.api.query import MAX_PARAMETERS
+from chatkeep.api.query import MAX_PARAMETERS, MAX_QUERY_BYTES
 from chatkeep.api.tracing import span
 from chatkeep.store import Store
 
@@ -181,6 +181,8 @@ class RequestMiddleware:
 
     def _beyond_size(self, scope: Scope) -> Response | None:
         """Return the response to a request whose query or body is longer than it may be."""
+        if len(scope["query_string"]) > MAX_QUERY_BYTES:
+            return problem(422, f"the query may have at most {MAX_QUERY_BYTES:,} bytes")
         if scope["query_string"].count(b"&") >= MAX_PARAMETERS:
             return problem(422, f"the query may have at most {MAX_PARAMETERS} parameters")
         lengths = _values(scope, b"content-length")
@@ -245,7 +247,8 @@ class _Body:
         message = await self._receive()
         failure = self._scope.get("state", {}).get(BODY_FAILURE)
         if failure:
-            raise Refused(failure, STATUS_TEXTS[failure].detail, headers={"Connection": "close"})
+            detail = TOO_MANY_PARTS if failure == 413 else STATUS_TEXTS[failure].detail
+            raise Refused(failure, detail, headers={"Connection": "close"})
         self._size += len(message.get("body", b""))
         if self._size > self._limit:
             raise Refused(413, _too_large(self._limit))
@@ -267,6 +270,7 @@ class _Body:
             self._budget.give_back(_owner(self._scope), self._taken)
 
 
+TOO_MANY_PARTS = "the body came in too many chunks; send larger ones"
 TOO_MANY_BODIES = "too many large bodies are on their way; send this one again after the seconds in Retry-After"
 TOO_MANY_STREAMS = "there are too many event streams; end one before you open another"
 

@@ -31,6 +31,10 @@ Proxies send a few kB; those with a limit have 8 to 32 kB."""
 MAX_HEADER_FIELDS = 100
 """Most header fields of a request. Browsers behind proxies send about 40."""
 
+MAX_BODY_PARTS, BYTES_PER_PART = 20_000, 64
+"""Most parts of a body, chunks or what arrives at once, and for how many bytes there may be one more: a chunk of a byte
+costs as much as one of 64 kB."""
+
 MAX_PIPELINED = 64
 """Most requests that wait for the answer to an earlier one on their connection."""
 
@@ -69,7 +73,7 @@ class Reading(Enum):
 
 
 class _Refused(Exception):  # the parser knows that it has to stop by an exception
-    """The head of a request is refused."""
+    """What arrives is refused."""
 
 
 class Protocol(HttpToolsProtocol):
@@ -87,11 +91,12 @@ class Protocol(HttpToolsProtocol):
         self._reading = Reading.IDLE
         self._messages = 0
         self._received = 0
+        self._parts = self._body_bytes = 0
         self._overhead = 0
         """Bytes since the last part of a body, or since the end of the last request."""
         self._read_until = float("inf")
         """The count of received bytes at which the connection is closed."""
-        self._head_failure = 400
+        self._failure = 400
         self._discarding = False
         """Whether everything that still comes is thrown away."""
         self.lingering = False
@@ -144,7 +149,7 @@ class Protocol(HttpToolsProtocol):
             # The response says nothing of an upgrade. What followed the head in `data` is lost.
             self._end_after_response()
         except httptools.HttpParserError:
-            self._refuse(self._head_failure)
+            self._refuse(self._failure)
 
     def on_message_begin(self) -> None:
         """Begin a request."""
@@ -157,32 +162,37 @@ class Protocol(HttpToolsProtocol):
         if self._reading is Reading.BODY:
             return
         if len(self.headers) == MAX_HEADER_FIELDS:
-            self._fail_head(431)
+            self._fail(431)
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         """Start the request, or queue it behind an earlier one."""
         encodings = [value.strip().lower() for name, value in self.headers if name == b"transfer-encoding"]
         if encodings and encodings != [b"chunked"]:
-            self._fail_head(501)
+            self._fail(501)
         if self.parser.should_upgrade() and self._has_body(encodings):
             # The parser takes what follows for another protocol, and so the body for the next request.
-            self._fail_head(501)
+            self._fail(501)
         if len(self.pipeline) == MAX_PIPELINED:
-            self._fail_head(503)
+            self._fail(503)
         super().on_headers_complete()
         self._reading, self._overhead = Reading.BODY, 0
+        self._parts = self._body_bytes = 0
 
     def _has_body(self, encodings: list[bytes]) -> bool:
         return bool(encodings) or any(name == b"content-length" and value != b"0" for name, value in self.headers)
 
-    def _fail_head(self, status: int) -> None:
-        self._head_failure = status
+    def _fail(self, status: int) -> None:
+        self._failure = status
         raise _Refused
 
     def on_body(self, body: bytes) -> None:
         """Take a part of the body."""
         self._overhead = 0
+        self._parts += 1
+        self._body_bytes += len(body)
+        if self._parts > MAX_BODY_PARTS + self._body_bytes // BYTES_PER_PART:
+            self._fail(413)
         super().on_body(body)
 
     def on_message_complete(self) -> None:

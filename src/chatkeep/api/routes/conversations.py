@@ -1,10 +1,8 @@
 """Conversations over HTTP."""
 
-import asyncio
 from functools import partial
 from typing import Annotated, Self
 from uuid import NAMESPACE_OID, UUID, uuid5
-from weakref import WeakValueDictionary
 
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from pydantic import Field, StrictBool, model_validator
@@ -25,10 +23,6 @@ from chatkeep.values import Label
 router = APIRouter(prefix="/api/conversations", tags=["conversations"], route_class=JsonRoute)
 
 ConversationId = Annotated[UUID, Path(description="The conversation's id.", examples=[CONVERSATION_ID])]
-
-_changes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
-"""One owner's changes are made one at a time by each process: to merge a mebibyte of metadata takes a database's writer
-some 50 ms, for a request of a few bytes, and the others' writes come between."""
 
 
 class ConversationRequest(NewConversation):
@@ -172,8 +166,7 @@ async def update_conversation(
     Metadata is merged key by key. Moving the head makes the history follow another path, and the next message
     continue there. The conversation's `updated_at` does not move.
     """
-    async with _changes.setdefault(owner, asyncio.Lock()):
-        return reply(await store.update_conversation(owner, conversation_id, change))
+    return reply(await store.update_conversation(owner, conversation_id, change))
 
 
 @router.delete(
