@@ -67,7 +67,7 @@ class Settings(BaseSettings):
     )
     max_body_bytes: int = Field(8 << 20, gt=0, description="Largest request body, in bytes.")
     body_memory_bytes: int = Field(
-        128 << 20, gt=0, description="Memory for request bodies above 64 KiB, per process; one owner has a quarter."
+        128 << 20, gt=0, description="Memory for request bodies above 64 KiB, per process; one owner has an eighth."
     )
     max_requests: int = Field(1_000, ge=1, description="Requests under way, per process, without event streams.")
     max_streams: int = Field(20, ge=1, description="Event streams of one owner, per process.")

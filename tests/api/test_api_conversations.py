@@ -136,7 +136,7 @@ async def test_list_by_page_and_offset(api: Api) -> None:
         ("limit=1.0", "limit"),
         ("limit=1_0", "limit"),
         ("limit=%2010", "limit"),
-        pytest.param(f"limit={'9' * 5000}", "limit", id="limit of 5,000 digits"),
+        pytest.param(f"limit={'9' * 4000}", "limit", id="limit of 4,000 digits"),
         ("page=0", "page"),
         ("page=-1", "page"),
         ("offset=-1", "offset"),

@@ -6,7 +6,7 @@ from collections import Counter
 FREE_BYTES = 64 << 10
 """Size up to which a body needs no share of the memory: what others send never keeps a small one waiting."""
 
-OWNER_SHARE = 4
+OWNER_SHARE = 8
 """One owner may use one part in this many."""
 
 WAIT_SECONDS = 10.0
