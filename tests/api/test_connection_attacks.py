@@ -117,18 +117,11 @@ def see_no_attack(kinds: Iterable[str], pid: int, port: int) -> int:
     return most - before
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "silent",
-        "slow_bodies",
-        "header_flood",
-        *(
-            pytest.param(kind, marks=pytest.mark.long)  # ten seconds each
-            for kind in ("slow_heads", "small_slow_bodies", "trailer_flood", "pipelining", "deaf")
-        ),
-    ],
-)
+OTHERS = ("silent", "slow_heads", "slow_bodies", "small_slow_bodies", "trailer_flood", "pipelining", "deaf")
+"""Attacks that last ten seconds each, as the first one does."""
+
+
+@pytest.mark.parametrize("kind", ["header_flood", *(pytest.param(kind, marks=pytest.mark.long) for kind in OTHERS)])
 def test_others_are_served(tmp_path: Path, kind: str) -> None:
     """Whatever somebody without a token does, others wait less than a second, and the memory is bounded."""
     with served(tmp_path, "-Sn 1024") as (pid, port):
@@ -144,6 +137,7 @@ def test_others_are_served_by_several_workers(tmp_path: Path) -> None:
         assert see_no_attack(["header_flood", "slow_bodies"], pid, port) < 2 * MOST_GROWTH
 
 
+@pytest.mark.long
 def test_more_connections_than_files(tmp_path: Path) -> None:
     """A server that may open 300 files takes as many connections as that allows, and others come in all the same."""
     with served(tmp_path, "-n 300") as (pid, port):

@@ -272,6 +272,7 @@ def stream(api: Api, *, size: int, pause: float) -> None:
         return StreamingResponse(events(), media_type="text/event-stream")
 
 
+@pytest.mark.long
 async def test_a_client_that_does_not_read() -> None:
     """Its connection is closed after its time; one that reads slowly keeps its own."""
     async with served(write_seconds=2) as api, connected(api) as deaf, connected(api) as slow:
@@ -287,6 +288,7 @@ async def test_a_client_that_does_not_read() -> None:
         await slow.reader.readexactly(1 << 20)
 
 
+@pytest.mark.long
 async def test_clients_that_leave_too_much_unread(monkeypatch: pytest.MonkeyPatch) -> None:
     """The one that has not read for longest is closed before its own time is over."""
     monkeypatch.setattr(protocol, "MAX_UNSENT_BYTES", 100_000)

@@ -5,6 +5,7 @@ import time
 from pathlib import Path
 
 import jwt
+import pytest
 
 from chatkeep import open_store
 from chatkeep.testing import assistant
@@ -52,6 +53,7 @@ async def test_there_is_a_limit_unless_it_is_switched_off(tmp_path: Path) -> Non
             assert [reply.status_code for reply in replies] == [200] * 20 + [last]
 
 
+@pytest.mark.long
 async def test_others_write_while_one_owner_erases(tmp_path: Path) -> None:
     """Requests that write and erase without end leave the writer to others nearly all of the time."""
     settings = {"auth": "jwt", "jwt_secret": SECRET, "rate_limit": "0", "erase_limit": "0"}

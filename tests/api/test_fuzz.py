@@ -150,6 +150,7 @@ def test_no_hostile_text_stops_the_others(server: tuple[httpx2.Client, int]) -> 
     assert not unbounded
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3_600)
 def test_no_hostile_body_stops_the_others(server: tuple[httpx2.Client, int]) -> None:
     """Whatever a body of 8 MiB is made of: every route takes or refuses it within a second of CPU, and nobody waits."""

@@ -218,6 +218,7 @@ ATTACKS = (
 )
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("name", ATTACKS)
 def test_a_body_does_not_stop_the_others(server: tuple[int, httpx2.Client], name: str) -> None:
     """While one owner sends a body again and again, another's requests are answered, and memory stays bounded."""
@@ -234,6 +235,7 @@ def test_a_body_does_not_stop_the_others(server: tuple[int, httpx2.Client], name
     assert others.grown < MOST_GROWTH
 
 
+@pytest.mark.long
 def test_twenty_large_bodies_at_once_do_not_stop_the_others(server: tuple[int, httpx2.Client]) -> None:
     """Large bodies wait for each other, and nobody else for them."""
     _, client = server
@@ -243,7 +245,7 @@ def test_twenty_large_bodies_at_once_do_not_stop_the_others(server: tuple[int, h
     with watched(server) as others, ThreadPoolExecutor(20) as pool:
         replies = list(pool.map(lambda _: client.post(path, content=body, headers=JSON), range(20)))
 
-    assert {reply.status_code for reply in replies} == {422}
+    assert {reply.status_code for reply in replies} <= {422, 503}  # 503: too many of one owner's wait
     assert others.worst < WORST_WAIT
     assert others.grown < MOST_GROWTH + 20 * len(body)  # what arrived waits in memory
 
@@ -256,6 +258,7 @@ def patches() -> Iterator[tuple[str, dict[str, Any], Any]]:
     yield "lists, a small patch", {"k": [[]] * 90_000}, lambda number: {"a": number}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("metadata", "patch"), [pytest.param(first, more, id=name) for name, first, more in patches()])
 def test_patches_do_not_stop_the_others(
     server: tuple[int, httpx2.Client], metadata: dict[str, Any], patch: Any

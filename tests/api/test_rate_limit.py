@@ -115,6 +115,7 @@ async def test_a_clock_that_is_set_back() -> None:
     assert [window.hit("ada").allowed for _ in range(3)] == [True, True, False]
 
 
+@pytest.mark.long
 async def test_each_process_allows_the_whole_limit(tmp_path: Path) -> None:
     """A client that keeps its connection, and so stays with one of two processes, has the whole quota."""
     settings = {"rate_limit": "8/hour"}

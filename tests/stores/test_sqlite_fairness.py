@@ -113,6 +113,7 @@ async def attack(store: Store, until: asyncio.Event) -> int:
     return failed
 
 
+@pytest.mark.long
 async def test_others_do_not_wait_for_the_searches_of_one_owner(path: Path) -> None:
     """While one owner has 32 slow searches, another one reads, writes and searches, and the store says it is there."""
     async with open_store(f"sqlite:///{path}", read_timeout=3) as store:

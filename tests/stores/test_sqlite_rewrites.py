@@ -122,6 +122,7 @@ async def test_erasures_that_come_together_share_a_rewrite(store: Store, path: P
     assert not left(path, SECRET)
 
 
+@pytest.mark.long
 async def test_rewrites_take_a_tenth_of_the_time(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two stores share the bound; one owner who writes and erases without end leaves the others nine tenths."""
     monkeypatch.setattr(rewrites, "BURST_SECONDS", 0.0)
