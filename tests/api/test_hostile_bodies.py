@@ -194,7 +194,7 @@ async def test_queries_with_a_crowd_of_parameters(api: Api) -> None:
     for where in ("/api/conversations", f"{path}/messages", "/api/search", path, "/api/me"):
         began = time.process_time()
         replies = [await api.client.get(f"{where}?{'&'.join(['zq7'] * 15_000)}") for _ in range(10)]
-        assert time.process_time() - began < 0.5
+        assert time.process_time() - began < 2
         assert assert_problem(replies[-1], 422, "zq7")["detail"] == "the query may have at most 4,096 bytes"
         reply = await api.client.get(f"{where}?{'&'.join(['zq7'] * 101)}")
         assert assert_problem(reply, 422, "zq7")["detail"] == "the query may have at most 100 parameters"
