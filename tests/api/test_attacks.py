@@ -1,6 +1,6 @@
 """Attacks on `chatkeep serve` as a process: what another owner and a probe of /readyz see meanwhile.
 
-All attacks, on both databases: `make attacks`.
+Those of bodies and of connections have tests of their own. All attacks, on both databases: `make attacks`.
 """
 
 from collections.abc import Iterator
@@ -23,17 +23,9 @@ MEMORY_MB = 300
 
 BOUNDS = {
     "text-user": (WORST_SECONDS, MEMORY_MB),
-    "text-8mb": (WORST_SECONDS, MEMORY_MB),
-    "text-query-64k": (WORST_SECONDS, MEMORY_MB),
     "text-stored": (WORST_SECONDS, MEMORY_MB),
     "text-phrase-8": (WORST_SECONDS, MEMORY_MB),
-    "json-sources": (WORST_SECONDS, MEMORY_MB),
-    "json-fields": (WORST_SECONDS, MEMORY_MB),
-    "json-lists": (WORST_SECONDS, MEMORY_MB),
     "json-patch-small": (WORST_SECONDS, MEMORY_MB),
-    "headers-endless": (WORST_SECONDS, MEMORY_MB),
-    "sockets-silent": (WORST_SECONDS, MEMORY_MB),
-    "sockets-bodies": (WORST_SECONDS, MEMORY_MB),
     "erase-again": (REWRITE_SECONDS, MEMORY_MB),
     "auth-issuer": (WORST_SECONDS, MEMORY_MB),
 }
