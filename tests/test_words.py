@@ -159,6 +159,9 @@ def test_snippet_shows_the_whole_phrase() -> None:
 
 MARKS = [chr(code) for code in range(0x110000) if unicodedata.combining(chr(code))]
 
+MANY = MAX_INDEXED_CHARS // 2
+"""Characters that anything quadratic would take long for."""
+
 HOSTILE = {
     "latin": "a",
     "han": "茶",
@@ -199,14 +202,14 @@ def test_scripts_without_blanks_are_seen() -> None:
 
 @pytest.mark.parametrize("text", HOSTILE.values(), ids=HOSTILE)
 def test_long_text_is_handled_in_time(text: str) -> None:
-    """Text as long as anything that is searched takes well under a second, whatever it is made of."""
-    _assert_quick((text * MAX_INDEXED_CHARS)[:MAX_INDEXED_CHARS])
+    """Long text takes well under a second, whatever it is made of."""
+    _assert_quick((text * MANY)[:MANY])
 
 
 @pytest.mark.parametrize("order", ["\u0301\u0327", "\u0327\u0301", "\u05b0\u0591", "\u0345\u0301", "\u1dc4\u302a"])
 def test_unordered_marks_are_handled_in_time(order: str) -> None:
     """Marks of several classes are sorted in linear time: all of one before all of the other, or in turn."""
-    half = MAX_INDEXED_CHARS // 2
+    half = MANY // 2
     _assert_quick("a" + order[0] * half + order[1] * half)
     _assert_quick("é" + order * half)
 
@@ -227,4 +230,4 @@ def _assert_quick(text: str) -> None:
     index_words(text)
     holds(text, phrases)
     snippet(text, phrases)
-    assert time.thread_time() - started < 4
+    assert time.thread_time() - started < 3

@@ -136,6 +136,7 @@ def is_bounded(replies: list[httpx2.Response], others: Others) -> bool:
     return answered and others.worst < WORST_WAIT and others.cpu < len(replies) and others.grown < 250 << 20
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3_600)
 def test_no_hostile_text_stops_the_others(server: tuple[httpx2.Client, int]) -> None:
     """Whatever a text is made of: every route takes or refuses it, returns it unchanged, and nobody waits for it."""

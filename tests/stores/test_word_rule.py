@@ -42,7 +42,10 @@ def new_fold(text: str) -> str:
     return old_fold(text).replace("б", "п")
 
 
-@pytest.fixture(params=ROWS)
+LONG = [pytest.param(name, marks=pytest.mark.long) for name in ROWS if name != "sqlite"]
+
+
+@pytest.fixture(params=["sqlite", *LONG])
 def kind(request: pytest.FixtureRequest) -> str:
     """Every database that keeps an index of words."""
     return cast("str", request.param)
