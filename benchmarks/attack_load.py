@@ -7,19 +7,15 @@ each client had asked again whenever its median wait had passed.
 """
 
 import asyncio
-import json
 import random
-import sys
 import time
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
-import uvloop
-
 from benchmarks.attack_prepare import LOAD_READ, VICTIM, load_conversation
 from benchmarks.attack_run import QUIET_SECONDS, Place, attacked, child, run_attacker, stopped
-from benchmarks.attack_victim import quantile
+from benchmarks.attack_victim import measure, quantile
 from benchmarks.attacker import Attack
 from benchmarks.http_client import Connection, bearer, get
 
@@ -127,12 +123,5 @@ def with_left_out(wait: float, expected: float) -> list[float]:
     return [wait - number * expected for number in range(max(1, int(wait / expected)))]
 
 
-async def _main(port: int, token: str) -> None:
-    load = Load(port, token)
-    asyncio.get_running_loop().add_reader(sys.stdin, load.stop)
-    print("started", flush=True)
-    print(json.dumps(await load.run()), flush=True)
-
-
 if __name__ == "__main__":
-    uvloop.run(_main(int(sys.argv[1]), sys.argv[2]))
+    measure(Load)

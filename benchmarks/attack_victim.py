@@ -12,6 +12,8 @@ import json
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
+from typing import Any, Protocol
 from uuid import uuid4
 
 import uvloop
@@ -153,12 +155,27 @@ def _kind(error: Exception) -> str:
     return text.partition("HTTP/1.1 ")[2][:3] or type(error).__name__
 
 
-async def _main(port: int, token: str) -> None:
-    victim = Victim(port, token)
-    asyncio.get_running_loop().add_reader(sys.stdin, victim.stop)
-    print("started", flush=True)
-    print(json.dumps(await victim.run()), flush=True)
+class Client(Protocol):
+    """What measures in a process of its own."""
+
+    def stop(self) -> None:
+        """Begin to end."""
+
+    async def run(self) -> dict[str, Any]:
+        """Measure until stopped, and return what was measured."""
+
+
+def measure(client: Callable[[int, str], Client]) -> None:
+    """Let a client measure the server at the port, with the token, of the command line, until anything is sent here."""
+
+    async def run() -> None:
+        measuring = client(int(sys.argv[1]), sys.argv[2])
+        asyncio.get_running_loop().add_reader(sys.stdin, measuring.stop)
+        print("started", flush=True)
+        print(json.dumps(await measuring.run()), flush=True)
+
+    uvloop.run(run())
 
 
 if __name__ == "__main__":
-    uvloop.run(_main(int(sys.argv[1]), sys.argv[2]))
+    measure(Victim)

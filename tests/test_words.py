@@ -127,6 +127,13 @@ def test_beginning_of_long_text_is_searched() -> None:
     assert index_text(f"{filler}sage thyme").endswith(" sage")
 
 
+def test_folded_text_is_searched_up_to_twice_its_length() -> None:
+    """A character that stands for 18 is found as its words; thousands of them cost no more than other text."""
+    assert holds("ﷺ" * 20, query_phrases("وسلم"))
+    assert len(index_text("ﷺ" * 4_000)) <= 2 * 4_000 + 1_000
+    assert "ﷺ" in snippet("ﷺ" * 4_000, query_phrases("الله"))
+
+
 @pytest.mark.parametrize(
     "word",
     ["saffron", "Café", "cafe\u0301", "ΔΡΌΜΟΣ", "番红花", "コーヒー", "ｶﾞｽ", "도서관",

@@ -23,8 +23,9 @@ anew what an older rule has indexed."""
 MAX_INDEXED_CHARS = 200_000
 """Indexed length of a message, in characters from its start."""
 
-MAX_FOLDED_CHARS = 2 * MAX_INDEXED_CHARS
-"""Indexed length of a message when it is folded, which makes up to 18 characters of one."""
+FOLDED_RATIO, FOLDED_SLACK = 2, 1_000
+"""How many times as long as itself a text is indexed when it is folded, and how many characters more: folding makes up
+to 18 of one, and of a whole text in any language not twice as many."""
 
 MAX_TERM_CHARS = 255
 """Longest term of an index of single words, in characters: databases limit the size of an index key."""
@@ -78,7 +79,11 @@ def _in_canonical_order(marks: regex.Match[str]) -> str:
 
 def words_of(content: str) -> list[str]:
     """Return the words of the searched part of `content`, in order."""
-    return _split(fold(content[:MAX_INDEXED_CHARS])[:MAX_FOLDED_CHARS])
+    return _split(_folded(content[:MAX_INDEXED_CHARS]))
+
+
+def _folded(text: str) -> str:
+    return fold(text)[: FOLDED_RATIO * len(text) + FOLDED_SLACK]
 
 
 def _split(folded: str) -> list[str]:
@@ -173,7 +178,7 @@ def snippet(content: str, phrases: list[list[str]]) -> str:
 
 def _first_match(content: str, phrases: list[list[str]]) -> int:
     """Return the offset in `content` at which the first phrase starts; 0 without one."""
-    folded = fold(content)
+    folded = _folded(content)
     text = _in_a_row(_split(folded))
     places = [place for phrase in phrases if (place := text.find(_in_a_row(phrase))) >= 0]
     if not places:

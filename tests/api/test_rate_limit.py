@@ -15,7 +15,7 @@ from test_server import served
 from chatkeep import open_store
 from chatkeep.api import sliding_window
 from chatkeep.api.client_address import ClientAddress
-from chatkeep.api.rate_limit import RateLimiter
+from chatkeep.api.rate_limit import RateLimiter, RateLimiters
 from chatkeep.api.sliding_window import SlidingWindow
 from chatkeep.settings import Settings
 from servers.api import serving
@@ -79,11 +79,11 @@ def seconds_of_a_hit(window: SlidingWindow) -> float:
 
 async def test_many_names_delay_no_request(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a hundred thousand names are counted a request takes as much time as before."""
-    limiters = RateLimiter("1000/minute"), RateLimiter("60/minute", kind="address")
+    limiters = RateLimiters(RateLimiter("1000/minute"), RateLimiter("60/minute", kind="address"), None)
     monkeypatch.setattr("chatkeep.api.app.rate_limiters", lambda settings: limiters)
     async with open_store("memory://") as store, serving(store) as api:
         for number in range(NAMES):
-            await limiters[0].hit(f"other {number}")
+            await limiters.address.hit(f"other {number}")
         assert (await api.client.get(PATH)).status_code == 200
         began = time.process_time()
         for _ in range(50):

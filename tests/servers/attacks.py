@@ -49,30 +49,27 @@ async def small_slow_bodies(port: int) -> None:
     await _drip(port, HEAD + b"Content-Length: 65536\r\n\r\n" + b'{"title":"' + b"a" * 64_000, b"a", 0.5)
 
 
-async def header_flood(port: int) -> None:
-    """Send one header that never ends, as fast as the server takes it."""
+async def _flood(port: int, start: bytes) -> None:
+    """Send something that never ends after `start`, as fast as the server takes it, again and again."""
     while True:
         _, writer = await _open(port)
         try:
-            writer.write(HEAD + b"X: ")
+            writer.write(start)
             while True:
                 writer.write(b"a" * 1_000_000)
                 await writer.drain()
         except ConnectionError:
             await asyncio.sleep(0.01)
+
+
+async def header_flood(port: int) -> None:
+    """Send one header that never ends."""
+    await _flood(port, HEAD + b"X: ")
 
 
 async def trailer_flood(port: int) -> None:
     """Send one trailer that never ends."""
-    while True:
-        _, writer = await _open(port)
-        try:
-            writer.write(HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: ")
-            while True:
-                writer.write(b"a" * 1_000_000)
-                await writer.drain()
-        except ConnectionError:
-            await asyncio.sleep(0.01)
+    await _flood(port, HEAD + b"Transfer-Encoding: chunked\r\n\r\n2\r\n{}\r\n0\r\nX: ")
 
 
 async def pipelining(port: int) -> None:

@@ -8,7 +8,7 @@ from starlette.types import Scope
 from chatkeep.api.auth import Authenticator, ExpiredCredential, Principal
 from chatkeep.api.client_address import ClientAddress
 from chatkeep.api.errors import RETRY_AFTER, problem
-from chatkeep.api.rate_limit import RateLimiter, RateLimitResult
+from chatkeep.api.rate_limit import RateLimiters, RateLimitResult, retry_after
 from chatkeep.errors import StoreUnavailable, Unauthenticated
 
 SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
@@ -24,20 +24,16 @@ class Admission:
         self,
         authenticator: Authenticator,
         address: ClientAddress,
-        per_owner: RateLimiter | None,
-        failures: RateLimiter,
+        limiters: RateLimiters,
     ) -> None:
         self._authenticator = authenticator
         self._address = address
-        self._per_owner = per_owner
-        self._failures = failures
+        self._limiters = limiters
 
     async def aclose(self) -> None:
         """Close the authenticator and the rate limiters."""
         await self._authenticator.aclose()
-        for limiter in (self._per_owner, self._failures):
-            if limiter is not None:
-                await limiter.aclose()
+        await self._limiters.aclose()
 
     async def admit(self, scope: Scope) -> Response | None:
         """Set the principal in `scope`, or return the refusal: 401, 403, 429 or 503."""
@@ -51,7 +47,7 @@ class Admission:
             return _unauthenticated(error, given)
         except Unauthenticated as error:
             # Only failures are counted by address: many honest clients may share one.
-            result = await self._failures.hit(self._address.of(scope))
+            result = await self._limiters.address.hit(self._address.of(scope))
             return _unauthenticated(error, given) if result.allowed else _too_many(result)
         except StoreUnavailable:
             return problem(503, headers=RETRY_AFTER)
@@ -59,8 +55,8 @@ class Admission:
 
     async def _authorize(self, scope: Scope, principal: Principal) -> Response | None:
         state = scope.setdefault("state", {})
-        if self._per_owner is not None:
-            result = await self._per_owner.hit(principal.owner)
+        if self._limiters.owner is not None:
+            result = await self._limiters.owner.hit(principal.owner)
             state["rate_limit"] = result
             if not result.allowed:
                 return _too_many(result)
@@ -89,4 +85,4 @@ def _unauthenticated(error: Unauthenticated, given: list[str]) -> Response:
 
 
 def _too_many(result: RateLimitResult) -> Response:
-    return problem(429, headers={"Retry-After": str(max(1, result.reset))})
+    return problem(429, headers=retry_after(result))

@@ -55,7 +55,6 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.store = store
-    app.state.erasures = me.erase_limiter(settings)
     app.state.max_json_values = settings.max_json_values
     _add_middleware(app, store, settings)
     add_handlers(app)
@@ -75,8 +74,10 @@ async def _openapi(request: Request) -> Response:
 def _add_middleware(app: FastAPI, store: Store, settings: Settings) -> None:
     """Add the middleware. The one added last is the outermost."""
     app.state.shutdown = Shutdown()
+    limiters = rate_limiters(settings)
+    app.state.erasures = limiters.erasure
     app.state.admission = Admission(
-        Authenticator(settings, store.access), ClientAddress(settings.proxy_networks), *rate_limiters(settings)
+        Authenticator(settings, store.access), ClientAddress(settings.proxy_networks), limiters
     )
     app.add_middleware(
         RequestMiddleware,

@@ -123,14 +123,39 @@ class RateLimiter:
             logger.warning("requests per %s are not counted, all are allowed: %s", self._unlimited.kind, reason)
 
 
-def rate_limiters(settings: Settings) -> tuple[RateLimiter | None, RateLimiter]:
-    """Return the limiter per owner, if there is a limit, and of failed authentications per address.
+class RateLimiters(NamedTuple):
+    """The limiters of a server; None: no limit."""
 
-    Raises InvalidInput for settings that are not valid.
-    """
-    rate, storage = settings.owner_rate_limit, settings.rate_limit_storage
-    per_owner = RateLimiter(rate, storage) if rate else None
-    return per_owner, RateLimiter(settings.failure_limit, storage, kind="address")
+    owner: RateLimiter | None
+    """Requests of an owner."""
+    address: RateLimiter
+    """Failed authentications of an address."""
+    erasure: RateLimiter | None
+    """Erasures of an owner: each may rewrite a whole database file."""
+
+    async def aclose(self) -> None:
+        """Close all of them."""
+        for limiter in self:
+            if limiter is not None:
+                await limiter.aclose()
+
+
+def rate_limiters(settings: Settings) -> RateLimiters:
+    """Return the limiters that the settings ask for. Raises InvalidInput for settings that are not valid."""
+
+    def limiter(rate: str | None, kind: str) -> RateLimiter | None:
+        return RateLimiter(rate, settings.rate_limit_storage, kind=kind) if rate else None
+
+    return RateLimiters(
+        limiter(settings.owner_rate_limit, "owner"),
+        RateLimiter(settings.failure_limit, settings.rate_limit_storage, kind="address"),
+        limiter(settings.owner_erase_limit, "erasure"),
+    )
+
+
+def retry_after(result: RateLimitResult) -> dict[str, str]:
+    """Return the headers of a 429."""
+    return {"Retry-After": str(max(1, result.reset))}
 
 
 def _parse(rate: str) -> RateLimitItem:

@@ -85,10 +85,8 @@ def _cannot_listen(settings: Settings, error: OSError) -> typer.BadParameter:
 async def _prepare(settings: Settings) -> None:
     """Migrate the schema once before the workers open the store, and report invalid settings before they start."""
     from chatkeep.api.rate_limit import rate_limiters
-    from chatkeep.api.routes.me import erase_limiter
 
     rate_limiters(settings)
-    erase_limiter(settings)
     async with open_store(settings.store_url):
         pass
 

@@ -67,8 +67,8 @@ class RowStore[R: Rows](Transactions[R]):
         super().__init__(url, options)
         self._reads, self._writes = TimeLimit(options.read_timeout), TimeLimit(options.write_timeout)
         self._texts = LongTexts()
-        self._heavy = FairSemaphore(options.pool_size // 2)
-        """Who may read much at a time: with half of the connections, so that the others are free for short calls."""
+        self._heavy = FairSemaphore(self._most_heavy_reads())
+        """Who may read much at a time."""
         self._large_appends = FairSemaphore(2)
         self._changes: KeyedLocks[str] = KeyedLocks()
         """One owner's changes are made one at a time: to merge a mebibyte of metadata takes a database's writer some
@@ -94,6 +94,10 @@ class RowStore[R: Rows](Transactions[R]):
         with self._reads.of_call():
             async with self._heavy.of(owner):
                 return await self._read(work)
+
+    def _most_heavy_reads(self) -> int:
+        """How many may read much at a time: half of the connections, so that the others are free for short calls."""
+        return self._options.pool_size // 2
 
     @abstractmethod
     async def _write[T](self, work: Work[R, T], *, atomic: bool = True) -> T:
@@ -424,7 +428,8 @@ class RowStore[R: Rows](Transactions[R]):
         for key in keys:
             await self._index_conversation_again(key)
         after = before._replace(target=RULE, place=keys[-1][1]) if keys else WordIndex(RULE)
-        logger.info("messages are indexed anew: %s", "some are done" if keys else "all are done")
+        if place is None or not keys:
+            logger.info("messages are %s indexed by rule %d of words", "being" if keys else "all", RULE)
         if not await self._write(lambda rows: rows.set_word_index(before, after), atomic=False):
             await asyncio.sleep(random.uniform(*AFTER_OTHERS_SECONDS))  # noqa: S311 - not a secret
         return True

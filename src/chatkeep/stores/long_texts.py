@@ -8,7 +8,7 @@ from typing import Concatenate
 from chatkeep.model import NewMessage
 
 LONG_CHARS = 4_096
-"""Longest text in characters whose words are found on the event loop, which takes 2 ms at most."""
+"""Longest text in characters whose words are found on the event loop, which takes about 2 ms."""
 
 LONG_ASCII_CHARS = 32_768
 """As LONG_CHARS, of ASCII, which is split in a tenth of the time."""

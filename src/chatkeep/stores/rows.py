@@ -240,10 +240,10 @@ def run[T](work: Coroutine[Any, Any, T]) -> T:
     raise RuntimeError("the rows of this database must not wait")
 
 
-def that_fit[Id](hidden: Sequence[tuple[Id, int]], limit: int) -> list[Id]:
-    """Those of the hidden conversations, given with their `last_seq`, that have at most `limit` messages together."""
-    sums = accumulate(last_seq for _, last_seq in hidden)
-    return [id_ for (id_, _), total in zip(hidden, sums, strict=True) if total <= limit]
+def that_fit[Item](sized: Sequence[tuple[Item, int]], limit: int) -> list[Item]:
+    """The first items of those that are given with their sizes, as many as are at most `limit` together."""
+    sums = accumulate(size for _, size in sized)
+    return [item for (item, _), total in zip(sized, sums, strict=True) if total <= limit]
 
 
 def unique(found: Iterable[Placed]) -> list[Placed]:

@@ -7,17 +7,10 @@ from fastapi import APIRouter, Request, Response
 from chatkeep.api.body import reply
 from chatkeep.api.dependencies import OpenedStore, Owner
 from chatkeep.api.errors import Refused, api_problems
-from chatkeep.api.rate_limit import RateLimiter
+from chatkeep.api.rate_limit import RateLimiter, retry_after
 from chatkeep.model import ErasureReceipt
-from chatkeep.settings import Settings
 
 router = APIRouter(prefix="/api/me", tags=["me"])
-
-
-def erase_limiter(settings: Settings) -> RateLimiter | None:
-    """Return the limiter of erasures per owner, in this process; None without a limit. Raises InvalidInput."""
-    rate = settings.owner_erase_limit
-    return RateLimiter(rate, kind="erasure") if rate else None
 
 
 @router.delete(
@@ -37,4 +30,4 @@ async def _admit(limiter: RateLimiter | None, owner: str) -> None:
     """Raise Refused if the owner has erased too often."""
     result = await limiter.hit(owner) if limiter else None
     if result is not None and not result.allowed:
-        raise Refused(429, headers={"Retry-After": str(max(1, result.reset))})
+        raise Refused(429, headers=retry_after(result))

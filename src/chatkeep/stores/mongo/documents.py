@@ -127,13 +127,17 @@ def message_id(key: Key, id_: UUID) -> Document:
 # --- sizes ------------------------------------------------------------------------------------------------
 
 
-def check_message_fits(message: NewMessage, words: Sequence[str]) -> None:
-    """Raise InvalidInput if a message would exceed MongoDB's limit. The words of a long one are in it, too."""
+def check_message_fits(message: NewMessage, known: Mapping[str, list[str]] | None) -> None:
+    """Raise InvalidInput if a message would exceed MongoDB's limit.
+
+    Its words are in the document, too, unless `known` is None; it has those of long texts.
+    """
     total = len(message.content)
     if message.metadata or message.sources:
         total += len(json_text(message.metadata)) + len(json_text(message.sources))
     if total <= SURELY_FITS:
         return
+    words = [] if known is None else known.get(message.content) or index_words(message.content)
     values = [message.content, json_text(message.metadata), json_text(message.sources), words]
     size = len(bson.encode({"values": values})) + REST_BYTES
     if size > MAX_DOCUMENT_BYTES:

@@ -128,7 +128,7 @@ class MongoStore(RowStore[MongoRows]):
         with self._database.writing, self._writes.of_call():
             words = await self._texts.each(index_words, messages) if self._options.search else {}
             for message in messages:
-                check_message_fits(message, words.get(message.content, ()))
+                check_message_fits(message, words if self._options.search else None)
             await self._need_schema()
             if expected_seq is None and is_simple(messages) and not words and key not in self._locks:
                 item = Item(key, messages[0], fingerprints[0], may_repeat)

@@ -10,7 +10,6 @@ from chatkeep.model import ImportedMessage, Message, NewMessage
 from chatkeep.store import StoreOptions, file_path
 from chatkeep.stores.access_sql import SqlAccess
 from chatkeep.stores.base import RowStore
-from chatkeep.stores.fairness import FairSemaphore
 from chatkeep.stores.rows import Key, Row, Work, run
 from chatkeep.stores.sqlite.database import SqliteFile, Transaction
 from chatkeep.stores.sqlite.rewrites import Rewrites, count_removal
@@ -32,19 +31,21 @@ class SqliteStore(RowStore[SqliteRows]):
         path = file_path(url)
         if path in ("", ":memory:"):
             raise InvalidInput("a SQLite store needs a file, such as sqlite:///chat.db; in memory is memory://")
-        searches = max(1, options.readers // 2)
-        self._heavy = FairSemaphore(searches)
         self._file = SqliteFile(
             Path(path).expanduser().absolute(),
             synchronous=options.synchronous,
             reads=self._reads,
             writes=self._writes,
-            readers=options.readers + searches,  # they have threads of their own, which start when there are some
+            # Those have threads of their own, which start when there are some.
+            readers=options.readers + self._most_heavy_reads(),
             committed=self._committed,
         )
         self._access = SqliteAccess(self._file)
         self._rewrites = Rewrites(self._file, self._rewrite, self._begin)
         self._indexing: Task[None] | None = None
+
+    def _most_heavy_reads(self) -> int:
+        return max(1, self._options.readers // 2)
 
     def state(self) -> Mapping[str, int]:
         return {"log_bytes": self._file.log_bytes}
