@@ -3,8 +3,7 @@
 Owners come encoded (`encode_nul`); all other text is encoded here.
 """
 
-import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any, Self, cast, override
 from uuid import UUID
@@ -13,26 +12,28 @@ from chatkeep.access import IDS_CLASH
 from chatkeep.errors import Conflict
 from chatkeep.ids import valid_id
 from chatkeep.model import (
-    CONVERSATION_FIELDS,
-    MESSAGE_FIELDS,
-    ROLES,
-    STATUSES,
     Conversation,
     ImportedConversation,
     Message,
     NewConversation,
-    Source,
-    stored,
 )
 from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.long_texts import LongTexts
+from chatkeep.stores.postgres.columns import (
+    in_context,
+    in_segment,
+    in_utc,
+    to_conversation,
+    to_hit,
+    to_messages,
+)
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.text import decode, encode, terms_of
-from chatkeep.stores.rows import Found, Hit, Key, Removed, Row, Rows, StateRow, WordIndex, that_fit
+from chatkeep.stores.rows import Found, Key, Removed, Row, Rows, StateRow, WordIndex, that_fit
 from chatkeep.stores.window import ListPlace, Window, cursor_time
 from chatkeep.tree import Position, Segment
-from chatkeep.values import EPOCH, decode_nul, encode_nul, json_text, load_json, to_micros
+from chatkeep.values import EPOCH, decode_nul, encode_nul, json_text
 from chatkeep.words import MAX_INDEXED_CHARS, query_terms
 
 INDEX_SLICE = 500
@@ -229,12 +230,12 @@ class PostgresRows(Rows):
 
     async def state(self, key: Key, *, lock: bool = False) -> StateRow | None:
         row = await self._connection.fetchrow(f"{STATE} FOR NO KEY UPDATE" if lock else STATE, *key)
-        return None if row is None else StateRow(*row)._replace(title=decode(row[4]), updated_at=_in_utc(row[5]))
+        return None if row is None else StateRow(*row)._replace(title=decode(row[4]), updated_at=in_utc(row[5]))
 
     async def conversation(self, key: Key, *, lock: bool = False) -> Conversation | None:
         statement = f"{CONVERSATION} AND c.id = $2{' FOR NO KEY UPDATE' if lock else ''}"
         row = await self._connection.fetchrow(statement, *key)
-        return None if row is None else _to_conversation(row)
+        return None if row is None else to_conversation(row)
 
     async def exists_elsewhere(self, id_: UUID) -> bool:
         statement = "SELECT 1 FROM conversations WHERE id = $1 AND deleted_at IS NULL LIMIT 1"
@@ -244,7 +245,7 @@ class PostgresRows(Rows):
         updated_at = new.updated_at if isinstance(new, ImportedConversation) else None
         texts = (encode(new.title), encode(new.context_id), encode(new.external_id), json_text(new.metadata))
         row = await self._connection.fetchrow(INSERT_CONVERSATION, *key, *texts, new.fingerprint(), slot, updated_at)
-        return None if row is None else _to_conversation(row)
+        return None if row is None else to_conversation(row)
 
     async def fingerprint(self, key: Key) -> bytes | None:
         statement = "SELECT fingerprint FROM conversations WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL"
@@ -254,12 +255,12 @@ class PostgresRows(Rows):
         where, values = ("IS NULL", ()) if context_id is None else ("= $2", (encode_nul(context_id),))
         statement = f"{CONVERSATION} AND c.context_id {where} ORDER BY c.updated_at DESC, c.id DESC LIMIT 1"
         row = await self._connection.fetchrow(statement, owner, *values)
-        return None if row is None else _to_conversation(row)
+        return None if row is None else to_conversation(row)
 
     async def listed(
         self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, limit: int, offset: int
     ) -> list[Conversation]:
-        where, values = _in_context(owner, context_id)
+        where, values = in_context(owner, context_id)
         n = len(values)
         if after is not None and after.updated_at is not None:
             where += f" AND (c.updated_at, c.id) < (${n + 1}, ${n + 2})"
@@ -269,10 +270,10 @@ class PostgresRows(Rows):
             values.append(after.id)
         by, n = "c.id" if order == "id" else "c.updated_at DESC, c.id DESC", len(values)
         statement = f"{CONVERSATION}{where} ORDER BY {by} LIMIT ${n + 1} OFFSET ${n + 2}"
-        return [_to_conversation(row) for row in await self._connection.fetch(statement, *values, limit, offset)]
+        return [to_conversation(row) for row in await self._connection.fetch(statement, *values, limit, offset)]
 
     async def count(self, owner: str, context_id: str | None) -> int:
-        where, values = _in_context(owner, context_id)
+        where, values = in_context(owner, context_id)
         statement = f"SELECT count(*) FROM ({CONVERSATION}{where}) c"  # noqa: S608
         return cast("int", await self._connection.fetchval(statement, *values))
 
@@ -335,12 +336,12 @@ class PostgresRows(Rows):
 
     async def _messages(self, key: Key, rest: str, *values: object) -> list[Message]:
         """Messages of one conversation, `rest` being the end of the statement that selects them."""
-        return _to_messages(key[1], await self._connection.fetch(f"{MESSAGE}{rest}", *key, *values))
+        return to_messages(key[1], await self._connection.fetch(f"{MESSAGE}{rest}", *key, *values))
 
     async def repeated(self, key: Key, id_: UUID, fingerprint: bytes) -> Message | None:
         """The stored message that an append with this fingerprint repeats."""
         row = await self._connection.fetchrow(REPEATED, *key, id_)
-        return _to_messages(key[1], [row])[0] if row is not None and row[-1] == fingerprint else None
+        return to_messages(key[1], [row])[0] if row is not None and row[-1] == fingerprint else None
 
     async def known(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Known]:
         found = await self._connection.fetch(
@@ -377,13 +378,13 @@ class PostgresRows(Rows):
         return [] if found is None else [found]
 
     async def segment(self, key: Key, segment: Segment, order: Order, limit: int, offset: int) -> list[Message]:
-        where, values = _in_segment(segment)
+        where, values = in_segment(segment)
         direction, n = "DESC" if order == "desc" else "ASC", len(values) + 2
         rest = f"{where} AND m.status <> 'deleted' ORDER BY m.seq {direction} LIMIT ${n + 1} OFFSET ${n + 2}"
         return await self._messages(key, rest, *values, limit, offset)
 
     async def count_segment(self, key: Key, segment: Segment, *, deleted: bool) -> int:
-        where, values = _in_segment(segment)
+        where, values = in_segment(segment)
         if deleted:  # the index of tombstones has the run
             where, values = " AND m.seq BETWEEN $3 AND $4 AND m.run = $5", (segment.low, segment.high, segment.run)
         statement = (
@@ -400,7 +401,7 @@ class PostgresRows(Rows):
             return None
         last_seq, head_seq, runs = found[0][-3:]
         row = StateRow(last_seq, head_seq, None, runs, None, EPOCH, EPOCH)
-        return row, _to_messages(key[1], found if found[0][0] is not None else ())
+        return row, to_messages(key[1], found if found[0][0] is not None else ())
 
     async def erase_message(self, key: Key, id_: UUID) -> None:
         await self._connection.execute(ERASE_MESSAGE, *key, id_)
@@ -415,7 +416,7 @@ class PostgresRows(Rows):
         terms, exact = query_terms(owner, phrases)
         place = (cursor_time(below[0]), valid_id(below[1]), below[2]) if below else FIRST_PLACE
         found = await self._connection.fetch(SEARCH, owner, terms, *place, limit)
-        hits = [_to_hit(row) for row in found]
+        hits = [to_hit(row) for row in found]
         return Found(hits, exact, hits[-1].place if len(hits) == limit else None)
 
     async def index_slice(self) -> bool:
@@ -499,74 +500,3 @@ class PostgresRows(Rows):
         moved = await self._connection.fetchval(RENAME, old, new)
         await self._connection.execute("DELETE FROM users WHERE id = $1", old)
         return cast("int", moved)
-
-
-# --- values of columns ------------------------------------------------------------------------------------
-
-
-def _in_utc(moment: datetime) -> datetime:
-    """The driver takes the first and the last moment for infinities, and returns those without a time zone."""
-    return moment if moment.tzinfo is not None else moment.replace(tzinfo=UTC)
-
-
-def _in_context(owner: str, context_id: str | None) -> tuple[str, list[Any]]:
-    return ("", [owner]) if context_id is None else (" AND c.context_id = $2", [owner, encode_nul(context_id)])
-
-
-def _in_segment(segment: Segment) -> tuple[str, tuple[int, ...]]:
-    """The condition of a segment: on the trunk its seqs, after the first fork its run, too, by the index of runs."""
-    if segment.trunk:
-        return " AND m.seq BETWEEN $3 AND $4", (segment.low, segment.high)
-    return " AND m.seq BETWEEN $3 AND $4 AND m.run = $5 AND m.depth < m.seq", (segment.low, segment.high, segment.run)
-
-
-def _to_conversation(row: Row) -> Conversation:
-    id_, owner, title, context, external, metadata, last_seq, head, created, updated = row
-    return stored(
-        Conversation,
-        CONVERSATION_FIELDS,
-        {
-            "id": id_,
-            "owner_id": decode_nul(owner),
-            "title": decode(title),
-            "context_id": decode(context),
-            "external_id": decode(external),
-            "metadata": load_json(metadata),
-            "last_seq": last_seq,
-            "head_id": head,
-            "created_at": created,
-            "updated_at": _in_utc(updated),
-        },
-    )
-
-
-def _to_messages(conversation_id: UUID, found: Iterable[Row]) -> list[Message]:
-    """The messages of rows that begin with MESSAGE_COLUMNS."""
-    return [
-        stored(
-            Message,
-            MESSAGE_FIELDS,
-            {
-                "id": id_,
-                "conversation_id": conversation_id,
-                "seq": seq,
-                "parent_id": parent,
-                "role": ROLES[role],
-                "content": decode_nul(content),
-                "status": STATUSES[status],
-                "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
-                "metadata": load_json(metadata) if metadata else {},
-                "external_id": None if external is None else decode_nul(external),
-                "sent_at": None if sent is None else _in_utc(sent),
-                # As text, in the session's ISO style: the driver takes six times as long to make a time of eight bytes.
-                "created_at": datetime.fromisoformat(created),
-            },
-        )
-        for id_, seq, parent, role, content, status, sources, metadata, external, sent, created, *_ in found
-    ]
-
-
-def _to_hit(row: Row) -> Hit:
-    *columns, id_, title = row
-    (message,) = _to_messages(id_, [columns])
-    return Hit((to_micros(message.created_at), id_.hex, message.seq), message, decode(title))

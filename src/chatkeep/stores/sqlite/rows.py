@@ -1,6 +1,5 @@
 """The SQL of the SQLite store, and how its rows become records. Every statement names the owner first."""
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from itertools import chain
 from typing import Any, cast, override
@@ -10,27 +9,34 @@ import apsw
 
 from chatkeep.access import IDS_CLASH
 from chatkeep.errors import Conflict
-from chatkeep.ids import uuid_of
 from chatkeep.model import (
     CONVERSATION_FIELDS,
-    MESSAGE_FIELDS,
-    ROLES,
-    STATUSES,
     Conversation,
     ImportedConversation,
     Message,
     NewConversation,
-    Source,
     stored,
 )
 from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.rows import Found, Hit, Key, Removed, Row, Rows, StateRow, WordIndex, that_fit
+from chatkeep.stores.sqlite.columns import (
+    fetch,
+    in_context,
+    in_segment,
+    message_values,
+    of_word_index,
+    owner_word,
+    state_values,
+    to_conversation,
+    to_message,
+    uuid,
+)
 from chatkeep.stores.sqlite.database import Transaction, Values
 from chatkeep.stores.sqlite.rewrites import count_removal
 from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
-from chatkeep.values import EPOCH, from_micros, json_text, load_json, to_micros
+from chatkeep.values import EPOCH, from_micros, json_text, to_micros
 from chatkeep.words import MAX_INDEXED_CHARS, index_text
 
 SLICE = 1_000
@@ -176,7 +182,7 @@ class SqliteRows(Rows):
     @override
     async def conversation(self, key: Key, *, lock: bool = False) -> Conversation | None:
         row = self._connection.execute(f"{CONVERSATION} AND c.id = ?", (key[0], key[1].bytes)).fetchone()
-        return None if row is None else _to_conversation(row)
+        return None if row is None else to_conversation(row)
 
     async def exists_elsewhere(self, id_: UUID) -> bool:
         statement = "SELECT 1 FROM conversations WHERE id = ? AND deleted_at IS NULL LIMIT 1"
@@ -224,12 +230,12 @@ class SqliteRows(Rows):
         row = self._connection.execute(
             f"{CONVERSATION} AND c.context_id IS ? ORDER BY c.updated_at DESC, c.id DESC LIMIT 1", (owner, context_id)
         ).fetchone()
-        return None if row is None else _to_conversation(row)
+        return None if row is None else to_conversation(row)
 
     async def listed(
         self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, limit: int, offset: int
     ) -> list[Conversation]:
-        where, values = _in_context(owner, context_id)
+        where, values = in_context(owner, context_id)
         if after is not None and after.updated_at is not None:
             where += " AND (c.updated_at, c.id) < (?, ?)"
             values += [to_micros(after.updated_at), after.id.bytes]
@@ -238,10 +244,10 @@ class SqliteRows(Rows):
             values.append(after.id.bytes)
         by = "c.id" if order == "id" else "c.updated_at DESC, c.id DESC"
         found = self._fetch(f"{CONVERSATION}{where} ORDER BY {by} LIMIT ? OFFSET ?", (*values, limit, offset))
-        return [_to_conversation(row) for row in found]
+        return [to_conversation(row) for row in found]
 
     async def count(self, owner: str, context_id: str | None) -> int:
-        where, values = _in_context(owner, context_id)
+        where, values = in_context(owner, context_id)
         return cast("int", self._connection.execute(f"SELECT count(*) FROM ({CONVERSATION}{where})", values).get)  # noqa: S608
 
     async def set_values(self, key: Key, values: Mapping[str, Any]) -> None:
@@ -256,16 +262,16 @@ class SqliteRows(Rows):
         transaction, owner = self._writes, key[0]
         rids = [transaction.next_rid() for _ in new]
         created_at = to_micros(transaction.moment)
-        rows = [_message_values(owner, created_at, rid, placed) for rid, placed in zip(rids, new, strict=True)]
+        rows = [message_values(owner, created_at, rid, placed) for rid, placed in zip(rids, new, strict=True)]
         transaction.defer(INSERT_MESSAGE, rows)
         transaction.deferred_of.add(key)
         if self._index:
-            word, contents = _owner_word(owner), [placed.message.content for placed in new]
+            word, contents = owner_word(owner), [placed.message.content for placed in new]
             words = [(rid, word, self._words_of(text)) for rid, text in zip(rids, contents, strict=True) if text]
             transaction.defer(INSERT_WORDS, words)
         else:
             self._mark_unindexed(rids[0])
-        self._connection.execute(SAVE_STATE, (*_state_values(state), owner, key[1].bytes))
+        self._connection.execute(SAVE_STATE, (*state_values(state), owner, key[1].bytes))
 
     def _words_of(self, content: str) -> str:
         known = self._words.get(content)
@@ -274,7 +280,7 @@ class SqliteRows(Rows):
     def _messages(self, key: Key, rest: str, *values: Any) -> list[Message]:
         """Messages of one conversation, `rest` being the end of the statement that selects them."""
         self._flush(key)
-        return [_to_message(row) for row in self._fetch(f"{MESSAGE}{rest}", (key[0], key[1].bytes, *values))]
+        return [to_message(row) for row in self._fetch(f"{MESSAGE}{rest}", (key[0], key[1].bytes, *values))]
 
     def _columns(self, key: Key, columns: str, rest: str, *values: Any) -> Row | None:
         """Some columns of the first message that `rest` selects."""
@@ -307,13 +313,13 @@ class SqliteRows(Rows):
         return [] if row is None else [row[0]]
 
     async def segment(self, key: Key, segment: Segment, order: Order, limit: int, offset: int) -> list[Message]:
-        where, values = _in_segment(segment)
+        where, values = in_segment(segment)
         direction = "DESC" if order == "desc" else "ASC"
         rest = f"{where} AND m.status <> 'deleted' ORDER BY m.seq {direction} LIMIT ? OFFSET ?"
         return self._messages(key, rest, *values, limit, offset)
 
     async def count_segment(self, key: Key, segment: Segment, *, deleted: bool) -> int:
-        where, values = _in_segment(segment)
+        where, values = in_segment(segment)
         if deleted:  # the index of tombstones has the run
             where, values = " AND m.seq BETWEEN ? AND ? AND m.run = ?", (segment.low, segment.high, segment.run)
         rest = f"{where} AND m.status {'=' if deleted else '<>'} 'deleted'"
@@ -329,8 +335,8 @@ class SqliteRows(Rows):
     async def search(self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int) -> Found:
         match = " AND ".join(f'words : "{" ".join(phrase)}"' for phrase in phrases)
         (place,) = below or (2**63 - 1,)
-        values = (f'owner : "{_owner_word(owner)}" AND {match}', place, owner, limit)
-        return Found([Hit((rid,), _to_message(row), title) for rid, title, *row in self._fetch(SEARCH, values)])
+        values = (f'owner : "{owner_word(owner)}" AND {match}', place, owner, limit)
+        return Found([Hit((rid,), to_message(row), title) for rid, title, *row in self._fetch(SEARCH, values)])
 
     def _mark_unindexed(self, rid: int) -> None:
         """Note that messages from `rid` on are stored without being indexed."""
@@ -362,7 +368,7 @@ class SqliteRows(Rows):
         return WordIndex(rule, target, None if place is None else uuid(place))
 
     async def set_word_index(self, before: WordIndex, after: WordIndex) -> bool:
-        self._connection.execute(SET_WORD_INDEX, (*_of_word_index(after), *_of_word_index(before)))
+        self._connection.execute(SET_WORD_INDEX, (*of_word_index(after), *of_word_index(before)))
         return self._connection.changes() > 0
 
     async def keys_above(self, id_: UUID | None, limit: int) -> list[Key]:
@@ -373,7 +379,7 @@ class SqliteRows(Rows):
         self._writes.flush()
         found = self._fetch(INDEXED_AFTER, (MAX_INDEXED_CHARS, key[0], key[1].bytes, after, INDEX_SLICE // 10))
         some = that_fit([(row, len(row[2])) for row in found], INDEX_SLICE_BYTES) or found[:1]
-        word = _owner_word(key[0])
+        word = owner_word(key[0])
         for rid, _, content in some:
             self._connection.execute("DELETE FROM message_words WHERE rowid = ?", (rid,))
             self._connection.execute(f"{INSERT_WORDS} VALUES (?, ?, ?)", (rid, word, index_text(content)))
@@ -443,7 +449,7 @@ class SqliteRows(Rows):
         left = (
             ("SELECT count(*) FROM messages WHERE owner_id = ?", owner),
             ("SELECT count(*) FROM users WHERE id = ?", owner),
-            ("SELECT count(*) FROM message_words WHERE message_words MATCH ?", f'owner : "{_owner_word(owner)}"'),
+            ("SELECT count(*) FROM message_words WHERE message_words MATCH ?", f'owner : "{owner_word(owner)}"'),
         )
         return sum(cast("int", self._connection.execute(statement, (value,)).get) for statement, value in left)
 
@@ -467,112 +473,3 @@ class SqliteRows(Rows):
         count_removal(self._connection)
         self._writes.owners.discard(old)
         return count
-
-
-# --- values of columns ------------------------------------------------------------------------------------
-
-
-def fetch(connection: apsw.Connection, statement: str, values: Values = ()) -> list[Row]:
-    """All rows of a statement: a cursor that is left half-read would keep an old snapshot and the log."""
-    return connection.execute(statement, values).fetchall()
-
-
-def uuid(value: bytes) -> UUID:
-    """The id that was stored as `value`."""
-    return uuid_of(int.from_bytes(value))
-
-
-def _owner_word(owner: str) -> str:
-    """The owner as one word of the index, whatever characters it has: hex(owner_id) in SQL."""
-    return owner.encode().hex()
-
-
-def _of_word_index(state: WordIndex) -> Values:
-    return state.rule, state.target, None if state.place is None else state.place.bytes
-
-
-def _in_context(owner: str, context_id: str | None) -> tuple[str, list[Any]]:
-    return ("", [owner]) if context_id is None else (" AND c.context_id = ?", [owner, context_id])
-
-
-def _in_segment(segment: Segment) -> tuple[str, Values]:
-    """The condition of a segment: on the trunk its seqs, after the first fork its run, too, by the index of runs."""
-    if segment.trunk:
-        return " AND m.seq BETWEEN ? AND ?", (segment.low, segment.high)
-    return " AND m.seq BETWEEN ? AND ? AND m.run = ? AND m.depth < m.seq", (segment.low, segment.high, segment.run)
-
-
-def _state_values(state: State) -> Values:
-    return (
-        state.tree.last_seq,
-        state.head.seq if state.head else None,
-        state.head_id.bytes if state.head_id else None,
-        state.tree.dump(),
-        state.title,
-        to_micros(state.updated_at),
-    )
-
-
-def _to_conversation(row: Row) -> Conversation:
-    id_, owner, title, context, external, metadata, last_seq, head, created, updated = row
-    return stored(
-        Conversation,
-        CONVERSATION_FIELDS,
-        {
-            "id": uuid(id_),
-            "owner_id": owner,
-            "title": title,
-            "context_id": context,
-            "external_id": external,
-            "metadata": load_json(metadata),
-            "last_seq": last_seq,
-            "head_id": None if head is None else uuid(head),
-            "created_at": from_micros(created),
-            "updated_at": from_micros(updated),
-        },
-    )
-
-
-def _message_values(owner: str, created_at: int, rid: int, placed: Placed) -> Values:
-    message, position, fingerprint = placed
-    return (
-        rid,
-        owner,
-        message.conversation_id.bytes,
-        position.seq,
-        message.id.bytes,
-        position.run,
-        position.depth,
-        message.parent_id.bytes if message.parent_id else None,
-        message.role,
-        message.content,
-        message.status,
-        json_text(message.sources) if message.sources else None,
-        json_text(message.metadata) if message.metadata else None,
-        message.external_id,
-        to_micros(message.sent_at) if message.sent_at else None,
-        created_at,
-        fingerprint,
-    )
-
-
-def _to_message(row: Row) -> Message:
-    id_, conversation_id, seq, parent, role, content, status, sources, metadata, external, sent, created = row
-    return stored(
-        Message,
-        MESSAGE_FIELDS,
-        {
-            "id": uuid(id_),
-            "conversation_id": uuid(conversation_id),
-            "seq": seq,
-            "parent_id": None if parent is None else uuid(parent),
-            "role": ROLES[role],
-            "content": content,
-            "status": STATUSES[status],
-            "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
-            "metadata": load_json(metadata) if metadata else {},
-            "external_id": external,
-            "sent_at": None if sent is None else from_micros(sent),
-            "created_at": from_micros(created),
-        },
-    )

@@ -11,9 +11,10 @@ from chatkeep.store import StoreOptions, file_path
 from chatkeep.stores.access_sql import SqlAccess
 from chatkeep.stores.base import RowStore
 from chatkeep.stores.rows import Key, Row, Work, run
+from chatkeep.stores.sqlite.columns import fetch
 from chatkeep.stores.sqlite.database import SqliteFile, Transaction
 from chatkeep.stores.sqlite.rewrites import Rewrites, count_removal
-from chatkeep.stores.sqlite.rows import MERGE_PAGES, SqliteRows, fetch
+from chatkeep.stores.sqlite.rows import MERGE_PAGES, SqliteRows
 from chatkeep.words import index_text
 
 if TYPE_CHECKING:

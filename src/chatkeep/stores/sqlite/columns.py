@@ -1,0 +1,136 @@
+"""The columns of the SQLite store, and how they become records. No I/O but `fetch`."""
+
+import json
+from typing import Any
+from uuid import UUID
+
+import apsw
+
+from chatkeep.ids import uuid_of
+from chatkeep.model import (
+    CONVERSATION_FIELDS,
+    MESSAGE_FIELDS,
+    ROLES,
+    STATUSES,
+    Conversation,
+    Message,
+    Source,
+    stored,
+)
+from chatkeep.stores.append import Placed, State
+from chatkeep.stores.rows import Row, WordIndex
+from chatkeep.stores.sqlite.database import Values
+from chatkeep.tree import Segment
+from chatkeep.values import from_micros, json_text, load_json, to_micros
+
+
+def fetch(connection: apsw.Connection, statement: str, values: Values = ()) -> list[Row]:
+    """All rows of a statement: a cursor that is left half-read would keep an old snapshot and the log."""
+    return connection.execute(statement, values).fetchall()
+
+
+def uuid(value: bytes) -> UUID:
+    """The id that was stored as `value`."""
+    return uuid_of(int.from_bytes(value))
+
+
+def owner_word(owner: str) -> str:
+    """The owner as one word of the index, whatever characters it has: hex(owner_id) in SQL."""
+    return owner.encode().hex()
+
+
+def of_word_index(state: WordIndex) -> Values:
+    """How far a rule of words has come, as it is stored."""
+    return state.rule, state.target, None if state.place is None else state.place.bytes
+
+
+def in_context(owner: str, context_id: str | None) -> tuple[str, list[Any]]:
+    """The condition of a list, of one context if it is named."""
+    return ("", [owner]) if context_id is None else (" AND c.context_id = ?", [owner, context_id])
+
+
+def in_segment(segment: Segment) -> tuple[str, Values]:
+    """The condition of a segment: on the trunk its seqs, after the first fork its run, too, by the index of runs."""
+    if segment.trunk:
+        return " AND m.seq BETWEEN ? AND ?", (segment.low, segment.high)
+    return " AND m.seq BETWEEN ? AND ? AND m.run = ? AND m.depth < m.seq", (segment.low, segment.high, segment.run)
+
+
+def state_values(state: State) -> Values:
+    """What an append changed of its conversation, as SAVE_STATE takes it."""
+    return (
+        state.tree.last_seq,
+        state.head.seq if state.head else None,
+        state.head_id.bytes if state.head_id else None,
+        state.tree.dump(),
+        state.title,
+        to_micros(state.updated_at),
+    )
+
+
+def to_conversation(row: Row) -> Conversation:
+    """The record of a conversation."""
+    id_, owner, title, context, external, metadata, last_seq, head, created, updated = row
+    return stored(
+        Conversation,
+        CONVERSATION_FIELDS,
+        {
+            "id": uuid(id_),
+            "owner_id": owner,
+            "title": title,
+            "context_id": context,
+            "external_id": external,
+            "metadata": load_json(metadata),
+            "last_seq": last_seq,
+            "head_id": None if head is None else uuid(head),
+            "created_at": from_micros(created),
+            "updated_at": from_micros(updated),
+        },
+    )
+
+
+def message_values(owner: str, created_at: int, rid: int, placed: Placed) -> Values:
+    """A new message, as INSERT_MESSAGE takes it."""
+    message, position, fingerprint = placed
+    return (
+        rid,
+        owner,
+        message.conversation_id.bytes,
+        position.seq,
+        message.id.bytes,
+        position.run,
+        position.depth,
+        message.parent_id.bytes if message.parent_id else None,
+        message.role,
+        message.content,
+        message.status,
+        json_text(message.sources) if message.sources else None,
+        json_text(message.metadata) if message.metadata else None,
+        message.external_id,
+        to_micros(message.sent_at) if message.sent_at else None,
+        created_at,
+        fingerprint,
+    )
+
+
+def to_message(row: Row) -> Message:
+    """The record of a message."""
+    id_, conversation_id, seq, parent, role, content, status, sources, metadata, external, sent, created = row
+    return stored(
+        Message,
+        MESSAGE_FIELDS,
+        {
+            "id": uuid(id_),
+            "conversation_id": uuid(conversation_id),
+            "seq": seq,
+            "parent_id": None if parent is None else uuid(parent),
+            "role": ROLES[role],
+            "content": content,
+            "status": STATUSES[status],
+            "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
+            "metadata": load_json(metadata) if metadata else {},
+            "external_id": external,
+            "sent_at": None if sent is None else from_micros(sent),
+            "created_at": from_micros(created),
+        },
+    )
