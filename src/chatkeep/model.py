@@ -7,7 +7,7 @@ from enum import StrEnum
 from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from chatkeep.errors import InvalidInput
 from chatkeep.values import (
@@ -18,6 +18,7 @@ from chatkeep.values import (
     FilePath,
     JsonObject,
     Label,
+    StoreTime,
     Text,
     Time,
     canonical_json,
@@ -114,6 +115,10 @@ Sources = Annotated[
 """The sources of a new message. Validation stops at the first that is wrong."""
 
 
+def _from_hex(value: object) -> object:
+    return bytes.fromhex(value) if isinstance(value, str) else value
+
+
 class NewConversation(Given):
     """A conversation to be created. Creating it again with the same id and the same values changes nothing."""
 
@@ -130,12 +135,36 @@ class NewConversation(Given):
         return _digest(lines, self.metadata, "")
 
 
+Fingerprint = Annotated[bytes, BeforeValidator(_from_hex), Field(min_length=16, max_length=16)]
+"""A fingerprint that a store kept: 16 bytes, as hexadecimal digits in JSON."""
+
+KEPT_FINGERPRINT = AliasChoices("kept_fingerprint", "fingerprint")
+
+
 class ImportedConversation(NewConversation):
-    """A conversation from another system."""
+    """A conversation from another system; with `created_at`, one that a store exported, to be restored as it was."""
 
     updated_at: Time | None = Field(
         None, description="When it was last active; the time of import when absent, or when it lies in the future."
     )
+    head_id: UUID | None = Field(None, description="The message that history ends with. Absent: the last. Null: none.")
+    created_at: StoreTime | None = Field(
+        None, description="The store's own time. With it, title and updated_at are restored as they are given."
+    )
+    kept_fingerprint: Fingerprint | None = Field(
+        None,
+        validation_alias=KEPT_FINGERPRINT,
+        description="The fingerprint that the store had: a late retry of its creation is known by it.",
+    )
+
+    @property
+    def is_restored(self) -> bool:
+        """Whether a store exported it: then it has no title unless one is given, and any updated_at."""
+        return self.created_at is not None
+
+    def fingerprint(self) -> bytes:
+        """Return the fingerprint that was kept, or a new one."""
+        return self.kept_fingerprint or super().fingerprint()
 
 
 class Conversation(Record):
@@ -217,8 +246,15 @@ class NewMessage(Given):
 class ImportedMessage(NewMessage):
     """A message from another system: it may be blank, of any length, or a tombstone.
 
-    It moves the conversation's `updated_at` to its own `sent_at` at most, never to the time of the import.
+    It moves the conversation's `updated_at` to its own time at most, never to that of the import.
     """
+
+    created_at: StoreTime | None = Field(None, description="The store's own time; that of the import when absent.")
+    kept_fingerprint: Fingerprint | None = Field(
+        None,
+        validation_alias=KEPT_FINGERPRINT,
+        description="The fingerprint that the store had: a late retry of its append is known by it.",
+    )
 
     @model_validator(mode="after")
     def _has_something_to_say(self) -> Self:
@@ -228,6 +264,10 @@ class ImportedMessage(NewMessage):
 
     def check_length(self, max_content_chars: int) -> None:  # noqa: ARG002 - imports are never cut
         return
+
+    def fingerprint(self) -> bytes:
+        """Return the fingerprint that was kept, or a new one."""
+        return self.kept_fingerprint or super().fingerprint()
 
 
 class Message(Record):
@@ -249,6 +289,7 @@ class Message(Record):
 
 CONVERSATION_FIELDS = set(Conversation.model_fields)
 MESSAGE_FIELDS = set(Message.model_fields)
+IMPORTED_FIELDS = set(ImportedMessage.model_fields)
 
 
 class SearchHit(Record):
@@ -257,6 +298,25 @@ class SearchHit(Record):
     message: Message
     title: str | None = Field(description="The title of its conversation.")
     snippet: str = Field(description="The text around the first word found.")
+
+
+UPDATABLE = ("title", "metadata", "deletions", "head")
+"""The differences that an import takes over if it is asked to."""
+
+
+class ImportReceipt(Record):
+    """What the import of a conversation did."""
+
+    created: bool = Field(description="Whether the conversation is new.")
+    messages: int = Field(description="New messages.")
+    known: int = Field(description="Messages that were there.")
+    differences: tuple[str, ...] = Field((), description="What is there and differs: `title`, `metadata`, `head` …")
+    updated: tuple[str, ...] = Field((), description="Those of the differences that were taken over.")
+
+    @property
+    def left(self) -> list[str]:
+        """The differences that were not taken over."""
+        return [name for name in self.differences if name not in self.updated]
 
 
 class Page[Item](Record):

@@ -34,6 +34,9 @@ from chatkeep.model import (
     ConversationChange,
     ErasureReceipt,
     Given,
+    ImportedConversation,
+    ImportedMessage,
+    ImportReceipt,
     Message,
     NewConversation,
     NewMessage,
@@ -234,6 +237,40 @@ class Store(ABC):
         anything but NewMessages, and for content or metadata above the store's limits. Makes a title from the first
         user message if the conversation has none.
         """
+
+    @abstractmethod
+    async def import_conversation(
+        self,
+        owner: str,
+        conversation: ImportedConversation,
+        messages: Sequence[ImportedMessage] = (),
+        *,
+        update: bool = False,
+    ) -> ImportReceipt:
+        """Store a conversation from another system, or from a store's export, with all its messages in order.
+
+        Atomic and idempotent by id. Of a conversation that is there, only new messages are stored, and the receipt
+        names what differs: `title`, `metadata`, `context_id`, `external_id`, `deletions`, `head`. With `update` title,
+        metadata, deletions and head are taken over. Without it the thread that is visible goes on if the import
+        continues it, and never moves to another branch.
+
+        Raises Conflict if a message is there with other content, NotFound if a parent is not among the messages or
+        stored, InvalidInput for metadata above the store's limits.
+        """
+
+    @abstractmethod
+    async def export_conversation(self, owner: str, conversation_id: UUID | str) -> tuple[ImportedConversation, int]:
+        """Return a conversation as `import_conversation` takes it, and its last seq.
+
+        With its messages up to that seq (`export_messages`), which cannot change but by deletion, it is as it was at
+        this call, whoever else writes.
+        """
+
+    @abstractmethod
+    async def export_messages(
+        self, owner: str, conversation_id: UUID | str, *, after: int = 0, limit: int = 1_000
+    ) -> list[ImportedMessage]:
+        """Return messages as `import_conversation` takes them, as `log` returns them."""
 
     @abstractmethod
     async def history(

@@ -383,7 +383,20 @@ Label = Annotated[
 ]
 FilePath = Annotated[str, BeforeValidator(_clean), StringConstraints(max_length=4096), AfterValidator(_not_blank)]
 JsonObject = Annotated[dict[str, Any], BeforeValidator(copy_json)]
-Time = Annotated[AwareDatetime, BeforeValidator(_only_iso_or_datetime), AfterValidator(_to_utc)]
+AnyTime = Annotated[AwareDatetime, AfterValidator(_to_utc)]
+"""A time in UTC, also from a number of seconds."""
+
+Time = Annotated[AnyTime, BeforeValidator(_only_iso_or_datetime)]
+
+
+def _since_epoch(time_: datetime) -> datetime:
+    if time_ < EPOCH:
+        raise ValueError("is before 1970, when there was no store")
+    return time_
+
+
+StoreTime = Annotated[Time, AfterValidator(_since_epoch)]
+"""A time at which a store wrote something."""
 
 
 def to_micros(moment: datetime) -> int:

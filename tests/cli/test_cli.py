@@ -80,7 +80,8 @@ def serving(env: dict[str, str], *arguments: str) -> Iterator[tuple[str, subproc
 def test_import_reports_and_export_gives_it_back(env: dict[str, str], url: str, tmp_path: Path) -> None:
     """A file goes in, with counts and a rate, and comes out the same, plain and packed, from stdin and to stdout."""
     done = run(env, "import", SAMPLE, "--database-url", url)
-    assert re.search(r"38 messages of 7 conversations in [\d.]+ s \([\d,]+/s\)", done.stdout)
+    counts = "7 new, 0 known, 0 changed, 0 refused"
+    assert re.search(rf"38 messages in [\d.]+ s \([\d,]+/s\); conversations: {counts}", done.stdout)
 
     exported = run(env, "export", "--database-url", url).stdout
     run(env, "export", tmp_path / "out.jsonl.gz", "--database-url", url)
@@ -101,8 +102,8 @@ def test_import_says_which_lines_are_bad(env: dict[str, str], url: str, tmp_path
 
     assert "mixed.jsonl:1: " in done.stderr
     assert "mixed.jsonl:9: not JSON" in done.stderr
-    assert "38 messages of 7 conversations" in done.stdout
-    assert "2 lines refused" in done.stdout
+    assert "38 messages in" in done.stdout
+    assert "7 new, 0 known, 0 changed, 2 refused" in done.stdout
 
 
 def test_import_survives_a_broken_archive(env: dict[str, str], url: str, tmp_path: Path) -> None:
@@ -299,5 +300,6 @@ def test_an_import_that_is_killed_can_be_finished(env: dict[str, str], url: str,
             time.sleep(0.002)
         process.kill()
     run(env, "import", file, "--database-url", url)
-    exported = run(env, "export", "--database-url", url).stdout
-    assert {entry["id"]: entry for entry in map(json.loads, exported.splitlines())} == {e["id"]: e for e in entries}
+    exported = [json.loads(line) for line in run(env, "export", "--database-url", url).stdout.splitlines()]
+    assert {entry["external_id"] for entry in exported} == {entry["id"] for entry in entries}
+    assert {len(entry["messages"]) for entry in exported} == {len(entries[0]["messages"])}

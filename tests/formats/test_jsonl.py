@@ -6,6 +6,7 @@ import json
 import re
 import time
 from collections.abc import AsyncIterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ import pytest
 from chatkeep.errors import InvalidInput
 from chatkeep.formats.jsonl import WINDOW_LINES, WRITERS, export_lines, import_id, import_lines, parse_line
 from chatkeep.ids import new_id
-from chatkeep.model import Conversation, ConversationChange, NewConversation, NewMessage, Role
+from chatkeep.model import ConversationChange, ImportReceipt, NewConversation, NewMessage, Role
 from chatkeep.store import Store, open_store
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "conversations"
@@ -49,22 +50,66 @@ async def import_all(store: Store, *lines: bytes) -> list[str | None]:
     return [result.error async for result in import_lines(store, OWNER, lines)]
 
 
-async def export_all(store: Store, owner: str = OWNER) -> str:
+async def export_all(store: Store, owner: str = OWNER) -> bytes:
     """The owner's whole export."""
-    return "".join([piece async for piece in export_lines(store, owner)])
+    return b"".join([piece async for piece in export_lines(store, owner)])
 
 
 async def parsed_export(store: Store) -> dict[str, Any]:
-    """The owner's export as objects by id."""
-    return {entry["id"]: entry for entry in map(json.loads, (await export_all(store)).splitlines())}
+    """The owner's export as objects by the ids that they were imported with."""
+    entries = map(json.loads, (await export_all(store)).splitlines())
+    return {entry.get("external_id", entry["id"]): entry for entry in entries}
+
+
+def as_said(exported: dict[str, Any], original: dict[str, Any]) -> dict[str, Any]:
+    """What a line of an export says of an imported line, as that would say it."""
+    metadata = dict(exported.get("metadata", {}))
+    names = {each["id"]: each.get("external_id", each["id"]) for each in exported["messages"]}
+    said: dict[str, Any] = {
+        "id": exported.get("external_id", exported["id"]),
+        **{name: metadata.pop(name) for name in ("source", "lang") if name in metadata},
+        "messages": [message_as_said(each, names) for each in exported["messages"]],
+    }
+    if "title" in original:  # otherwise it was made from the first message
+        said["title"] = exported["title"]
+    if metadata:
+        said["metadata"] = metadata
+    if exported["messages"] and exported["head_id"] != exported["messages"][-1]["id"]:
+        said["head"] = names[exported["head_id"]]
+    return said
+
+
+def message_as_said(exported: dict[str, Any], names: dict[str, str]) -> dict[str, Any]:
+    """What a message of an export says, as the line that it was imported from would."""
+    kept = ("role", "content", "status", "sources", "metadata")
+    said = {name: exported[name] for name in kept if name in exported}
+    said |= {"id": names[exported["id"]], "parent_id": exported["parent_id"] and names[exported["parent_id"]]}
+    return said | ({"created_at": exported["sent_at"]} if "sent_at" in exported else {})
+
+
+def same_times(entry: dict[str, Any]) -> dict[str, Any]:
+    """A line with its times in one form."""
+    messages = [
+        each | {"created_at": datetime.fromisoformat(each["created_at"])} if "created_at" in each else each
+        for each in entry["messages"]
+    ]
+    return entry | {"messages": messages}
+
+
+def assert_says(exported: dict[str, Any], originals: dict[str, Any]) -> None:
+    """Every line of the originals is in the export, with all that it says."""
+    assert exported.keys() == originals.keys()
+    for name, original in originals.items():
+        assert same_times(as_said(exported[name], original)) == same_times(original)
 
 
 async def test_an_export_says_what_the_import_said(store: Store) -> None:
     """Trees, tool calls, scripts, empty turns, heads and times of the sample come back as they were."""
     assert await import_all(store, *SAMPLE.read_bytes().splitlines(keepends=True)) == [None] * 7
 
-    original = {entry["id"]: entry for entry in map(json.loads, SAMPLE.read_text("utf-8").splitlines())}
-    assert await parsed_export(store) == original
+    assert_says(
+        await parsed_export(store), {entry["id"]: entry for entry in map(json.loads, SAMPLE.read_bytes().splitlines())}
+    )
 
 
 async def test_importing_twice_doubles_nothing(store: Store) -> None:
@@ -95,7 +140,7 @@ async def test_a_stores_own_export_changes_nothing_there(store: Store) -> None:
     await store.append(OWNER, conversation.id, [NewMessage(role=Role.USER, content="hello")])
     exported = await export_all(store)
 
-    assert await import_all(store, exported.encode()) == [None]
+    assert await import_all(store, exported) == [None]
     assert await export_all(store) == exported
 
 
@@ -119,7 +164,7 @@ async def test_a_backup_comes_back_elsewhere_byte_for_byte(store: Store) -> None
     exported = await export_all(store)
 
     async with open_store("memory://") as other:
-        assert await import_all(other, exported.encode()) == [None]
+        assert await import_all(other, exported) == [None]
         assert await export_all(other) == exported
         there = await other.get_conversation(OWNER, conversation.id)
         assert (there.id, there.head_id, there.title, there.context_id) == (conversation.id, ids[1], "T", "k")
@@ -144,8 +189,19 @@ async def test_metadata_at_a_limit_comes_back(store: Store) -> None:
         await store.append(OWNER, conversation.id, NewMessage(role=Role.USER, content="x", metadata={"x": value}))
     text = await export_all(store)
     async with open_store("memory://") as other:
-        assert await import_all(other, *text.encode().splitlines(keepends=True)) == [None] * 4
+        assert await import_all(other, *text.splitlines(keepends=True)) == [None] * 4
         assert await export_all(other) == text
+
+
+@pytest.mark.parametrize("levels", [120, 250, 260, 900, 3_000, 100_000])
+@pytest.mark.parametrize("place", ["message", "conversation", "unknown", "sources"])
+async def test_a_deep_line_is_refused_alone(store: Store, levels: int, place: str) -> None:
+    """However deep a line is, and wherever, it is refused, and the lines around it are stored."""
+    deep = "[" * levels + "]" * levels
+    bad = with_value(deep, place) if place in ("message", "conversation") else line(**{place: "PLACE"})
+    errors = await import_all(store, line(id="before"), bad.replace(b'"PLACE"', deep.encode()), line(id="after"))
+    assert [error is None for error in errors] == [True, False, True]
+    assert (await parsed_export(store)).keys() == {"before", "after"}
 
 
 def nested(levels: int) -> Any:
@@ -158,9 +214,9 @@ async def test_another_owner_gets_conversations_of_its_own(store: Store) -> None
     await import_all(store, line())
     async for _ in import_lines(store, "bob", [line()]):
         pass
-    mine, theirs = [(await store.list_conversations(owner)).items[0].id for owner in (OWNER, "bob")]
-    assert mine != theirs
-    assert await export_all(store) == await export_all(store, "bob")
+    mine, theirs = [(await store.list_conversations(owner)).items[0] for owner in (OWNER, "bob")]
+    assert mine.id != theirs.id
+    assert mine.external_id == theirs.external_id == "c1"
 
 
 BAD = [
@@ -173,12 +229,17 @@ BAD = [
     (line(surprise=1), "surprise: Extra inputs"),
     (line(messages=[message(role="robot")]), "message 1, role"),
     (line(messages=[message(content=None)]), "message 1, content"),
-    (line(messages=[message(), message()]), "message 2 has the id of an earlier one"),
+    (line(messages=[message(), message(content="else")]), "message 2 has the id of an earlier one, and says something"),
+    (line(format=3), "format is 2, or absent"),
+    (line(format=2), "id: Input should be a valid UUID"),
+    (line(format=2, id="0190f0f0-0000-7000-8000-000000000001"), "updated_at: Field required"),
     (line(messages=[message(parent_id="9")]), "message 1 follows a message that does not stand before it"),
     (line(messages=[message(created_at="2026-01-01")]), "message 1, created_at"),
     (line(messages=[message(status="deleted")]), "message 1 is deleted and has content"),
     (line(messages=[message(thinking="…")]), "message 1, thinking: Extra inputs"),
     (line(head="9"), "head names no message"),
+    (line(messages=[message(created_at="0001-01-01T00:00:00+14:00")]), "message 1, created_at: .*years 1 to 9999"),
+    (line(messages=[message(created_at="9999-12-31T23:59:59-14:00")]), "message 1, created_at: .*years 1 to 9999"),
     (line(metadata={"x": float("nan")}), "not JSON"),
     (line().replace(b'"test"', b'"test", "metadata": {"x": 1e999}'), "too large"),
 ]
@@ -235,17 +296,17 @@ async def test_results_name_the_line(store: Store) -> None:
 
 async def test_a_slow_store_is_not_asked_for_all_at_once(store: Store) -> None:
     """No more lines are stored at a time than a slow store answers within its patience."""
-    create, at_once, most = store.create_conversation, 0, 0
+    import_conversation, at_once, most = store.import_conversation, 0, 0
 
-    async def slow(owner: str, new: NewConversation) -> Conversation:
+    async def slow(*arguments: Any, **options: Any) -> ImportReceipt:
         nonlocal at_once, most
         at_once += 1
         most = max(most, at_once)
         await asyncio.sleep(0.1)
         at_once -= 1
-        return await create(owner, new)
+        return await import_conversation(*arguments, **options)
 
-    store.create_conversation = slow  # type: ignore[method-assign]
+    store.import_conversation = slow  # type: ignore[method-assign]
     lines = [line(id=f"c{number}") for number in range(WINDOW_LINES + 10)]
     assert all([result.error is None async for result in import_lines(store, OWNER, lines)])
     assert most == WRITERS < WINDOW_LINES
@@ -260,7 +321,7 @@ async def test_lone_surrogates_do_not_lose_a_conversation(store: Store) -> None:
 
 
 async def test_times_are_not_invented(store: Store) -> None:
-    """A message that came without a time leaves without one, whether its id is a UUID or not."""
+    """A message that came without a time has none of its own, whether its id is a UUID or not."""
     messages = [
         message(),
         message(id=str(new_id()), parent_id="1"),
@@ -268,7 +329,7 @@ async def test_times_are_not_invented(store: Store) -> None:
     ]
     await import_all(store, line(messages=messages))
     (entry,) = (await parsed_export(store)).values()
-    assert [item.get("created_at") for item in entry["messages"]] == [None, None, "2026-01-01T00:00:00.500000Z"]
+    assert [item.get("sent_at") for item in entry["messages"]] == [None, None, "2026-01-01T00:00:00.500000Z"]
 
 
 async def test_conversations_are_listed_by_when_they_happened(store: Store) -> None:
@@ -326,6 +387,7 @@ async def test_real_conversations_survive(name: str, tmp_path: Path) -> None:
     ):
         assert set(await import_all(store, *lines)) == {None}
         exported = await export_all(store)
-        assert set(await import_all(other, *exported.encode().splitlines(keepends=True))) == {None}
+        assert set(await import_all(other, *exported.splitlines(keepends=True))) == {None}
         assert await export_all(other) == exported
-    assert {entry["id"]: entry for entry in map(json.loads, exported.split("\n")[:-1])} == originals
+    entries = map(json.loads, exported.splitlines())
+    assert_says({entry.get("external_id", entry["id"]): entry for entry in entries}, originals)

@@ -1,10 +1,12 @@
 """What one database exports another one imports and exports again: the same bytes, whatever lies between."""
 
 import gzip
+import json
 import os
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import pytest
 from _pytest.mark import ParameterSet
@@ -42,7 +44,17 @@ async def through(url: str, lines: list[bytes]) -> bytes:
     async with open_store(url) as store:
         errors = [result.error async for result in import_lines(store, OWNER, lines)]
         assert errors == [None] * len(lines)
-        return "".join([piece async for piece in export_lines(store, OWNER)]).encode()
+        return b"".join([piece async for piece in export_lines(store, OWNER)])
+
+
+def without_times(exported: bytes) -> list[dict[str, Any]]:
+    """An export without the times of the store that wrote it."""
+    entries = [json.loads(line) for line in exported.splitlines()]
+    for each in entries:
+        for record in (each, *each["messages"]):
+            del record["created_at"]
+        del each["updated_at"]
+    return entries
 
 
 def url_of(name: str, folder: Path) -> str:
@@ -60,4 +72,4 @@ async def test_through_every_database(path: Path, tmp_path: Path) -> None:
     for name in ("mongodb", "postgres", "sqlite"):
         exported = await through(url_of(name, tmp_path), exported.splitlines(keepends=True))
         assert exported == first, name
-    assert await through(url_of("mongodb", tmp_path), lines_of(path)) == first
+    assert without_times(await through(url_of("mongodb", tmp_path), lines_of(path))) == without_times(first)

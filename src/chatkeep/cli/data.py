@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, BinaryIO, cast
+from uuid import UUID
 
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
@@ -20,7 +21,7 @@ from chatkeep.cli.options import DatabaseUrl, open_existing, store_url
 from chatkeep.cli.terminal import err, escaped, local_time, out, run
 from chatkeep.errors import InvalidInput
 from chatkeep.formats.jsonl import Imported, export_lines, import_lines
-from chatkeep.model import Conversation, Message
+from chatkeep.model import UPDATABLE, Conversation, Message
 from chatkeep.settings import LOCAL_OWNER
 from chatkeep.store import Store, open_store
 
@@ -32,42 +33,52 @@ PROGRESS_SECONDS = 0.1
 class _Totals:
     """The counts of an import so far."""
 
-    conversations: int = 0
     messages: int = 0
+    new: int = 0
+    known: int = 0
+    changed: int = 0
     refused: int = 0
+
+    def __str__(self) -> str:
+        named = ((self.new, "new"), (self.known, "known"), (self.changed, "changed"), (self.refused, "refused"))
+        return ", ".join(f"{count:,} {name}" for count, name in named)
 
 
 def import_(
     files: Annotated[list[Path], typer.Argument(help="JSONL files, optionally gzipped. - is standard input.")],
     database_url: DatabaseUrl = None,
     owner: Annotated[str, typer.Option(help="Owner of the imported conversations.")] = LOCAL_OWNER,
+    update: Annotated[
+        bool, typer.Option("--update", help="Take over title, metadata, deletions and head where they differ.")
+    ] = False,
 ) -> None:
     """Import conversations, one per line, with their branches, tool calls and times.
 
-    Importing again stores only what is new. A line that cannot be stored is reported with its number, and the
-    import continues; the exit code is 1 then.
+    Importing again stores only what is new, and says what differs; the thread that is visible goes on, but moves to
+    another branch with --update only. A line that cannot be stored is reported with its number, and the import
+    continues; the exit code is 1 then.
     """
     # An import allocates millions of objects and no cycles: the collector took a third of the time.
     gc.freeze()
     gc.set_threshold(200_000, 50, 100)
     totals = _Totals()
-    seconds = run(_import(files, store_url(database_url), owner, totals))
+    seconds = run(_import(files, store_url(database_url), owner, totals, update=update))
     rate = totals.messages / seconds
     out.print(
-        f"{totals.messages:,} messages of {totals.conversations:,} conversations in {seconds:.1f} s ({rate:,.0f}/s)"
-        + (f"; [red]{totals.refused:,} lines refused[/red]" if totals.refused else "")
+        f"{totals.messages:,} messages in {seconds:.1f} s ({rate:,.0f}/s); conversations: {totals}",
+        style="red" if totals.refused else None,
     )
     if totals.refused:
         raise typer.Exit(1)
 
 
-async def _import(files: list[Path], url: str, owner: str, totals: _Totals) -> float:
+async def _import(files: list[Path], url: str, owner: str, totals: _Totals, *, update: bool) -> float:
     """Return the seconds until everything was stored and indexed, and the store closed."""
     async with open_store(url) as store:
         started = time.monotonic()
         with _progress() as progress:
             for file in files:
-                await _import_file(store, owner, file, totals, progress)
+                await _import_file(store, owner, file, totals, progress, update=update)
     return time.monotonic() - started
 
 
@@ -81,14 +92,16 @@ def _progress() -> Progress:
     )
 
 
-async def _import_file(store: Store, owner: str, file: Path, totals: _Totals, progress: Progress) -> None:
+async def _import_file(
+    store: Store, owner: str, file: Path, totals: _Totals, progress: Progress, *, update: bool
+) -> None:
     started, before = time.monotonic(), totals.messages
     name, size, raw = _open(file)
     task = progress.add_task(name, total=size, done="")
     with raw:
         try:
             shown = started
-            async for result in import_lines(store, owner, _lines(raw)):
+            async for result in import_lines(store, owner, _lines(raw), update=update):
                 _count(result, totals, name)
                 if time.monotonic() - shown >= PROGRESS_SECONDS:
                     shown = time.monotonic()
@@ -120,9 +133,20 @@ def _count(result: Imported, totals: _Totals, name: str) -> None:
     if result.error is not None:
         totals.refused += 1
         err.print(f"{name}:{result.number}: {result.error}", style="red", markup=False, soft_wrap=True)
-    elif result.messages or result.size > 1:
-        totals.conversations += 1
-        totals.messages += result.messages
+    if (receipt := result.receipt) is None:
+        return
+    totals.messages += receipt.messages
+    if receipt.created:
+        totals.new += 1
+    elif receipt.messages or receipt.differences:
+        totals.changed += 1
+    else:
+        totals.known += 1
+    if left := receipt.left:
+        verb, pronoun = ("differs", "it") if len(left) == 1 else ("differ", "them")
+        hint = f"; --update takes {pronoun} over" if set(left) <= set(UPDATABLE) else ""
+        said = f"{name}:{result.number}: {' and '.join(left)} {verb} here{hint}"
+        err.print(said, style="yellow", markup=False, soft_wrap=True)
 
 
 def _update(progress: Progress, task: TaskID, messages: int, started: float, position: int | None) -> None:
@@ -135,17 +159,21 @@ def export(
     database_url: DatabaseUrl = None,
     owner: Annotated[str, typer.Option(help="Owner of the conversations.")] = LOCAL_OWNER,
 ) -> None:
-    """Export conversations without loss, one per line, in the format that `import` reads."""
-    run(_export(file, store_url(database_url), owner))
+    """Export conversations without loss, one per line, in the format that `import` reads.
+
+    Others may write meanwhile: each conversation is as it was when its turn came. One that cannot be read is named,
+    the others are exported, and the exit code is 1.
+    """
+    if run(_export(file, store_url(database_url), owner)):
+        raise typer.Exit(1)
 
 
-async def _export(file: Path | None, url: str, owner: str) -> None:
+async def _export(file: Path | None, url: str, owner: str) -> int:
     async with open_existing(url) as store:
         if file is None:
-            await _write(store, owner, sys.stdout.buffer)
-            return
+            return await _write(store, owner, sys.stdout.buffer)
         with _replacing(file) as target:
-            await _write(store, owner, target)
+            return await _write(store, owner, target)
 
 
 @contextmanager
@@ -161,10 +189,19 @@ def _replacing(file: Path) -> Iterator[BinaryIO]:
     part.replace(file)
 
 
-async def _write(store: Store, owner: str, target: BinaryIO) -> None:
-    async for piece in export_lines(store, owner):
-        target.write(piece.encode())
+async def _write(store: Store, owner: str, target: BinaryIO) -> int:
+    """Write an export, name what cannot be read, and count that."""
+    failures = 0
+
+    def failed(id_: UUID, error: Exception) -> None:
+        nonlocal failures
+        failures += 1
+        err.print(f"{id_}: not exported: {error}", style="red", markup=False, soft_wrap=True)
+
+    async for piece in export_lines(store, owner, failed=failed):
+        target.write(piece)
     target.flush()
+    return failures
 
 
 def list_(

@@ -1,42 +1,50 @@
 """Imports and exports conversations as JSON Lines.
 
-One conversation a line, in UTF-8, separated by "\\n" alone:
+One conversation a line, in UTF-8, separated by "\\n" alone. An export writes format 2, which restores it as it was:
+
+    {"format": 2, "id", "created_at", "updated_at", "title"?, "context_id"?, "external_id"?, "metadata"?, "head_id",
+     "fingerprint",
+     "messages": [{"id", "parent_id", "role", "content", "created_at", "sent_at"?, "status"?, "sources"?, "metadata"?,
+                   "external_id"?, "fingerprint"}]}
+
+Ids are UUIDs, and `created_at` and `updated_at` the store's own times; without a title there is none. With the
+fingerprints, a late retry of what was stored before is known.
+
+Lines without `format` are from other systems:
 
     {"id", "title"?, "source"?, "lang"?, "context_id"?, "external_id"?, "metadata"?, "head"?,
      "messages": [{"id", "parent_id", "role", "content", "created_at"?, "status"?, "sources"?, "metadata"?,
                    "external_id"?}]}
 
-Messages are in the order of seq, parents before their children. `source` and `lang` are stored in the conversation's
-metadata. `head` is present if the history does not end with the last message.
+`source` and `lang` are stored in the conversation's metadata, and `created_at` as `sent_at`. Ids may be any text: a
+UUID is kept, any other id is mapped to a UUID (version 5) and stored as external_id. `head` is the message that the
+history ends with, the last if it is absent.
 
-Ids may be any text. A UUID is kept; any other id is mapped to a UUID (version 5) and stored as external_id: importing a
-file twice stores nothing twice, and an export has the ids of the file. A message has a time only if it was given, so
-that an import without times is exported without them.
+Messages are in the order of seq, parents before their children. Importing a file twice stores nothing twice.
 """
 
 import asyncio
 import hashlib
 import re
+import tempfile
 from collections import deque
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC
 from functools import lru_cache
-from typing import Annotated, Any
+from typing import IO, Annotated, Any, Literal
 from uuid import UUID, uuid5
 
-from pydantic import AfterValidator, AwareDatetime, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, Field, ValidationError
+from pydantic_core import to_json
 
-from chatkeep.errors import Conflict, InvalidInput
+from chatkeep.errors import Conflict, InvalidInput, NotFound
 from chatkeep.ids import UUID_TEXT, uuid_of
 from chatkeep.model import (
     MAX_SOURCES,
-    Conversation,
-    ConversationChange,
     Given,
     ImportedConversation,
     ImportedMessage,
-    Message,
+    ImportReceipt,
     Role,
     Source,
     Status,
@@ -46,12 +54,13 @@ from chatkeep.store import MAX_LIMIT, Store
 from chatkeep.values import (
     MAX_JSON_DEPTH,
     MAX_LABEL_CHARS,
+    AnyTime,
     BeyondLimits,
     Label,
+    StoreTime,
     copy_json,
     json_text,
     parse_json,
-    title_from,
 )
 
 NAMESPACE = UUID("5e1c7a0e-0d5b-5f0c-9d5a-6b1f2a7c4e93")
@@ -68,6 +77,12 @@ database while they wait for a connection."""
 HUGE_NUMBERS = (re.compile(rb"e\+?\d{3,}\s*[,\]}]"), re.compile(rb"E\+?\d{3,}\s*[,\]}]"))
 """Numbers that pydantic's parser may read as infinite; it also accepts NaN and Infinity. Two patterns, because
 searching for a fixed letter is five times as fast as for a class of two."""
+
+FORMAT_2 = b'{"format":2,'
+"""How a line of an export begins."""
+
+SPOOLED_BYTES, PIECE_BYTES = 8 << 20, 1 << 20
+"""Bytes of a line that an export holds in memory, the rest being in a temporary file; and bytes of its pieces."""
 
 NOT_AGAIN = "; an older version stored more, which can be exported, but not imported"
 
@@ -101,7 +116,7 @@ class LineMessage(Given):
     parent_id: Annotated[str, FOREIGN_ID] | None = None
     role: Role
     content: str
-    created_at: AwareDatetime | None = None
+    created_at: AnyTime | None = None
     status: Status = Status.COMPLETE
     sources: Annotated[tuple[Source, ...], Field(max_length=MAX_SOURCES, fail_fast=True)] = ()
     metadata: Metadata = Field(default_factory=dict)
@@ -122,13 +137,36 @@ class Line(Given):
     head: str | None = None
 
 
+class ExportedMessage(ImportedMessage):
+    """A message of a line of format 2."""
+
+    created_at: StoreTime
+
+
+class ExportedLine(ImportedConversation):
+    """A conversation of a line of format 2."""
+
+    format: Literal[2]
+    id: UUID
+    created_at: StoreTime
+    updated_at: StoreTime
+    head_id: UUID | None
+    messages: Annotated[list[ExportedMessage], Field(fail_fast=True)]
+
+
+class LineFormat(BaseModel):
+    """The format of a line, whatever else is in it."""
+
+    format: Any = 1
+
+
 @dataclass(frozen=True)
 class Imported:
-    """The result of one line: its number of messages, or why it was refused."""
+    """The result of one line: what its import did, or why it was refused. Neither for an empty line."""
 
     number: int
     size: int
-    messages: int = 0
+    receipt: ImportReceipt | None = None
     error: str | None = None
 
 
@@ -137,25 +175,38 @@ class Parsed:
     """A line, as the arguments for a store."""
 
     conversation: ImportedConversation
-    messages: list[ImportedMessage]
-    head_id: UUID | None
+    messages: Sequence[ImportedMessage]
 
 
 # --- import ----------------------------------------------------------------------------------------------
 
 
-async def import_lines(store: Store, owner: str, lines: Iterable[bytes]) -> AsyncIterator[Imported]:
+async def import_lines(
+    store: Store, owner: str, lines: Iterable[bytes], *, update: bool = False
+) -> AsyncIterator[Imported]:
     """Store the conversation of each line, and yield the results in the order of the lines.
 
-    A line is stored whole, or refused without an effect on the others. Importing again stores only what is new.
-    Raises StoreUnavailable if the database fails.
+    A line is stored whole, or refused without an effect on the others. Importing again stores only what is new, and
+    with `update` takes over what differs (`Store.import_conversation`). Raises StoreUnavailable if the database fails.
     """
     window: deque[asyncio.Task[Imported]] = deque()
     writers = asyncio.Semaphore(WRITERS)
     size = 0
+
+    async def import_line(number: int, text: bytes) -> Imported:
+        if not text.strip():
+            return Imported(number, len(text))
+        try:
+            line = parse_line(owner, text)
+            async with writers:
+                receipt = await store.import_conversation(owner, line.conversation, line.messages, update=update)
+        except (InvalidInput, Conflict, NotFound) as error:
+            return Imported(number, len(text), error=str(error))
+        return Imported(number, len(text), receipt)
+
     try:
         for number, line in enumerate(lines, 1):
-            window.append(asyncio.create_task(_import_line(store, owner, writers, number, line)))
+            window.append(asyncio.create_task(import_line(number, line)))
             size += len(line)
             await asyncio.sleep(0)  # starts to parse the line, while the store writes those before it
             while len(window) >= WINDOW_LINES or size >= WINDOW_BYTES or (window and window[0].done()):
@@ -170,47 +221,36 @@ async def import_lines(store: Store, owner: str, lines: Iterable[bytes]) -> Asyn
         await asyncio.gather(*window, return_exceptions=True)
 
 
-async def _import_line(store: Store, owner: str, writers: asyncio.Semaphore, number: int, text: bytes) -> Imported:
-    if not text.strip():
-        return Imported(number, len(text))
-    try:
-        line = parse_line(owner, text)
-        async with writers:
-            await _store_line(store, owner, line)
-    except (InvalidInput, Conflict) as error:
-        return Imported(number, len(text), error=str(error))
-    return Imported(number, len(text), messages=len(line.messages))
-
-
-async def _store_line(store: Store, owner: str, line: Parsed) -> None:
-    try:
-        conversation = await store.create_conversation(owner, line.conversation)
-        messages = await store.append(owner, conversation.id, line.messages) if line.messages else []
-    except Conflict:
-        if await _is_stored(store, owner, line):
-            return
-        raise
-    if line.head_id is not None and conversation.last_seq < len(messages):
-        await store.update_conversation(owner, conversation.id, ConversationChange(head_id=line.head_id))
-
-
-async def _is_stored(store: Store, owner: str, line: Parsed) -> bool:
-    """Return whether the store has the line's messages, though not from this file: as with a store's own export."""
-    id_ = line.conversation.id
-    assert id_ is not None  # noqa: S101 - parse_line sets it
-    log = [(m.id, m.role, m.content, m.status) async for page in _log_pages(store, owner, id_) for m in page]
-    return log[: len(line.messages)] == [(m.id, m.role, m.content, m.status) for m in line.messages]
-
-
 def parse_line(owner: str, text: bytes) -> Parsed:
     """Parse one line. Raises InvalidInput."""
-    line = _read(text)
+    format_ = _format(text)
+    if format_ == 1:
+        return _to_parsed(owner, _read(Line, text))
+    if format_ == 2:
+        line = _read(ExportedLine, text)
+        return Parsed(line, line.messages)
+    raise InvalidInput("format is 2, or absent; a newer version of chatkeep may read others", got=format_)
+
+
+def _format(text: bytes) -> object:
+    """The format of a line. What is no JSON has the first, which says so."""
+    if text.startswith(FORMAT_2):
+        return 2
+    if b'"format"' not in text:
+        return 1
+    try:
+        return LineFormat.model_validate_json(text).format
+    except ValidationError:
+        return 1
+
+
+def _to_parsed(owner: str, line: Line) -> Parsed:
     id_, external_id = import_id(_namespace(owner, line.source), line.id)
-    ids: dict[str, UUID] = {}
-    messages = [_to_message(id_, message, ids, number) for number, message in enumerate(line.messages, 1)]
-    if line.head is not None and line.head not in ids:
+    messages = _to_messages(id_, line.messages)
+    if line.head is not None and line.head not in messages:
         raise InvalidInput("head names no message of the conversation", got=line.head)
     named = {name: value for name in ("source", "lang") if (value := getattr(line, name)) is not None}
+    head = {} if line.head is None else {"head_id": messages[line.head].id}
     try:
         conversation = ImportedConversation(
             id=id_,
@@ -218,29 +258,30 @@ def parse_line(owner: str, text: bytes) -> Parsed:
             context_id=line.context_id,
             external_id=line.external_id or external_id,
             metadata={**named, **line.metadata},
-            updated_at=max((m.sent_at for m in messages if m.sent_at), default=None),
+            updated_at=max((m.sent_at for m in messages.values() if m.sent_at), default=None),
+            **head,
         )
     except ValidationError as error:  # `source` and `lang` are metadata, too
         raise _refusal(error) from None
-    return Parsed(conversation, messages, None if line.head is None else ids[line.head])
+    return Parsed(conversation, list(messages.values()))
 
 
-def _read(text: bytes) -> Line:
+def _read[L: BaseModel](kind: type[L], text: bytes) -> L:
     """Fast path: let pydantic parse the text. What it refuses, or would misread, takes the slow path."""
     try:
         if b"NaN" in text or b"Infinity" in text or any(pattern.search(text) for pattern in HUGE_NUMBERS):
-            return Line.model_validate(parse_json(text.decode()))
-        return Line.model_validate_json(text)
+            return kind.model_validate(parse_json(text.decode()))
+        return kind.model_validate_json(text)
     except ValidationError:
-        return _read_slowly(text)
+        return _read_slowly(kind, text)
     except ValueError as error:
         raise InvalidInput(f"not JSON in UTF-8: {error}") from None
 
 
-def _read_slowly(text: bytes) -> Line:
+def _read_slowly[L: BaseModel](kind: type[L], text: bytes) -> L:
     """Slow path: clean the text first, so that lone surrogates do not lose a conversation."""
     try:
-        return Line.model_validate(parse_json(text.decode()))
+        return kind.model_validate(parse_json(text.decode()))
     except ValidationError as error:
         raise _refusal(error) from None
     except ValueError as error:
@@ -260,15 +301,25 @@ def _place(loc: tuple[int | str, ...]) -> str:
     return ", ".join(f"message {part + 1}" if isinstance(part, int) else part for part in parts) or "the line"
 
 
-def _to_message(conversation_id: UUID, line: LineMessage, ids: dict[str, UUID], number: int) -> ImportedMessage:
-    if line.id in ids:
-        raise InvalidInput(f"message {number} has the id of an earlier one", got=line.id)
-    if line.parent_id is not None and line.parent_id not in ids:
+def _to_messages(conversation_id: UUID, lines: Sequence[LineMessage]) -> dict[str, ImportedMessage]:
+    """The messages by the ids of the line. The same message twice is one."""
+    made: dict[str, ImportedMessage] = {}
+    for number, line in enumerate(lines, 1):
+        message = _to_message(conversation_id, line, made, number)
+        earlier = made.setdefault(line.id, message)
+        if earlier is not message and vars(earlier) != vars(message):
+            raise InvalidInput(f"message {number} has the id of an earlier one, and says something else", got=line.id)
+    return made
+
+
+def _to_message(
+    conversation_id: UUID, line: LineMessage, earlier: Mapping[str, ImportedMessage], number: int
+) -> ImportedMessage:
+    if line.parent_id is not None and line.parent_id not in earlier:
         raise InvalidInput(f"message {number} follows a message that does not stand before it", got=line.parent_id)
     id_, external_id = import_id(conversation_id, line.id)
     if external_id is None and line.created_at is None:
-        external_id = line.id  # marks a message that was imported without a time
-    ids[line.id] = id_
+        external_id = line.id  # as ever: the fingerprint depends on it
     if line.status is Status.DELETED and (line.content or line.metadata or line.sources):
         raise InvalidInput(f"message {number} is deleted and has content, metadata or sources all the same")
     return stored(
@@ -278,12 +329,14 @@ def _to_message(conversation_id: UUID, line: LineMessage, ids: dict[str, UUID], 
             "id": id_,
             "role": line.role,
             "content": line.content,
-            "parent_id": None if line.parent_id is None else ids[line.parent_id],
+            "parent_id": None if line.parent_id is None else earlier[line.parent_id].id,
             "status": line.status,
             "sources": line.sources,
             "metadata": line.metadata,
             "external_id": line.external_id or external_id,
-            "sent_at": line.created_at and line.created_at.astimezone(UTC),
+            "sent_at": line.created_at,
+            "created_at": None,
+            "kept_fingerprint": None,
         },
     )
 
@@ -305,92 +358,65 @@ def _namespace(owner: str, source: str | None) -> UUID:
 # --- export ----------------------------------------------------------------------------------------------
 
 
-async def export_lines(store: Store, owner: str) -> AsyncIterator[str]:
-    """Yield the owner's conversations as lines, ordered by id. Lines come in pieces, for long conversations."""
+async def export_lines(
+    store: Store, owner: str, *, failed: Callable[[UUID, Exception], None] | None = None
+) -> AsyncIterator[bytes]:
+    """Yield the owner's conversations as lines, ordered by id, each in one piece or more.
+
+    Each is as it was when its turn came, whoever writes meanwhile. What is deleted before its turn, or during it, is
+    left out, and so is what cannot be read, of which `failed` is told; without `failed` that raises.
+    """
     cursor = None
     while True:
         page = await store.list_conversations(owner, order="id", limit=100, cursor=cursor)
         for conversation in page.items:
-            async for piece in _export(store, owner, conversation):
+            async for piece in _line_of(store, owner, conversation.id, failed):
                 yield piece
         if page.next is None:
             return
         cursor = page.next
 
 
-async def _export(store: Store, owner: str, conversation: Conversation) -> AsyncIterator[str]:
-    names: dict[UUID, str] = {}
-    first = True
-    async for page in _log_pages(store, owner, conversation.id):
-        if first:
-            yield _start_of_line(owner, conversation, page)
-        lines = [_export_message(message, names) for message in page]
-        yield ("" if first else ",") + ",".join(lines)
-        first = False
-    if first:
-        yield _start_of_line(owner, conversation, [])
-    last = next(reversed(names), None)
-    head = conversation.head_id
-    yield "]" + (f',"head":{json_text(names[head])}' if head in names and head != last else "") + "}\n"
+async def _line_of(
+    store: Store, owner: str, id_: UUID, failed: Callable[[UUID, Exception], None] | None
+) -> AsyncIterator[bytes]:
+    """The pieces of a line, after all of it was read."""
+    with tempfile.SpooledTemporaryFile(SPOOLED_BYTES) as line:
+        try:
+            await _export(store, owner, id_, line)
+        except NotFound:
+            return
+        except Exception as error:
+            if failed is None:
+                raise
+            failed(id_, error)  # whatever reading a damaged row raises
+            return
+        line.seek(0)
+        while piece := line.read(PIECE_BYTES):
+            yield piece
 
 
-async def _log_pages(store: Store, owner: str, id_: UUID) -> AsyncIterator[list[Message]]:
-    after = 0
-    while page := await store.log(owner, id_, after=after, limit=MAX_LIMIT):
-        yield page
-        after = page[-1].seq
+async def _export(store: Store, owner: str, id_: UUID, line: IO[bytes]) -> None:
+    conversation, last_seq = await store.export_conversation(owner, id_)
+    fields = {name: value for name, value in vars(conversation).items() if value or name == "head_id"}
+    line.write(FORMAT_2 + _json(fields)[1:-1] + b',"messages":[')
+    seq = 0
+    while seq < last_seq:
+        messages = await store.export_messages(owner, id_, after=seq, limit=min(MAX_LIMIT, last_seq - seq))
+        line.write(b"," if seq else b"")
+        line.write(b",".join(_json(_fields_of(message)) for message in messages))
+        seq += len(messages)
+    line.write(b"]}\n")
 
 
-def _start_of_line(owner: str, conversation: Conversation, page: list[Message]) -> str:
-    metadata = dict(conversation.metadata)
-    fields: dict[str, Any] = {"id": str(conversation.id)}
-    for name in ("title", "source", "lang"):
-        value = conversation.title if name == "title" else _take_text(metadata, name)
-        if value is not None and not (name == "title" and value == _derived_title(page)):
-            fields[name] = value
-    external_id = conversation.external_id
-    if external_id and import_id(_namespace(owner, fields.get("source")), external_id) == (
-        conversation.id,
-        external_id,
-    ):
-        fields["id"] = external_id
-    elif external_id:
-        fields["external_id"] = external_id
-    if conversation.context_id is not None:
-        fields["context_id"] = conversation.context_id
-    if metadata:
-        fields["metadata"] = metadata
-    return json_text(fields)[:-1] + ',"messages":['
+def _fields_of(message: ImportedMessage) -> dict[str, Any]:
+    """What a message is made of, without what is as it is by default."""
+    fields = {name: value for name, value in vars(message).items() if value or name in ("parent_id", "content")}
+    if message.status == Status.COMPLETE:
+        del fields["status"]
+    return fields
 
 
-def _take_text(metadata: dict[str, Any], name: str) -> str | None:
-    return metadata.pop(name) if isinstance(metadata.get(name), str) else None
-
-
-def _derived_title(page: list[Message]) -> str | None:
-    """Return the title that appending these messages derives; it need not be written."""
-    return next((title_from(m.content) for m in page if m.role == Role.USER and title_from(m.content)), None)
-
-
-def _export_message(message: Message, names: dict[UUID, str]) -> str:
-    external_id = message.external_id
-    imported = external_id is not None and import_id(message.conversation_id, external_id)[0] == message.id
-    names[message.id] = name = external_id if imported and external_id else str(message.id)
-    time = message.sent_at if imported else message.sent_at or message.created_at
-    fields: dict[str, Any] = {
-        "id": name,
-        "parent_id": None if message.parent_id is None else names[message.parent_id],
-        "role": message.role,
-        "content": message.content,
-    }
-    if time is not None:
-        fields["created_at"] = time.isoformat().replace("+00:00", "Z")
-    if message.status != Status.COMPLETE:
-        fields["status"] = message.status
-    if message.sources:
-        fields["sources"] = [source.model_dump(mode="json") for source in message.sources]
-    if message.metadata:
-        fields["metadata"] = message.metadata
-    if external_id is not None and not imported:
-        fields["external_id"] = external_id
-    return json_text(fields)
+def _json(fields: dict[str, Any]) -> bytes:
+    fields["fingerprint"] = fields.pop("kept_fingerprint").hex()
+    return to_json(fields)

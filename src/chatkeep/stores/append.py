@@ -12,7 +12,16 @@ from uuid import UUID
 
 from chatkeep.errors import Conflict, InvalidInput, NotFound
 from chatkeep.ids import new_id
-from chatkeep.model import MESSAGE_FIELDS, ImportedMessage, Message, NewMessage, Role, stored
+from chatkeep.model import (
+    MESSAGE_FIELDS,
+    ImportedConversation,
+    ImportedMessage,
+    Message,
+    NewConversation,
+    NewMessage,
+    Role,
+    stored,
+)
 from chatkeep.store import StoreOptions
 from chatkeep.tree import Position, Tree
 from chatkeep.values import MetadataLimits, title_from, valid_metadata
@@ -23,6 +32,7 @@ class Known(NamedTuple):
 
     position: Position
     fingerprint: bytes
+    deleted: bool = False
 
 
 class Placed(NamedTuple):
@@ -82,9 +92,14 @@ def is_simple(messages: Sequence[NewMessage]) -> bool:
     return len(messages) == 1 and not messages[0].names_parent and not isinstance(messages[0], ImportedMessage)
 
 
-def with_ids(messages: Sequence[NewMessage]) -> list[NewMessage]:
+def with_ids[M: NewMessage](messages: Sequence[M]) -> list[M]:
     """The messages, each with an id, so that a retry stores none twice."""
     return [m if m.id is not None else m.model_copy(update={"id": new_id()}) for m in messages]
+
+
+def size_of(messages: Sequence[NewMessage]) -> int:
+    """How many characters of text messages have."""
+    return sum(len(message.content) for message in messages)
 
 
 def ids_to_look_up(messages: Sequence[NewMessage]) -> set[UUID]:
@@ -141,7 +156,8 @@ def _place(
     if message.names_parent:
         parent, parent_id = _position(message.parent_id, known, placed), message.parent_id
     position = state.tree.add(parent)
-    new = as_stored(message, message.id or new_id(), conversation_id, position.seq, parent_id, moment)
+    created_at = min(message.created_at or moment, moment) if isinstance(message, ImportedMessage) else moment
+    new = as_stored(message, message.id or new_id(), conversation_id, position.seq, parent_id, created_at)
     state.head, state.head_id = position, new.id
     _touch(state, message, moment)
     return Placed(new, position, fingerprint)
@@ -171,6 +187,13 @@ def as_stored(
     )
 
 
+def times_of(new: NewConversation, moment: datetime) -> tuple[datetime, datetime]:
+    """When a new conversation was created and updated: an import may say both, but not a time in the future."""
+    if not isinstance(new, ImportedConversation):
+        return moment, moment
+    return min(new.created_at or moment, moment), min(new.updated_at or moment, moment)
+
+
 def _position(parent_id: UUID | None, known: Mapping[UUID, Known], placed: Mapping[UUID, Placed]) -> Position | None:
     if parent_id is None:
         return None
@@ -182,7 +205,7 @@ def _position(parent_id: UUID | None, known: Mapping[UUID, Known], placed: Mappi
 
 def _touch(state: State, message: NewMessage, moment: datetime) -> None:
     """Advance updated_at, never back and never into the future, and make a title if there is none."""
-    active = message.sent_at if isinstance(message, ImportedMessage) else moment
+    active = (message.created_at or message.sent_at) if isinstance(message, ImportedMessage) else moment
     if active is not None:
         state.updated_at = max(state.updated_at, min(active, moment))
     if state.title is None and message.role == Role.USER:

@@ -16,7 +16,9 @@ from chatkeep.model import (
     Conversation,
     ConversationChange,
     ErasureReceipt,
+    ImportedConversation,
     ImportedMessage,
+    ImportReceipt,
     Message,
     NewConversation,
     NewMessage,
@@ -24,14 +26,14 @@ from chatkeep.model import (
     SearchHit,
 )
 from chatkeep.store import ListOrder, Order, StoreOptions
-from chatkeep.stores.append import check, listed
+from chatkeep.stores.append import check, listed, size_of, with_ids
 from chatkeep.stores.fairness import FairSemaphore
+from chatkeep.stores.imports import Import, Imports
 from chatkeep.stores.locks import KeyedLocks
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.process import PROCESS, check_process
 from chatkeep.stores.rows import Found, Hit, Key, Removed, Rows, WordIndex, Work
 from chatkeep.stores.time_limit import TimeLimit
-from chatkeep.stores.transactions import Transactions
 from chatkeep.stores.window import Window, list_cursor, list_place, list_scope, valid_page
 from chatkeep.values import clean_text, now, valid_metadata, valid_owner
 from chatkeep.words import RULE, holds, query_phrases, snippet
@@ -48,14 +50,14 @@ AFTER_OTHERS_SECONDS = (2.0, 10.0)
 """Bounds of the random pause after another process was found to do the same."""
 
 LARGE_APPEND_CHARS = 256 << 10
-"""Longer appends of one owner, but imports, are made one at a time: 8 MB take a database a tenth of a second, and the
+"""Longer appends of one owner are made one at a time: 8 MB take a database a tenth of a second, and the
 others' writes come between."""
 
 NEAR_OFFSET = 1_000
 """Rows that a page may skip without waiting for the owner's turn to read much: it takes less than a millisecond."""
 
 
-class RowStore[R: Rows](Transactions[R]):
+class RowStore[R: Rows](Imports[R]):
     """Conversations over the rows of a database, used from one event loop."""
 
     hit_place: ClassVar[tuple[type, ...]] = (int, str, int)
@@ -217,8 +219,7 @@ class RowStore[R: Rows](Transactions[R]):
         key = self._key(owner, conversation_id)
         messages = listed(messages)
         fingerprints = check(messages, self._options, self._metadata_limits)
-        size = sum(len(message.content) for message in messages)
-        if size <= LARGE_APPEND_CHARS or isinstance(messages[0], ImportedMessage):
+        if size_of(messages) <= LARGE_APPEND_CHARS:
             return await self._append(key, messages, fingerprints, expected_seq)
         with self._writes.of_call():
             async with self._large_appends.of(key[0]):
@@ -280,6 +281,39 @@ class RowStore[R: Rows](Transactions[R]):
                 items = [await self._to_search_hit(hit, phrases) for hit in hits[:limit]]
         following = encode_cursor("search", scope, *hits[limit - 1].place) if len(hits) > limit else None
         return Page(items=items, next=following)
+
+    # --- whole conversations ------------------------------------------------------------------------------
+
+    async def import_conversation(
+        self,
+        owner: str,
+        conversation: ImportedConversation,
+        messages: Sequence[ImportedMessage] = (),
+        *,
+        update: bool = False,
+    ) -> ImportReceipt:
+        key = self._owner(owner), conversation.id or new_id()
+        valid_metadata(conversation.metadata, self._metadata_limits)
+        fingerprints = check(messages, self._options, self._metadata_limits) if listed(messages) else []
+        given = Import(conversation, with_ids(messages), fingerprints, update)
+        return await self._import_in(key, given) or await self._after_removal(
+            key[0], lambda: self._import_in(key, given)
+        )
+
+    async def _import_in(self, key: Key, given: Import) -> ImportReceipt | None:
+        """Import a conversation in a transaction of its own; None while one with this id is being removed."""
+        return await self._write_to(key, lambda rows: self._import(rows, key, given))
+
+    async def export_conversation(self, owner: str, conversation_id: UUID | str) -> tuple[ImportedConversation, int]:
+        key = self._key(owner, conversation_id)
+        return await self._read(lambda rows: self._export(rows, key))
+
+    async def export_messages(
+        self, owner: str, conversation_id: UUID | str, *, after: int = 0, limit: int = 1_000
+    ) -> list[ImportedMessage]:
+        valid_page(limit, 0, None)
+        key = self._key(owner, conversation_id)
+        return await self._read(lambda rows: self._export_messages(rows, key, max(0, min(after, 2**63 - 1)), limit))
 
     # --- the store as a whole -----------------------------------------------------------------------------
 
@@ -364,7 +398,9 @@ class RowStore[R: Rows](Transactions[R]):
 
     # --- conversations that may be being removed ----------------------------------------------------------
 
-    async def _after_removal(self, owner: str, create: Callable[[], Awaitable[Conversation | None]]) -> Conversation:
+    async def _after_removal[T: (Conversation, ImportReceipt)](
+        self, owner: str, create: Callable[[], Awaitable[T | None]]
+    ) -> T:
         """Finish the removal of a conversation, and create one with the same id."""
         with self._writes.of_call():
             while True:

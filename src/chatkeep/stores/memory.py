@@ -9,6 +9,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
+from operator import itemgetter
 from typing import Any, override
 from uuid import UUID
 
@@ -16,18 +17,17 @@ from chatkeep.access import DELETED, IDS_CLASH, KEPT, LEASE, Access, ApiKey, For
 from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.model import (
     Conversation,
-    ImportedConversation,
     Message,
     NewConversation,
     Status,
 )
 from chatkeep.store import ListOrder, Order, StoreOptions, file_path
-from chatkeep.stores.append import Known, Placed, State
+from chatkeep.stores.append import Known, Placed, State, times_of
 from chatkeep.stores.base import RowStore
 from chatkeep.stores.rows import Found, Hit, Key, Removed, Rows, StateRow, WordIndex, Work, run
 from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
-from chatkeep.values import load_json, now
+from chatkeep.values import load_json, now, to_micros
 from chatkeep.words import RULE, holds
 
 ERASED: Mapping[str, Any] = {
@@ -42,12 +42,11 @@ ERASED: Mapping[str, Any] = {
 
 @dataclass
 class _Entry:
-    """A message with its place, and its number in the order in which this store stored messages."""
+    """A message with its place."""
 
     message: Message
     position: Position
     fingerprint: bytes
-    number: int
 
 
 @dataclass
@@ -204,8 +203,7 @@ class MemoryRows(Rows):
     async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
         if self._find(key) or (slot and await self.newest(key[0], new.context_id)):
             return None
-        moment = now()
-        updated = min(new.updated_at or moment, moment) if isinstance(new, ImportedConversation) else moment
+        created, updated = times_of(new, now())
         conversation = Conversation(
             id=key[1],
             owner_id=key[0],
@@ -215,7 +213,7 @@ class MemoryRows(Rows):
             metadata=deepcopy(new.metadata),
             last_seq=0,
             head_id=None,
-            created_at=moment,
+            created_at=created,
             updated_at=updated,
         )
         self._data.owners.setdefault(key[0], {})[key[1]] = _Stored(conversation, new.fingerprint())
@@ -265,8 +263,7 @@ class MemoryRows(Rows):
     async def save(self, key: Key, state: State, new: Sequence[Placed]) -> None:
         found = self._of(key[0])[key[1]]
         for message, position, fingerprint in new:
-            self._data.stored += 1
-            entry = _Entry(_copy(message), position, fingerprint, self._data.stored)
+            entry = _Entry(_copy(message), position, fingerprint)
             found.log.append(entry)
             found.by_id[message.id] = entry
         found.head_seq, found.runs = state.head.seq if state.head else None, state.tree.dump()
@@ -279,7 +276,10 @@ class MemoryRows(Rows):
         found.conversation = found.conversation.model_copy(update=changed)
 
     async def known(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Known]:
-        return {entry.message.id: Known(entry.position, entry.fingerprint) for entry in self._entries(key, ids)}
+        return {
+            entry.message.id: Known(entry.position, entry.fingerprint, entry.message.status is Status.DELETED)
+            for entry in self._entries(key, ids)
+        }
 
     async def position(self, key: Key, seq: int) -> Position:
         return self._log_of(key)[seq - 1].position
@@ -294,6 +294,9 @@ class MemoryRows(Rows):
 
     async def log(self, key: Key, after: int, limit: int) -> list[Message]:
         return [_copy(entry.message) for entry in self._log_of(key)[after : after + limit]]
+
+    async def fingerprints(self, key: Key, first: int, last: int) -> list[bytes]:
+        return [entry.fingerprint for entry in self._log_of(key)[first - 1 : last]]
 
     async def next_in_run(self, key: Key, parent: Position) -> list[int]:
         following = (entry.position for entry in islice(self._log_of(key), parent.seq, None))
@@ -320,11 +323,14 @@ class MemoryRows(Rows):
     # --- search -------------------------------------------------------------------------------------------
 
     async def search(self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int) -> Found:
-        (place,) = below or (self._data.stored + 1,)
-        entries = [(entry, each.conversation.title) for each in self._of(owner).values() for entry in each.log]
-        there = [(e, title) for e, title in entries if e.number < place and holds(e.message.content, phrases)]
-        newest = sorted(there, key=lambda found: found[0].number, reverse=True)[:limit]
-        return Found([Hit((entry.number,), _copy(entry.message), title) for entry, title in newest])
+        stored = [
+            (_place(entry.message), entry.message, each.conversation.title)
+            for each in self._of(owner).values()
+            for entry in each.log
+        ]
+        there = [hit for hit in stored if (below is None or hit[0] < below) and holds(hit[1].content, phrases)]
+        newest = sorted(there, key=itemgetter(0), reverse=True)[:limit]
+        return Found([Hit(place, _copy(message), title) for place, message, title in newest])
 
     async def index_slice(self) -> bool:
         return False
@@ -385,7 +391,6 @@ class MemoryStore(RowStore[MemoryRows]):
     """Conversations in this process's memory."""
 
     newest_revision = "memory"
-    hit_place = (int,)
 
     def __init__(self, url: str, options: StoreOptions) -> None:
         super().__init__(url, options)
@@ -415,6 +420,11 @@ class MemoryStore(RowStore[MemoryRows]):
 
     async def _close(self) -> None:
         self._data.owners.clear()
+
+
+def _place(message: Message) -> tuple[int, str, int]:
+    """The place of a message in the order of hits."""
+    return to_micros(message.created_at), message.conversation_id.hex, message.seq
 
 
 def _copy[R: (Conversation, Message)](record: R) -> R:

@@ -16,6 +16,7 @@ from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.window import ListPlace, Window
 from chatkeep.tree import Position, Segment
+from chatkeep.values import now
 
 type Key = tuple[str, UUID]
 """The owner, as the database stores it, and the conversation."""
@@ -90,6 +91,11 @@ class Rows(ABC):
     """Whether reading messages finds those of a conversation that is being removed no more: then a message that
     was found shows that its conversation is there."""
 
+    @property
+    def moment(self) -> datetime:
+        """The time that imported messages get which bring none."""
+        return now()
+
     # --- conversations ------------------------------------------------------------------------------------
 
     @abstractmethod
@@ -155,6 +161,10 @@ class Rows(ABC):
     @abstractmethod
     async def log(self, key: Key, after: int, limit: int) -> list[Message]:
         """The messages above a seq, deleted or not, by seq."""
+
+    @abstractmethod
+    async def fingerprints(self, key: Key, first: int, last: int) -> list[bytes]:
+        """The fingerprints of the messages with seqs from `first` to `last`, deleted or not, by seq."""
 
     @abstractmethod
     async def next_in_run(self, key: Key, parent: Position) -> list[int]:

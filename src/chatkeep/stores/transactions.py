@@ -91,11 +91,7 @@ class Transactions[R: Rows](Store):
         row = await self._state(rows, key, lock=True)
         ids = ids_to_look_up(messages) if row.last_seq else ()
         known = await rows.known(key, ids) if ids else {}
-        tree = Tree.load(row.last_seq, row.runs)
-        head = None
-        if row.head_seq is not None:  # mostly the tree knows its position, without a query
-            head = tree.find(row.head_seq) or await rows.position(key, row.head_seq)
-        state = State(tree, head, row.head_id, row.title, row.updated_at)
+        state = await self._loaded(rows, key, row)
         results = plan(key[1], state, messages, fingerprints, known, row.moment, expected_seq)
         new = unique(result for result in results if isinstance(result, Placed))
         if new:
@@ -103,6 +99,14 @@ class Transactions[R: Rows](Store):
         old = [result for result in results if isinstance(result, UUID)]
         stored = await rows.messages_by_id(key, old) if old else {}
         return [result.message if isinstance(result, Placed) else stored[result] for result in results]
+
+    async def _loaded(self, rows: R, key: Key, row: StateRow) -> State:
+        """What an append changes of a conversation."""
+        tree = Tree.load(row.last_seq, row.runs)
+        head = None
+        if row.head_seq is not None:  # mostly the tree knows its position, without a query
+            head = tree.find(row.head_seq) or await rows.position(key, row.head_seq)
+        return State(tree, head, row.head_id, row.title, row.updated_at)
 
     async def _message(self, rows: R, key: Key, id_: UUID) -> Message:
         found = (await rows.messages_by_id(key, (id_,))).get(id_)

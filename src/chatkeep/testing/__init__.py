@@ -35,6 +35,7 @@ from chatkeep.testing.erasure import EraseContract
 from chatkeep.testing.examples import SENTENCES
 from chatkeep.testing.history import HistoryContract
 from chatkeep.testing.ids import IdContract
+from chatkeep.testing.imports import ImportContract
 from chatkeep.testing.lists import ListContract
 from chatkeep.testing.messages import assistant, contents, dense, numbered, seqs, someone, user
 from chatkeep.testing.owners import OwnerContract
@@ -84,6 +85,7 @@ class StoreContract(
     ListContract,
     HistoryContract,
     BranchContract,
+    ImportContract,
     OwnerContract,
     IdContract,
     DeletedMessageContract,

@@ -21,14 +21,14 @@ from chatkeep.model import (
     ROLES,
     STATUSES,
     Conversation,
-    ImportedConversation,
     Message,
     NewConversation,
     NewMessage,
     Source,
+    Status,
     stored,
 )
-from chatkeep.stores.append import Known, Placed, State
+from chatkeep.stores.append import Known, Placed, State, times_of
 from chatkeep.stores.mongo.database import MAX_DOCUMENT_BYTES, TOO_LARGE, Document
 from chatkeep.stores.rows import Hit, Key
 from chatkeep.tree import Position
@@ -74,8 +74,8 @@ MESSAGE = dict.fromkeys(
 )
 """The fields that a record of a message is made of, where its conversation is known."""
 
-PLACE = dict.fromkeys(("_id.m", "seq", "run", "depth", "fingerprint"), 1)
-"""The fields that say where a message is in its conversation."""
+PLACE = dict.fromkeys(("_id.m", "seq", "run", "depth", "fingerprint", "status"), 1)
+"""The fields that say where a message is in its conversation, and what a repeated append has to know."""
 
 SURELY_FITS = MAX_DOCUMENT_BYTES // 8
 """A text of at most so many characters fits, with its words, whatever its characters are."""
@@ -169,8 +169,7 @@ def to_conversation(document: Mapping[str, Any]) -> Conversation:
 
 def new_conversation(key: Key, new: NewConversation, *, slot: bool) -> Document:
     """The document of a conversation without messages."""
-    moment = now()
-    updated_at = min(new.updated_at or moment, moment) if isinstance(new, ImportedConversation) else moment
+    created_at, updated_at = times_of(new, now())
     metadata = json_text(new.metadata)
     identity = conversation_id(key)
     return {
@@ -187,7 +186,7 @@ def new_conversation(key: Key, new: NewConversation, *, slot: bool) -> Document:
         "runs": None,
         "straight": True,
         "fingerprint": new.fingerprint(),
-        "created_at": micros(moment),
+        "created_at": micros(created_at),
         "updated_at": micros(updated_at),
         **({"slot": True} if slot else {}),
     }
@@ -246,8 +245,9 @@ def new_message(key: Key, placed: Placed, *, index: bool, words: list[str] | Non
 
 
 def to_known(document: Mapping[str, Any]) -> Known:
-    """Where a message is, and its fingerprint."""
-    return Known(Position(document["seq"], document["run"], document["depth"]), document["fingerprint"])
+    """Where a message is, its fingerprint, and whether it is deleted."""
+    position = Position(document["seq"], document["run"], document["depth"])
+    return Known(position, document["fingerprint"], document["status"] == Status.DELETED)
 
 
 def to_message(conversation: UUID, document: Mapping[str, Any]) -> Message:

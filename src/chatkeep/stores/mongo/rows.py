@@ -206,6 +206,11 @@ class MongoRows(Rows):
     async def log(self, key: Key, after: int, limit: int) -> list[Message]:
         return await self._messages(key, message_filter(key, seq={"$gt": after}), limit=limit, batch_size=limit)
 
+    async def fingerprints(self, key: Key, first: int, last: int) -> list[bytes]:
+        where = message_filter(key, seq={"$gte": first, "$lte": last})
+        found = await self._find(where, {"fingerprint": 1}, sort=[("seq", ASCENDING)], batch_size=MAX_LIMIT)
+        return [bytes(each["fingerprint"]) for each in found]
+
     async def next_in_run(self, key: Key, parent: Position) -> list[int]:
         # On the trunk that is the next seq; the index of runs knows the others.
         trunk = message_filter(key, run=parent.run, seq=parent.seq + 1)

@@ -5,11 +5,12 @@ from typing import cast
 from uuid import UUID
 
 from chatkeep.errors import SchemaMismatch
-from chatkeep.model import Message, NewMessage
+from chatkeep.model import ImportReceipt, Message, NewMessage
 from chatkeep.store import StoreOptions
 from chatkeep.stores.append import is_simple, with_ids
 from chatkeep.stores.base import RowStore
 from chatkeep.stores.group_commit import GroupCommit
+from chatkeep.stores.imports import Import
 from chatkeep.stores.locks import KeyedLocks
 from chatkeep.stores.mongo import schema
 from chatkeep.stores.mongo.access import MongoAccess
@@ -126,9 +127,7 @@ class MongoStore(RowStore[MongoRows]):
         may_repeat = messages[0].id is not None
         messages = with_ids(messages)
         with self._database.writing, self._writes.of_call():
-            words = await self._texts.each(index_words, messages) if self._options.search else {}
-            for message in messages:
-                check_message_fits(message, words if self._options.search else None)
+            words = await self._words(messages)
             await self._need_schema()
             if expected_seq is None and is_simple(messages) and not words and key not in self._locks:
                 item = Item(key, messages[0], fingerprints[0], may_repeat)
@@ -138,6 +137,18 @@ class MongoStore(RowStore[MongoRows]):
             return await self._write_to(
                 key, lambda rows: self._append_to(rows.knowing(words), key, messages, fingerprints, expected_seq)
             )
+
+    async def _import_in(self, key: Key, given: Import) -> ImportReceipt | None:
+        with self._database.writing, self._writes.of_call():
+            words = await self._words(given.messages)
+            return await self._write_to(key, lambda rows: self._import(rows.knowing(words), key, given))
+
+    async def _words(self, messages: Sequence[NewMessage]) -> dict[str, list[str]]:
+        """The words of long messages. Raises InvalidInput if a message is larger than a document can be."""
+        words = await self._texts.each(index_words, messages) if self._options.search else {}
+        for message in messages:
+            check_message_fits(message, words if self._options.search else None)
+        return words
 
     async def _append_batch(self, items: Sequence[Item]) -> Sequence[object]:
         """Append in one transaction; each item's message or Conflict, None if it needs one of its own."""

@@ -74,28 +74,27 @@ STATE = """
 INSERT_CONVERSATION = f"""
     WITH owner AS (INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING)
     INSERT INTO conversations AS c (owner_id, id, title, context_id, external_id, metadata, fingerprint, slot,
-                                    updated_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, least($9, now()))
+                                    created_at, updated_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, least($9, now()), least($10, now()))
     ON CONFLICT DO NOTHING
     RETURNING {CONVERSATION_COLUMNS}
 """  # noqa: S608
-# Stores nothing unless the conversation is still at the seq that the new messages follow.
 SAVE = """
     WITH c AS (
         UPDATE conversations
-        SET last_seq = $3, head_seq = $4, head_id = $5, runs = $6, title = coalesce(title, $7),
-            updated_at = greatest(updated_at, $8)
-        WHERE owner_id = $1 AND id = $2 AND last_seq = $9 AND deleted_at IS NULL
+        SET last_seq = $3, head_seq = $4, head_id = $5, runs = $6, title = $7, updated_at = $8
+        WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL
         RETURNING 1
     )
-    INSERT INTO messages (owner_id, conversation_id, created_at, seq, id, run, depth, parent_id, role, content, status,
-                          sources, metadata, external_id, sent_at, fingerprint, terms)
-    SELECT $1, $2, $10, t.seq, t.id, t.run, t.depth, t.parent_id, t.role, t.content, t.status, t.sources::json,
-           t.metadata::json, t.external_id, t.sent_at, t.fingerprint, string_to_array(t.terms, ' ')
-    FROM c, unnest($11::bigint[], $12::uuid[], $13::integer[], $14::bigint[], $15::uuid[], $16::text[], $17::text[],
-                   $18::text[], $19::text[], $20::text[], $21::text[], $22::timestamptz[], $23::bytea[], $24::text[])
+    INSERT INTO messages (owner_id, conversation_id, seq, id, run, depth, parent_id, role, content, status, sources,
+                          metadata, external_id, sent_at, created_at, fingerprint, terms)
+    SELECT $1, $2, t.seq, t.id, t.run, t.depth, t.parent_id, t.role, t.content, t.status, t.sources::json,
+           t.metadata::json, t.external_id, t.sent_at, t.created_at, t.fingerprint, string_to_array(t.terms, ' ')
+    FROM c, unnest($9::bigint[], $10::uuid[], $11::integer[], $12::bigint[], $13::uuid[], $14::text[], $15::text[],
+                   $16::text[], $17::text[], $18::text[], $19::text[], $20::timestamptz[], $21::timestamptz[],
+                   $22::bytea[], $23::text[])
         AS t (seq, id, run, depth, parent_id, role, content, status, sources, metadata, external_id, sent_at,
-              fingerprint, terms)
+              created_at, fingerprint, terms)
 """
 # The newest or oldest messages of a conversation that never branched, with its row, in one round trip.
 STRAIGHT_HISTORY = f"""
@@ -117,6 +116,10 @@ REPEATED = f"""
     JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id
     WHERE m.owner_id = $1 AND m.conversation_id = $2 AND m.id = $3 AND c.deleted_at IS NULL
 """  # noqa: S608
+FINGERPRINTS = """
+    SELECT fingerprint FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND seq BETWEEN $3 AND $4
+    ORDER BY seq
+"""
 ERASE_MESSAGE = """
     UPDATE messages SET content = '', sources = NULL, metadata = NULL, external_id = NULL, terms = '{}',
         status = 'deleted'
@@ -242,9 +245,9 @@ class PostgresRows(Rows):
         return await self._connection.fetchval(statement, id_) is not None
 
     async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
-        updated_at = new.updated_at if isinstance(new, ImportedConversation) else None
+        times = (new.created_at, new.updated_at) if isinstance(new, ImportedConversation) else (None, None)
         texts = (encode(new.title), encode(new.context_id), encode(new.external_id), json_text(new.metadata))
-        row = await self._connection.fetchrow(INSERT_CONVERSATION, *key, *texts, new.fingerprint(), slot, updated_at)
+        row = await self._connection.fetchrow(INSERT_CONVERSATION, *key, *texts, new.fingerprint(), slot, *times)
         return None if row is None else to_conversation(row)
 
     async def fingerprint(self, key: Key) -> bytes | None:
@@ -290,13 +293,8 @@ class PostgresRows(Rows):
     # --- messages -----------------------------------------------------------------------------------------
 
     async def save(self, key: Key, state: State, new: Sequence[Placed]) -> None:
-        await self.save_first(key, state, new)
-
-    async def save_first(self, key: Key, state: State, new: Sequence[Placed]) -> bool:
-        """Write what an append changed if the conversation did not change since; say whether it was so."""
-        first = new[0].message
         columns = zip(*(self._message_values(key[0], placed) for placed in new), strict=True)
-        status = await self._connection.execute(
+        await self._connection.execute(
             SAVE,
             *key,
             state.tree.last_seq,
@@ -305,11 +303,8 @@ class PostgresRows(Rows):
             state.tree.dump(),
             encode(state.title),
             state.updated_at,
-            first.seq - 1,
-            first.created_at,
             *map(list, columns),
         )
-        return status != "INSERT 0 0"
 
     def _message_values(self, owner: str, placed: Placed) -> Row:
         message, position, fingerprint = placed
@@ -326,6 +321,7 @@ class PostgresRows(Rows):
             json_text(message.metadata) if message.metadata else None,
             encode(message.external_id),
             message.sent_at,
+            message.created_at,
             fingerprint,
             self._terms_of(owner, message.content) if self._index else None,
         )
@@ -345,12 +341,12 @@ class PostgresRows(Rows):
 
     async def known(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Known]:
         found = await self._connection.fetch(
-            "SELECT id, seq, run, depth, fingerprint FROM messages"
+            "SELECT id, seq, run, depth, fingerprint, status = 'deleted' FROM messages"
             " WHERE owner_id = $1 AND conversation_id = $2 AND id = ANY($3)",
             *key,
             list(ids),
         )
-        return {row[0]: Known(Position(*row[1:4]), row[4]) for row in found}
+        return {row[0]: Known(Position(*row[1:4]), row[4], row[5]) for row in found}
 
     async def position(self, key: Key, seq: int) -> Position:
         statement = "SELECT seq, run, depth FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND seq = $3"
@@ -366,6 +362,9 @@ class PostgresRows(Rows):
 
     async def log(self, key: Key, after: int, limit: int) -> list[Message]:
         return await self._messages(key, " AND m.seq > $3 ORDER BY m.seq LIMIT $4", after, limit)
+
+    async def fingerprints(self, key: Key, first: int, last: int) -> list[bytes]:
+        return [row[0] for row in await self._connection.fetch(FINGERPRINTS, *key, first, last)]
 
     async def next_in_run(self, key: Key, parent: Position) -> list[int]:
         found = await self._connection.fetchval(

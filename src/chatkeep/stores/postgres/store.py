@@ -2,19 +2,19 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from typing import NamedTuple, cast, override
 from uuid import UUID
 
-from chatkeep.errors import Conflict, InvalidInput, NotFound
+from chatkeep.errors import InvalidInput
 from chatkeep.migrations import HEAD
-from chatkeep.model import Conversation, ImportedMessage, Message, NewConversation, NewMessage, Page
+from chatkeep.model import Conversation, ImportReceipt, Message, NewConversation, NewMessage, Page
 from chatkeep.store import StoreOptions
 from chatkeep.stores.access_sql import SqlAccess
-from chatkeep.stores.append import Placed, State, is_simple, plan, with_ids
+from chatkeep.stores.append import is_simple, with_ids
 from chatkeep.stores.base import RowStore
 from chatkeep.stores.group_commit import GroupCommit
+from chatkeep.stores.imports import Import
 from chatkeep.stores.locks import KeyedLocks
 from chatkeep.stores.postgres.append import Item, append, appended, to_item
 from chatkeep.stores.postgres.citus import append_alone, append_of_owner, distribute
@@ -22,13 +22,10 @@ from chatkeep.stores.postgres.database import Database
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.rows import PostgresRows
 from chatkeep.stores.postgres.text import terms_of
-from chatkeep.stores.rows import Key, Row, Work, unique
+from chatkeep.stores.rows import Key, Row, Work
 from chatkeep.stores.window import Window
-from chatkeep.tree import Position, Segment, Tree
-from chatkeep.values import encode_nul, now
-
-BEGINNING = datetime.min.replace(tzinfo=UTC)
-"""A time before every other: SAVE keeps the later one."""
+from chatkeep.tree import Position, Segment
+from chatkeep.values import encode_nul
 
 FLUSHERS = 2
 """Batches in flight at the same time: while one waits for the disk, the other is filled and sent."""
@@ -131,14 +128,17 @@ class PostgresStore(RowStore[PostgresRows]):
                 stored = await self._append_simply(key, messages[0], fingerprints[0], may_repeat=may_repeat)
                 if stored is not None:
                     return [stored]
-            if expected_seq is None and isinstance(messages[0], ImportedMessage):
-                imported = await self._append_first(key, messages, fingerprints, terms)
-                if imported is not None:
-                    return imported
             return await self._write_to(
                 key,
                 lambda rows: self._append_to(rows.knowing(terms), key, messages, fingerprints, expected_seq),
                 repeatable=True,
+            )
+
+    async def _import_in(self, key: Key, given: Import) -> ImportReceipt | None:
+        with self._database.writing, self._writes.of_call():
+            terms = await self._terms(key[0], given.messages)
+            return await self._write_to(
+                key, lambda rows: self._import(rows.knowing(terms), key, given), repeatable=True
             )
 
     async def _terms(self, owner: str, messages: Sequence[NewMessage]) -> dict[str, str]:
@@ -187,19 +187,6 @@ class PostgresStore(RowStore[PostgresRows]):
             lambda connection: append_of_owner(connection, owner, items), transaction=True
         )
         return stored or {}
-
-    async def _append_first(
-        self, key: Key, messages: Sequence[NewMessage], fingerprints: Sequence[bytes], terms: Mapping[str, str]
-    ) -> list[Message] | None:
-        """Append to an empty conversation in one statement, as imports do; None if it needs a transaction."""
-        state = State(Tree(), None, None, None, BEGINNING)
-        try:
-            results = plan(key[1], state, messages, fingerprints, {}, now())
-        except (Conflict, NotFound):  # the conversation may have what is missing here
-            return None
-        placed = [result for result in results if isinstance(result, Placed)]
-        stored = await self._attempt(lambda rows: rows.knowing(terms).save_first(key, state, unique(placed)))
-        return [one.message for one in placed] if stored else None
 
     # --- reading ------------------------------------------------------------------------------------------
 

@@ -18,7 +18,7 @@ from chatkeep.model import (
     stored,
 )
 from chatkeep.stores.append import Placed, State
-from chatkeep.stores.rows import Row, WordIndex
+from chatkeep.stores.rows import Hit, Row, WordIndex
 from chatkeep.stores.sqlite.database import Values
 from chatkeep.tree import Segment
 from chatkeep.values import from_micros, json_text, load_json, to_micros
@@ -89,7 +89,7 @@ def to_conversation(row: Row) -> Conversation:
     )
 
 
-def message_values(owner: str, created_at: int, rid: int, placed: Placed) -> Values:
+def message_values(owner: str, rid: int, placed: Placed) -> Values:
     """A new message, as INSERT_MESSAGE takes it."""
     message, position, fingerprint = placed
     return (
@@ -108,7 +108,7 @@ def message_values(owner: str, created_at: int, rid: int, placed: Placed) -> Val
         json_text(message.metadata) if message.metadata else None,
         message.external_id,
         to_micros(message.sent_at) if message.sent_at else None,
-        created_at,
+        to_micros(message.created_at),
         fingerprint,
     )
 
@@ -134,3 +134,11 @@ def to_message(row: Row) -> Message:
             "created_at": from_micros(created),
         },
     )
+
+
+def to_hit(row: Row) -> Hit:
+    """A message that a search found."""
+    rid, title, *columns = row
+    message = to_message(columns)
+    place = (rid, to_micros(message.created_at), message.conversation_id.hex, message.seq)
+    return Hit(place, message, title)

@@ -15,11 +15,11 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from functools import cache, partial
 from itertools import chain
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, Literal, Self, cast
 
 import apsw
 
@@ -32,7 +32,7 @@ from chatkeep.stores.sqlite import schema
 from chatkeep.stores.sqlite.files import OpenFiles, create
 from chatkeep.stores.sqlite.reading import Reading
 from chatkeep.stores.time_limit import TimeLimit
-from chatkeep.values import now
+from chatkeep.values import from_micros, now
 from chatkeep.words import index_text
 
 logger = logging.getLogger(__name__)
@@ -73,6 +73,10 @@ BLOCKS = (256, 16)
 """Rows of one INSERT, largest block first: a third cheaper a row than one at a time, and SQLite works on 256 rows
 without the GIL."""
 
+MICROSECOND = timedelta(microseconds=1)
+
+LAST_MESSAGE = "SELECT rid, created_at FROM messages WHERE rid = (SELECT max(rid) FROM messages)"
+
 type Values = tuple[Any, ...]
 """The values of a statement's parameters, or of a row to insert."""
 
@@ -86,7 +90,7 @@ class Transaction:
 
     connection: apsw.Connection
     moment: datetime
-    last_rid: int | None = None
+    last_rid: int
     owners: set[str] = field(default_factory=set)
     """Owners that are known to be in the database."""
     marked_unindexed: bool = False
@@ -96,6 +100,12 @@ class Transaction:
     _deferred: dict[str, list[Values]] = field(default_factory=dict)
     _deferred_count: int = 0
     _written: int = 0
+
+    @classmethod
+    def begun(cls, connection: apsw.Connection) -> Self:
+        """The transaction that has just begun; no message was stored later than its time."""
+        last_rid, created_at = connection.execute(LAST_MESSAGE).get or (0, 0)
+        return cls(connection, max(now(), from_micros(created_at)), last_rid)
 
     def defer(self, insert: str, rows: Sequence[Values]) -> None:
         """Defer rows to be written by `insert`, an INSERT up to its VALUES."""
@@ -117,8 +127,6 @@ class Transaction:
 
     def next_rid(self) -> int:
         """The rowid of the next message: above every other, as rowids are the order in which messages were stored."""
-        if self.last_rid is None:
-            self.last_rid = self.connection.execute("SELECT coalesce(max(rid), 0) FROM messages").get
         self.last_rid += 1
         return self.last_rid
 
@@ -422,7 +430,7 @@ class SqliteFile:
         self._writes.reason = None
 
     def _run(self, connection: apsw.Connection, jobs: Sequence[Job[object]]) -> list[object]:
-        transaction = Transaction(connection, now())
+        transaction = Transaction.begun(connection)
         outcomes = [self._attempt(transaction, job) for job in jobs]
         transaction.flush()
         return outcomes
@@ -462,6 +470,7 @@ class SqliteFile:
         index flushes its buffer at each.
         """
         before = transaction.mark()
+        transaction.moment += MICROSECOND  # each job has its own, so that rowids are in the order of time
         try:
             return job(transaction)
         except Exception as error:

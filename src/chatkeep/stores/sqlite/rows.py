@@ -1,6 +1,7 @@
 """The SQL of the SQLite store, and how its rows become records. Every statement names the owner first."""
 
 from collections.abc import Collection, Mapping, Sequence
+from datetime import datetime
 from itertools import chain
 from typing import Any, cast, override
 from uuid import UUID
@@ -9,17 +10,17 @@ import apsw
 
 from chatkeep.access import IDS_CLASH
 from chatkeep.errors import Conflict
+from chatkeep.ids import valid_id
 from chatkeep.model import (
     CONVERSATION_FIELDS,
     Conversation,
-    ImportedConversation,
     Message,
     NewConversation,
     stored,
 )
 from chatkeep.store import ListOrder, Order
-from chatkeep.stores.append import Known, Placed, State
-from chatkeep.stores.rows import Found, Hit, Key, Removed, Row, Rows, StateRow, WordIndex, that_fit
+from chatkeep.stores.append import Known, Placed, State, times_of
+from chatkeep.stores.rows import Found, Key, Removed, Row, Rows, StateRow, WordIndex, that_fit
 from chatkeep.stores.sqlite.columns import (
     fetch,
     in_context,
@@ -29,6 +30,7 @@ from chatkeep.stores.sqlite.columns import (
     owner_word,
     state_values,
     to_conversation,
+    to_hit,
     to_message,
     uuid,
 )
@@ -84,13 +86,29 @@ ERASE_MESSAGE = """
     UPDATE messages SET content = '', sources = NULL, metadata = NULL, external_id = NULL, status = 'deleted'
     WHERE owner_id = ? AND conversation_id = ? AND id = ? AND status <> 'deleted' RETURNING rid
 """
-SEARCH = f"""
+HITS = f"""
     SELECT m.rid, c.title, {MESSAGE_COLUMNS} FROM message_words w
     JOIN messages m ON m.rid = w.rowid
     JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id
-    WHERE message_words MATCH ? AND w.rowid < ? AND m.owner_id = ? AND c.deleted_at IS NULL
-    ORDER BY w.rowid DESC LIMIT ?
 """  # noqa: S608
+# Rowids are in the order of time, but up to that of the last message that was restored with a time of its own.
+SEARCH = f"""{HITS}
+    WHERE message_words MATCH ? AND w.rowid > ? AND w.rowid < ? AND m.owner_id = ? AND c.deleted_at IS NULL
+    ORDER BY w.rowid DESC LIMIT ?
+"""
+SEARCH_RESTORED = f"""{HITS}
+    WHERE message_words MATCH ? AND w.rowid <= ? AND m.owner_id = ? AND c.deleted_at IS NULL
+        AND (m.created_at, m.conversation_id, m.seq) < (?, ?, ?)
+    ORDER BY m.created_at DESC, m.conversation_id DESC, m.seq DESC LIMIT ?
+"""
+FIRST_PLACE = (2**63 - 1, 2**63 - 1, "f" * 32, 2**63 - 1)
+RESTORED = "SELECT coalesce((SELECT value FROM store_state WHERE name = 'restored_to'), 0)"
+RESTORED_TO = """
+    INSERT INTO store_state VALUES ('restored_to', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
+"""
+FINGERPRINTS = """
+    SELECT fingerprint FROM messages WHERE owner_id = ? AND conversation_id = ? AND seq BETWEEN ? AND ? ORDER BY seq
+"""
 # One statement, which SQLite runs without Python but for text that is not ASCII.
 INDEX = """
     INSERT INTO message_words (rowid, owner, words) SELECT rid, hex(owner_id), CASE
@@ -159,6 +177,11 @@ class SqliteRows(Rows):
         assert self._transaction is not None  # noqa: S101 - RowStore writes in `_write` alone
         return self._transaction
 
+    @property
+    @override
+    def moment(self) -> datetime:
+        return self._writes.moment
+
     def _fetch(self, statement: str, values: Values = ()) -> list[Row]:
         return fetch(self._connection, statement, values)
 
@@ -191,9 +214,7 @@ class SqliteRows(Rows):
     async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
         if slot and await self.newest(key[0], new.context_id):
             return None
-        created = updated = self._writes.moment
-        if isinstance(new, ImportedConversation) and new.updated_at is not None:
-            updated = min(new.updated_at, created)
+        created, updated = times_of(new, self._writes.moment)
         self._note_owner(key[0])
         columns = (new.title, new.context_id, new.external_id, json_text(new.metadata), new.fingerprint())
         times = (to_micros(created), to_micros(updated))
@@ -261,8 +282,7 @@ class SqliteRows(Rows):
     async def save(self, key: Key, state: State, new: Sequence[Placed]) -> None:
         transaction, owner = self._writes, key[0]
         rids = [transaction.next_rid() for _ in new]
-        created_at = to_micros(transaction.moment)
-        rows = [message_values(owner, created_at, rid, placed) for rid, placed in zip(rids, new, strict=True)]
+        rows = [message_values(owner, rid, placed) for rid, placed in zip(rids, new, strict=True)]
         transaction.defer(INSERT_MESSAGE, rows)
         transaction.deferred_of.add(key)
         if self._index:
@@ -271,6 +291,8 @@ class SqliteRows(Rows):
             transaction.defer(INSERT_WORDS, words)
         else:
             self._mark_unindexed(rids[0])
+        if any(placed.message.created_at is not transaction.moment for placed in new):
+            self._connection.execute(RESTORED_TO, (rids[-1],))
         self._connection.execute(SAVE_STATE, (*state_values(state), owner, key[1].bytes))
 
     def _words_of(self, content: str) -> str:
@@ -289,9 +311,9 @@ class SqliteRows(Rows):
         return self._connection.execute(statement, (key[0], key[1].bytes, *values)).fetchone()
 
     async def known(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Known]:
-        columns = "m.seq, m.run, m.depth, m.fingerprint"
+        columns = "m.seq, m.run, m.depth, m.fingerprint, m.status = 'deleted'"
         found = {id_: self._columns(key, columns, " AND m.id = ?", id_.bytes) for id_ in ids}
-        return {id_: Known(Position(*row[:3]), row[3]) for id_, row in found.items() if row is not None}
+        return {id_: Known(Position(*row[:3]), row[3], bool(row[4])) for id_, row in found.items() if row is not None}
 
     async def position(self, key: Key, seq: int) -> Position:
         return Position(*cast("Row", self._columns(key, "m.seq, m.run, m.depth", " AND m.seq = ?", seq)))
@@ -306,6 +328,10 @@ class SqliteRows(Rows):
 
     async def log(self, key: Key, after: int, limit: int) -> list[Message]:
         return self._messages(key, " AND m.seq > ? ORDER BY m.seq LIMIT ?", after, limit)
+
+    async def fingerprints(self, key: Key, first: int, last: int) -> list[bytes]:
+        values = (key[0], key[1].bytes, first, last)
+        return [fingerprint for (fingerprint,) in self._fetch(FINGERPRINTS, values)]
 
     async def next_in_run(self, key: Key, parent: Position) -> list[int]:
         rest = " AND m.run = ? AND m.seq > ? ORDER BY m.seq LIMIT 1"
@@ -334,9 +360,15 @@ class SqliteRows(Rows):
 
     async def search(self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int) -> Found:
         match = " AND ".join(f'words : "{" ".join(phrase)}"' for phrase in phrases)
-        (place,) = below or (2**63 - 1,)
-        values = (f'owner : "{owner_word(owner)}" AND {match}', place, owner, limit)
-        return Found([Hit((rid,), to_message(row), title) for rid, title, *row in self._fetch(SEARCH, values)])
+        match = f'owner : "{owner_word(owner)}" AND {match}'
+        restored = cast("int", self._connection.execute(RESTORED).get)
+        rid, *place = below or FIRST_PLACE
+        found = self._fetch(SEARCH, (match, restored, rid, owner, limit)) if rid > restored else []
+        if restored and len(found) < limit:
+            created_at, id_, seq = place
+            behind = (created_at, valid_id(id_).bytes, seq)
+            found += self._fetch(SEARCH_RESTORED, (match, restored, owner, *behind, limit - len(found)))
+        return Found([to_hit(row) for row in found])
 
     def _mark_unindexed(self, rid: int) -> None:
         """Note that messages from `rid` on are stored without being indexed."""

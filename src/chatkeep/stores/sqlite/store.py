@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, override
 
 from chatkeep.errors import InvalidInput
 from chatkeep.migrations import HEAD
-from chatkeep.model import ImportedMessage, Message, NewMessage
+from chatkeep.model import ImportReceipt, Message, NewMessage
 from chatkeep.store import StoreOptions, file_path
 from chatkeep.stores.access_sql import SqlAccess
+from chatkeep.stores.append import size_of
 from chatkeep.stores.base import RowStore
+from chatkeep.stores.imports import Import
 from chatkeep.stores.rows import Key, Row, Work, run
 from chatkeep.stores.sqlite.columns import fetch
 from chatkeep.stores.sqlite.database import SqliteFile, Transaction
@@ -25,7 +27,7 @@ class SqliteStore(RowStore[SqliteRows]):
     """Conversations in one SQLite file; several processes may use the same file."""
 
     newest_revision = HEAD
-    hit_place = (int,)
+    hit_place = (int, int, str, int)
 
     def __init__(self, url: str, options: StoreOptions) -> None:
         super().__init__(url, options)
@@ -61,9 +63,7 @@ class SqliteStore(RowStore[SqliteRows]):
     async def _append(
         self, key: Key, messages: Sequence[NewMessage], fingerprints: Sequence[bytes], expected_seq: int | None
     ) -> list[Message]:
-        # Imported messages are indexed after they are stored: an import waits for one, then for the other.
-        imported, search = isinstance(messages[0], ImportedMessage), self._options.search
-        index = search and not imported
+        index = self._options.search
         # Before the writer has its turn, so that others need not wait for it.
         words = await self._texts.each(index_text, messages) if index else {}
 
@@ -71,10 +71,18 @@ class SqliteStore(RowStore[SqliteRows]):
             rows = SqliteRows(transaction.connection, transaction, index=index, words=words)
             return run(self._append_to(rows, key, messages, fingerprints, expected_seq))
 
-        stored = await self._file.write(append, size=sum(len(message.content) for message in messages))
-        if search and imported and (self._indexing is None or self._indexing.done()):
+        return await self._file.write(append, size=size_of(messages))
+
+    async def _import_in(self, key: Key, given: Import) -> ImportReceipt | None:
+        def store(transaction: Transaction) -> ImportReceipt | None:
+            rows = SqliteRows(transaction.connection, transaction, index=False)
+            return run(self._import(rows, key, given))
+
+        receipt = await self._file.write(store, size=size_of(given.messages))
+        # Imported messages are indexed after they are stored: an import waits for one, then for the other.
+        if self._options.search and (self._indexing is None or self._indexing.done()):
             self._indexing = self._begin(self._index())
-        return stored
+        return receipt
 
     async def _scrub(self) -> None:
         await self._rewrites.cover()
