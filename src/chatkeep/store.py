@@ -330,7 +330,10 @@ class Store(ABC):
     async def search_messages(
         self, owner: str, query: str, *, limit: int = 20, cursor: str | None = None
     ) -> Page[SearchHit]:
-        """Return the owner's messages that hold every word of `query`, stored last first.
+        """Return the owner's messages that hold every word of `query`, the last created_at first.
+
+        Messages of one moment are ordered by conversation and seq, the highest first. The order is the same on all
+        databases, and after a restore.
 
         Words are compared without regard to case, accents and Unicode form; in scripts written without
         spaces (Chinese, Japanese, Thai …) any part of a sentence is found. The first 200,000 characters

@@ -50,7 +50,7 @@ class Hit(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A part of a search's hits, stored last first."""
+    """A part of a search's hits, in the order of Store.search_messages."""
 
     hits: list[Hit]
     exact: bool = True
@@ -190,7 +190,7 @@ class Rows(ABC):
 
     @abstractmethod
     async def search(self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int) -> Found:
-        """At most `limit` messages that hold every phrase, or every word of them, below a place."""
+        """At most `limit` messages that hold every phrase, or every word of them, below a place, the last first."""
 
     @abstractmethod
     async def index_slice(self) -> bool:

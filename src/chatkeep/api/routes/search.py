@@ -33,7 +33,7 @@ class SearchQuery(Given):
     openapi_extra=openapi_query(SearchQuery),
 )
 async def search_messages(owner: Owner, store: OpenedStore, request: Request) -> Response:
-    """Find the messages that hold every word, the one stored last first.
+    """Find the messages that hold every word, the last created_at first.
 
     Case, accents and Unicode forms do not matter. In scripts that are written without spaces any part of a
     sentence is found.
