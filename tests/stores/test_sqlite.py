@@ -7,6 +7,7 @@ import sqlite3
 import tempfile
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -647,3 +648,13 @@ async def test_erased_and_deleted_text_is_gone_after_deletions(store: Store, pat
     await store.delete_conversation(OWNER, second)
     await store.erase_owner(OWNER)
     assert remains(path) == []
+
+
+async def test_times_do_not_go_back_with_the_clock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A message is never older than the one stored before it, whatever the clock of the machine does."""
+    async with open_store(f"sqlite:///{tmp_path / 'chat.db'}") as store:
+        id_ = (await store.create_conversation("ada", NewConversation())).id
+        (first,) = await store.append("ada", id_, user("x"))
+        monkeypatch.setattr("chatkeep.stores.sqlite.database.now", lambda: first.created_at - timedelta(hours=1))
+        (second,) = await store.append("ada", id_, user("y"))
+    assert second.created_at > first.created_at

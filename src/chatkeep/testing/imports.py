@@ -129,6 +129,35 @@ class ImportContract(Contract):
                 break
         assert pages == hits
 
+    async def test_hits_of_concurrent_appends_are_ordered_by_time(self, store: Store, owner: str) -> None:
+        """Appends that are committed together are found in the order of created_at, conversation and seq, too."""
+        ids = [(await store.create_conversation(owner, NewConversation())).id for _ in range(20)]
+        await asyncio.gather(*(store.append(owner, id_, [user("mint"), user("mint")]) for id_ in reversed(ids)))
+        hits = [hit.message for hit in await whole_search(store, owner, "mint")]
+        assert len(hits) == 2 * 20
+        assert hits == sorted(hits, key=lambda m: (m.created_at, m.conversation_id, m.seq), reverse=True)
+
+    async def test_a_restored_conversation_grows(self, store: Store, owner: str) -> None:
+        """A removed title is not made anew, and updated_at moves to the store's time of the new message."""
+        id_, later = new_id(), NOON + timedelta(hours=1)
+        new = ImportedConversation(id=id_, created_at=NOON, updated_at=NOON)
+        first = imported("a", created_at=NOON, sent_at=NOON)
+        await store.import_conversation(owner, new, [first])
+        second = imported("b", first, created_at=later, sent_at=NOON)
+        await store.import_conversation(owner, new, [first, second])
+        there = await store.get_conversation(owner, id_)
+        assert (there.title, there.updated_at, there.head_id) == (None, later, second.id)
+
+    async def test_an_empty_conversation_takes_the_head_of_the_import(
+        self, store: Store, owner: str, conversation: Conversation
+    ) -> None:
+        """Nothing was visible, so that nothing is hidden: also if its import was cut off once."""
+        first = imported("a")
+        new = ImportedConversation(id=conversation.id, head_id=first.id)
+        receipt = await store.import_conversation(owner, new, [first, imported("b", first)])
+        assert receipt.differences == ()
+        assert contents(await whole_history(store, owner, conversation.id)) == ["a"]
+
     async def test_a_late_retry_is_known_after_a_restore(self, store: Store, owner: str) -> None:
         """What was created and appended before the export, deleted messages too, is no conflict and nothing new."""
         other, new = someone(), NewConversation(id=new_id(), title="T", metadata={"a": 1})
