@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_COMPILE_BYTECODE := 1
 RUN := $(UV) run --frozen
 
-.PHONY: demo test coverage lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb
+.PHONY: demo test coverage lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill
 
 demo: $(UV)  ## import a sample, serve it, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
@@ -39,6 +39,11 @@ attacks: $(UV)  ## what others see while one client attacks, on SQLite and Postg
 recorder: $(UV)  ## 50 rounds of SIGKILL while the database comes and goes, then 5,000,000 messages
 	CHATKEEP_RECORDER_ROUNDS=50 $(RUN) pytest tests/recorder/test_recorder_crash.py -s
 	$(RUN) python -m benchmarks.soak
+
+backup-drill: $(UV)  ## 50 rounds of exports and backups of a server under 16 writers, on SQLite and PostgreSQL; 5 on MongoDB
+	$(RUN) python -m benchmarks.backup_drill --database sqlite
+	$(RUN) python -m benchmarks.backup_drill --database postgresql
+	$(RUN) python -m benchmarks.backup_drill --database mongodb --rounds 5 --writers 4 --long-messages 300
 
 torture-mongodb: $(UV)  ## URL=… of a database on a replica set: 20 rounds each of clients and, with KILL='command', servers killed
 	$(RUN) python -m benchmarks.torture_mongodb $(if $(URL),"$(URL)") $(if $(KILL),--kill "$(KILL)")

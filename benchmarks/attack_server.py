@@ -134,6 +134,13 @@ def disk() -> Path:
     return folder
 
 
+def environment() -> dict[str, str]:
+    """The environment without settings of chatkeep, in which modules are compiled once, as where it is installed."""
+    without = ("CHATKEEP_", "VIRTUAL_ENV", "PYTHONDONTWRITEBYTECODE")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(without)}
+    return {**inherited, "PYTHONPYCACHEPREFIX": str(disk() / "compiled")}
+
+
 class Target:
     """A server that runs."""
 
@@ -182,14 +189,13 @@ def served(
     program = [str(HERE / script)] if script else ["-m", "chatkeep"]
     command = [str(checkout.python), "-P", *program, "serve", "--port", "0", "--workers", str(workers)]
     given = {f"CHATKEEP_{name.upper()}": value for name, value in settings.items()}
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("CHATKEEP_", "VIRTUAL_ENV"))}
-    environment = {**inherited, "CHATKEEP_DATABASE_URL": url, "CHATKEEP_LOG_LEVEL": "error", **given}
+    given |= {"CHATKEEP_DATABASE_URL": url, "CHATKEEP_LOG_LEVEL": given.get("CHATKEEP_LOG_LEVEL", "error")}
     limited = ["/bin/sh", "-c", f'ulimit -Sn {OPEN_FILES}; exec "$@"', "sh", *command]
     with (
         tempfile.TemporaryDirectory() as folder,
         (Path(folder) / "log").open("w") as log,
         subprocess.Popen(
-            limited, stdout=PIPE, stderr=log, text=True, env={**environment, "TMPDIR": folder}, cwd=folder
+            limited, stdout=PIPE, stderr=log, text=True, env={**environment(), **given, "TMPDIR": folder}, cwd=folder
         ) as process,
     ):
         target = Target(process, Path(log.name))
