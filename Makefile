@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_COMPILE_BYTECODE := 1
 RUN := $(UV) run --frozen
 
-.PHONY: demo test coverage lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill
+.PHONY: demo test coverage lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill import-kills
 
 demo: $(UV)  ## import a sample, serve it, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
@@ -44,6 +44,11 @@ backup-drill: $(UV)  ## 50 rounds of exports and backups of a server under 16 wr
 	$(RUN) python -m benchmarks.backup_drill --database sqlite
 	$(RUN) python -m benchmarks.backup_drill --database postgresql
 	$(RUN) python -m benchmarks.backup_drill --database mongodb --rounds 5 --writers 4 --long-messages 300
+
+import-kills: $(UV)  ## 50 imports killed and run again, on SQLite and PostgreSQL; 5 on MongoDB
+	$(RUN) python -m benchmarks.import_kills --database sqlite
+	$(RUN) python -m benchmarks.import_kills --database postgresql
+	$(RUN) python -m benchmarks.import_kills --database mongodb --kills 5 --seeded 100 --no-real
 
 torture-mongodb: $(UV)  ## URL=… of a database on a replica set: 20 rounds each of clients and, with KILL='command', servers killed
 	$(RUN) python -m benchmarks.torture_mongodb $(if $(URL),"$(URL)") $(if $(KILL),--kill "$(KILL)")
