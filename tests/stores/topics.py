@@ -15,6 +15,7 @@ from chatkeep.testing.deleted_messages import DeletedMessageContract
 from chatkeep.testing.erasure import EraseContract
 from chatkeep.testing.history import HistoryContract
 from chatkeep.testing.ids import IdContract
+from chatkeep.testing.imports import ImportContract
 from chatkeep.testing.lists import ListContract
 from chatkeep.testing.owners import OwnerContract
 from chatkeep.testing.port import PortContract
@@ -35,6 +36,7 @@ class SharedTopics(
     BranchContract,
     OwnerContract,
     IdContract,
+    ImportContract,
     ValueContract,
     RemovalContract,
     AccessContract,
