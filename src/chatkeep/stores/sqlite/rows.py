@@ -86,21 +86,28 @@ ERASE_MESSAGE = """
     UPDATE messages SET content = '', sources = NULL, metadata = NULL, external_id = NULL, status = 'deleted'
     WHERE owner_id = ? AND conversation_id = ? AND id = ? AND status <> 'deleted' RETURNING rid
 """
-HITS = f"""
-    SELECT m.rid, c.title, {MESSAGE_COLUMNS} FROM message_words w
+HIT_COLUMNS = f"SELECT m.rid, c.title, {MESSAGE_COLUMNS}"
+# Rowids are in the order of time, but up to that of the last message that was restored with a time of its own.
+SEARCH = f"""
+    {HIT_COLUMNS} FROM message_words w
     JOIN messages m ON m.rid = w.rowid
     JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id
-"""  # noqa: S608
-# Rowids are in the order of time, but up to that of the last message that was restored with a time of its own.
-SEARCH = f"""{HITS}
     WHERE message_words MATCH ? AND w.rowid > ? AND w.rowid < ? AND m.owner_id = ? AND c.deleted_at IS NULL
     ORDER BY w.rowid DESC LIMIT ?
 """
-SEARCH_RESTORED = f"""{HITS}
-    WHERE message_words MATCH ? AND w.rowid <= ? AND m.owner_id = ? AND c.deleted_at IS NULL
-        AND (m.created_at, m.conversation_id, m.seq) < (?, ?, ?)
-    ORDER BY m.created_at DESC, m.conversation_id DESC, m.seq DESC LIMIT ?
-"""
+BY_TIME = "ORDER BY m.created_at DESC, m.conversation_id DESC, m.seq DESC"
+# What is sorted is only where the hits are: half a microsecond each.
+SEARCH_RESTORED = f"""
+    {HIT_COLUMNS} FROM messages m
+    JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id
+    WHERE m.rid IN (
+        SELECT m.rid FROM message_words w JOIN messages m ON m.rid = w.rowid
+        WHERE message_words MATCH ? AND w.rowid <= ? AND m.owner_id = ?
+            AND (m.created_at, m.conversation_id, m.seq) < (?, ?, ?) AND m.conversation_id NOT IN (
+                SELECT id FROM conversations WHERE owner_id = ? AND deleted_at IS NOT NULL)
+        {BY_TIME} LIMIT ?)
+    {BY_TIME}
+"""  # noqa: S608
 FIRST_PLACE = (2**63 - 1, 2**63 - 1, "f" * 32, 2**63 - 1)
 RESTORED = "SELECT coalesce((SELECT value FROM store_state WHERE name = 'restored_to'), 0)"
 RESTORED_TO = """
@@ -367,7 +374,7 @@ class SqliteRows(Rows):
         if restored and len(found) < limit:
             created_at, id_, seq = place
             behind = (created_at, valid_id(id_).bytes, seq)
-            found += self._fetch(SEARCH_RESTORED, (match, restored, owner, *behind, limit - len(found)))
+            found += self._fetch(SEARCH_RESTORED, (match, restored, owner, *behind, owner, limit - len(found)))
         return Found([to_hit(row) for row in found])
 
     def _mark_unindexed(self, rid: int) -> None:
