@@ -2,6 +2,8 @@
 
 import re
 
+UTF_16 = "text in UTF-16; save it as UTF-8"
+
 MAGIC = (
     (b"PK\x03\x04", "a zip archive; unpack it"),
     (b"PK\x05\x06", "an empty zip archive"),
@@ -16,8 +18,8 @@ MAGIC = (
     (b"\xfd7zXZ\0", "compressed with xz; unpack it"),
     (b"(\xb5/\xfd", "compressed with zstd; unpack it"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive; unpack it"),
-    (b"\xff\xfe", "text in UTF-16; save it as UTF-8"),
-    (b"\xfe\xff", "text in UTF-16; save it as UTF-8"),
+    (b"\xff\xfe", UTF_16),
+    (b"\xfe\xff", UTF_16),
 )
 """The beginning of files of each kind. None of them is that of a JSON object in UTF-8."""
 
@@ -36,12 +38,12 @@ def kind_of(start: bytes) -> str | None:
     for magic, kind in MAGIC:
         if start.startswith(magic):
             return kind
+    if any(start[zero:4:2] == b"\0\0" and b"\0" not in start[1 - zero : 4 : 2] for zero in (0, 1)):
+        return UTF_16
     text = start.removeprefix(BOM).lstrip()
     if text.startswith(b"{"):
         return "one JSON document over many lines" if PRETTY.match(text) else None
-    if b"\0" in start:
-        return "text in UTF-16; save it as UTF-8" if start[:4:2].strip(b"\0") else "binary data"
-    return _kind_of_text(text)
+    return "binary data" if b"\0" in start else _kind_of_text(text)
 
 
 def _kind_of_text(text: bytes) -> str | None:

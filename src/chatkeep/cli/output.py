@@ -4,6 +4,7 @@ import gzip
 import os
 import re
 import signal
+import stat
 import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
@@ -64,9 +65,17 @@ def _opened(file: Path | None) -> AbstractContextManager[BinaryIO]:
     if descriptor is not None:
         return _direct(descriptor, "standard output" if descriptor == STANDARD_OUTPUT else str(file))
     assert file is not None  # noqa: S101 - it would be standard output
-    if file.exists() and not file.is_file() and not file.is_dir():
+    if _is_pipe_or_device(file):
         return _direct(file, str(file))
     return replacing(file, keep_mode=True)
+
+
+def _is_pipe_or_device(file: Path) -> bool:
+    try:
+        mode = file.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode) and not stat.S_ISDIR(mode)
 
 
 def _descriptor(name: str) -> int | None:

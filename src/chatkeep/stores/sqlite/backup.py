@@ -51,6 +51,7 @@ def copy(
             _drop_cached(part.fileno())
             _compare(check(Path(part.name), lambda: source.is_interrupted), found)
         _check_target(own, target)  # somebody may have opened it meanwhile
+        _check_wanted(source)
     return found
 
 
@@ -127,9 +128,15 @@ def _copy_to(source: apsw.Connection, name: str, descriptor: int, progress: Call
     try:
         target.execute("PRAGMA synchronous = OFF")  # it is synced here
         target.execute("PRAGMA journal_mode = OFF")  # if it cannot be completed it is removed
+        page: Any = source.pragma("page_size")
         with target.backup("main", source, "main") as copying:
             while not copying.done:
-                _step(source, copying, descriptor, progress)
+                _check_wanted(source)
+                copying.step(STEP_PAGES)
+                done, size = copying.page_count - copying.remaining, copying.page_count
+                if done % SYNC_PAGES == 0:
+                    os.fsync(descriptor)
+                progress(done * page, size * page)
         # Otherwise it would be opened with a log, as the store is, and that needs a folder that can be written.
         target.execute("PRAGMA journal_mode = DELETE")
     except apsw.Error as error:
@@ -140,15 +147,10 @@ def _copy_to(source: apsw.Connection, name: str, descriptor: int, progress: Call
         target.close()
 
 
-def _step(source: apsw.Connection, copying: apsw.Backup, descriptor: int, progress: Callable[[int, int], None]) -> None:
+def _check_wanted(source: apsw.Connection) -> None:
+    """Raise InterruptError if `source` was interrupted and has executed nothing since, which would forget it."""
     if source.is_interrupted:
         raise apsw.InterruptError("interrupted")
-    copying.step(STEP_PAGES)
-    done = copying.page_count - copying.remaining
-    if done % SYNC_PAGES == 0:
-        os.fsync(descriptor)
-    page: Any = source.pragma("page_size")
-    progress(done * page, copying.page_count * page)
 
 
 def _drop_cached(descriptor: int) -> None:

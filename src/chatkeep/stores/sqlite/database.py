@@ -552,7 +552,8 @@ class SqliteFile:
     def _translated(self, error: apsw.Error) -> ChatkeepError:
         if isinstance(error, apsw.SQLError) and "no such table" in str(error):
             return SchemaMismatch("the database has no schema of chatkeep; run `chatkeep db upgrade`", got=self.path)
-        logger.error("SQLite failed on %s: %s: %s", self.path, type(error).__name__, error)
+        if not isinstance(error, apsw.InterruptError):  # that was asked for
+            logger.error("SQLite failed on %s: %s: %s", self.path, type(error).__name__, error)
         meaning = next((text for kind, text in MEANINGS if isinstance(error, kind)), "SQLite refused the operation")
         return StoreUnavailable(meaning, got=f"{self.path}: {error}")
 
