@@ -6,9 +6,9 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 from uuid import UUID
@@ -20,6 +20,7 @@ from commands import COMMAND, SAMPLE, run
 from chatkeep import InvalidInput, NewConversation, NewMessage, StoreUnavailable, open_store
 from chatkeep.migrations import HEAD
 from chatkeep.stores.sqlite import backup as backup_module
+from chatkeep.stores.sqlite.database import CLOSE_SECONDS
 
 WRITER = """
 import asyncio, sys, time
@@ -298,21 +299,30 @@ def test_a_stopped_backup_leaves_nothing(stop: int, code: int, large: str, tmp_p
     assert files(tmp_path) == []
 
 
-async def test_a_backup_ends_when_its_caller_or_the_store_does(large: str, tmp_path: Path) -> None:
-    """Cancelling it, or closing the store, stops a copy, and its parts are removed."""
+@pytest.mark.parametrize("end", ["cancel", "close"])
+async def test_a_backup_ends_when_its_caller_or_the_store_does(end: str, large: str, tmp_path: Path) -> None:
+    """Cancelling it, or closing the store, stops a copy at its next step, and its parts are removed."""
+    told, copying, go_on = list[int](), asyncio.Event(), threading.Event()
     loop = asyncio.get_running_loop()
-    for end in ("cancel", "close"):
-        copying = asyncio.Event()
-        store = await open_store(large)
-        told = partial(loop.call_soon_threadsafe, copying.set)
-        task = asyncio.create_task(store.backup(tmp_path / "copy.db", progress=lambda *_, told=told: told()))
-        await copying.wait()
-        if end == "cancel":
-            task.cancel()
-        await store.aclose()
-        with pytest.raises(asyncio.CancelledError if end == "cancel" else StoreUnavailable):
-            await task
-        assert files(tmp_path) == []
+
+    def progress(done: int, _size: int) -> None:
+        told.append(done)
+        loop.call_soon_threadsafe(copying.set)
+        go_on.wait(10)
+
+    store = await open_store(large)
+    task = asyncio.create_task(store.backup(tmp_path / "copy.db", progress=progress))
+    await copying.wait()
+    if end == "cancel":
+        task.cancel()
+    closing = asyncio.create_task(store.aclose())
+    await asyncio.sleep(0.1 if end == "cancel" else CLOSE_SECONDS + 0.1)
+    go_on.set()
+    with pytest.raises(asyncio.CancelledError if end == "cancel" else StoreUnavailable):
+        await task
+    await closing
+    assert len(told) == 1
+    assert files(tmp_path) == []
 
 
 async def test_progress_is_told(large: str, tmp_path: Path) -> None:

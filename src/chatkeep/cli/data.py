@@ -38,7 +38,7 @@ def import_(
     database_url: DatabaseUrl = None,
     owner: Annotated[str, typer.Option(help="Owner of the imported conversations.")] = LOCAL_OWNER,
     max_line_bytes: Annotated[
-        int, typer.Option(min=1, help="Longest line, in bytes. It takes up to 8 times as much memory.")
+        int, typer.Option(min=1, help="Longest line, in bytes, which is held in memory with what it says.")
     ] = MAX_LINE_BYTES,
 ) -> None:
     """Import conversations, one per line, with their branches, tool calls and times.

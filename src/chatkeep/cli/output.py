@@ -52,6 +52,7 @@ def opened_target(file: Path | None) -> Iterator[BinaryIO]:
         with _opened(file) as raw, _packed(raw, file) as stream:
             try:
                 yield stream
+                stream.flush()
             except BaseException:
                 _drop(raw)
                 raise
@@ -91,12 +92,7 @@ def _direct(target: Path | int, name: str) -> Iterator[BinaryIO]:
     """Write to what is there. Exits quietly if it is a pipe that nobody reads any more."""
     try:
         with _stream(target) as stream:
-            try:
-                yield stream
-                stream.flush()
-            except OSError:
-                _drop(stream)
-                raise
+            yield stream
     except BrokenPipeError:
         raise typer.Exit(NO_READER) from None
     except OSError as error:
