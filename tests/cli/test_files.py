@@ -1,5 +1,7 @@
 """What `import` reads and where `export` writes: pipes, links, damaged files and files of other kinds."""
 
+import contextlib
+import fcntl
 import gzip
 import json
 import os
@@ -8,13 +10,13 @@ import stat
 import subprocess
 import sys
 import tarfile
+import termios
 import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
-from typing import Any
 
 import apsw
 import pytest
@@ -47,10 +49,15 @@ def exported(url: str) -> bytes:
     return run({}, "export", "--database-url", url).stdout_bytes
 
 
-def process(*arguments: str | Path, **options: Any) -> subprocess.Popen[bytes]:
+@contextlib.contextmanager
+def running(*arguments: str | Path) -> Iterator[subprocess.Popen[bytes]]:
     """A command in a process of its own."""
     command = [*COMMAND, *map(str, arguments)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
 
 
 def read(content: bytes | BytesIO, **options: int) -> tuple[list[bytes], list[tuple[int | None, str]]]:
@@ -336,27 +343,33 @@ def test_a_stopped_export_leaves_nothing(name: str, stop: int, code: int, large:
     if name.startswith("pipe"):
         os.mkfifo(target)
         reader = os.open(target, os.O_RDONLY | os.O_NONBLOCK)
-    with process("export", target, "--database-url", large) as running:
+    with running("export", target, "--database-url", large) as process:
         if name.startswith("pipe"):
-            wait_until(lambda: bool(os.read(reader, 1)))
+            wait_until(lambda: waiting(reader) > 30_000)
+            time.sleep(0.2)  # until nothing more fits into the pipe
         else:
             wait_until(lambda: any(part.stat().st_size for part in tmp_path.glob("*.part")))
-        running.send_signal(stop)
-        assert running.wait(10) == code
-        assert running.stderr is not None
-        assert running.stderr.read() == b"Error: stopped; the export is not complete, and has replaced no file\n"
+        process.send_signal(stop)
+        assert process.wait(10) == code
+        assert process.stderr is not None
+        assert process.stderr.read() == b"Error: stopped; the export is not complete, and has replaced no file\n"
     assert list(tmp_path.iterdir()) == ([target] if name.startswith("pipe") else [])
 
 
 def test_a_reader_that_goes_ends_the_export_quietly(large: str) -> None:
     """`| head` ends it without a word, with the code of SIGPIPE."""
-    with process("export", "--database-url", large) as running:
-        assert running.stdout is not None
-        assert running.stderr is not None
-        running.stdout.readline()
-        running.stdout.close()
-        assert running.wait(10) == 141
-        assert running.stderr.read() == b""
+    with running("export", "--database-url", large) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.wait(10) == 141
+        assert process.stderr.read() == b""
+
+
+def waiting(reader: int) -> int:
+    """Bytes in a pipe that nobody has read yet."""
+    return int.from_bytes(fcntl.ioctl(reader, termios.FIONREAD, bytes(4)), sys.byteorder)
 
 
 def wait_until(is_so: Callable[[], bool]) -> None:
