@@ -204,7 +204,7 @@ def test_serving_other_machines_is_refused(env: dict[str, str], url: str, host: 
 def test_help_and_version(env: dict[str, str]) -> None:
     """Every command has a help text, and the version is told."""
     assert "chatkeep 0." in run(env, "--version").stdout
-    for command in ("serve", "import", "export", "list", "show", "db"):
+    for command in ("serve", "import", "export", "backup", "list", "show", "db"):
         assert command in run(env, "--help").stdout
         assert len(run(env, command, "--help").stdout) > 200
 
@@ -215,6 +215,7 @@ def test_help_and_version(env: dict[str, str]) -> None:
         "serve",
         "import",
         "export",
+        "backup",
         "list",
         "show",
         "erase",

@@ -40,8 +40,9 @@ async def _backup(file: Path, url: str, verify: bool) -> Backup:  # noqa: FBT001
             task = progress.add_task("copying", total=None)
 
             def update(done: int, size: int) -> None:
-                verifying = verify and done == size
-                progress.update(task, completed=done, total=size, description="verifying" if verifying else "copying")
+                progress.update(task, completed=done, total=size)
+                if verify and done == size:
+                    progress.add_task("verifying", total=None)
 
             return await store.backup(file, verify=verify, progress=update)
 

@@ -13,8 +13,10 @@ from chatkeep.cli.kinds import BOM, kind_of
 from chatkeep.errors import InvalidInput
 
 MAX_LINE_BYTES = 256 << 20
-"""Longest line, in bytes. An import holds it and the values that it parses from it: 0.7 to 2 GB for one of this length.
-A conversation of a million messages is 230 MB in the form that an export writes, with 60 characters in each."""
+"""Longest line, in bytes. An export writes a conversation of a million messages of 60 characters in 330 MB or less.
+
+An import holds the line and what it parses from it. For a line of this length that is 0.7 GB with messages of a
+megabyte, and 3 GB or more with the shortest ones."""
 
 SPOOL_BYTES = 4 << 20
 """Longer lines are collected in a temporary file: one that is too long is never in the memory."""
