@@ -243,7 +243,7 @@ def test_a_folder_is_not_imported(tmp_path: Path) -> None:
 # --- export -----------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", ["/dev/stdout", "/proc/self/fd/1"])
+@pytest.mark.parametrize("target", ["/dev/stdout", pytest.param("/proc/self/fd/1", marks=pytest.mark.long)])
 def test_names_of_standard_output(target: str, url: str, exported: bytes, tmp_path: Path) -> None:
     """They are standard output, which goes on where it is: a file that something else is written to keeps that."""
     assert run({}, "export", "-", "--database-url", url).stdout_bytes == exported
@@ -296,6 +296,14 @@ def test_modes_of_exports(url: str, tmp_path: Path) -> None:
         assert stat.S_IMODE(file.stat().st_mode) == mode
 
 
+@pytest.mark.parametrize("name", ["chat.db", "link.db", "chat.db-wal"])
+def test_a_store_is_not_exported_over_itself(name: str, url: str, exported: bytes, tmp_path: Path) -> None:
+    """Neither over its file, by whichever name, nor over its log."""
+    (tmp_path / "link.db").symlink_to("chat.db")
+    assert "is the store itself" in run({}, "export", tmp_path / name, "--database-url", url, code=1).stderr
+    assert run({}, "export", "--database-url", url).stdout_bytes == exported
+
+
 @pytest.mark.parametrize(
     ("target", "reason"),
     [
@@ -332,9 +340,9 @@ def test_an_export_that_fails_leaves_the_old_file(large: str, tmp_path: Path) ->
     ("name", "stop", "code"),
     [
         ("out.jsonl", signal.SIGINT, 130),
-        ("out.jsonl", signal.SIGTERM, 143),
+        pytest.param("out.jsonl", signal.SIGTERM, 143, marks=pytest.mark.long),
         ("pipe", signal.SIGINT, 130),
-        ("pipe.gz", signal.SIGINT, 130),
+        pytest.param("pipe.gz", signal.SIGINT, 130, marks=pytest.mark.long),
     ],
 )
 def test_a_stopped_export_leaves_nothing(name: str, stop: int, code: int, large: str, tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from rich.text import Text
 
 from chatkeep.cli.input import MAX_LINE_BYTES, open_input, read_lines
 from chatkeep.cli.options import DatabaseUrl, open_existing, store_url
-from chatkeep.cli.output import opened_target, stoppable
+from chatkeep.cli.output import opened_target, refuse_own_file, stoppable
 from chatkeep.cli.terminal import err, escaped, local_time, out, run
 from chatkeep.formats.jsonl import Imported, export_lines, import_lines
 from chatkeep.model import Conversation, Message
@@ -126,6 +126,7 @@ def export(
 ) -> None:
     """Export conversations without loss, one per line, in the format that `import` reads."""
     url = store_url(database_url)
+    refuse_own_file(url, file)
     with stoppable("the export is not complete, and has replaced no file"), opened_target(file) as target:
         run(_export(target, url, owner))
 

@@ -15,6 +15,7 @@ import typer
 
 from chatkeep.cli.terminal import print_error
 from chatkeep.errors import InvalidInput
+from chatkeep.store import file_path
 from chatkeep.stores.replacing import replacing
 
 STANDARD_OUTPUT = 1
@@ -40,6 +41,17 @@ def stoppable(outcome: str) -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def refuse_own_file(url: str, file: Path | None) -> None:
+    """Print an error and exit if the store at `url` is in `file`, which would be replaced."""
+    if file is None or not url.startswith("sqlite:"):
+        return
+    from chatkeep.stores.sqlite.files import is_file_of
+
+    if is_file_of(Path(file_path(url)).expanduser(), file):
+        print_error(f"{file} is the store itself; export to another file")
+        raise typer.Exit(1)
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from chatkeep.errors import InvalidInput
 from chatkeep.store import Backup
 from chatkeep.stores.replacing import replacing
 from chatkeep.stores.sqlite import schema
+from chatkeep.stores.sqlite.database import MEANINGS
+from chatkeep.stores.sqlite.files import SIDE_FILES, is_file_of
 
 STEP_PAGES = 256
 """Pages that are copied between two looks at whether to go on: a mebibyte, some milliseconds."""
@@ -23,9 +25,6 @@ ext4 would have the commits of others wait for all of them."""
 
 CHECK_STEPS = 1_000_000
 """Steps of SQLite's virtual machine after which a check asks whether to go on."""
-
-SIDE_FILES = ("-wal", "-shm", "-journal")
-"""What SQLite puts beside a database that is in use, and leaves there when its process is killed."""
 
 COUNTS = "SELECT (SELECT count(*) FROM users), (SELECT count(*) FROM conversations), (SELECT count(*) FROM messages)"
 
@@ -41,10 +40,10 @@ def copy(
 
     The transaction is ended when all is copied. Raises InterruptError soon after `source` is interrupted.
     """
-    own, target = Path(os.path.realpath(own)), Path(os.path.realpath(path))
-    _check_target(own, target)
-    found = _contents(source)
+    target = Path(os.path.realpath(path))
     with replacing(path) as part:
+        _check_target(own, target)
+        found = _contents(source)
         _copy_to(source, part.name, part.fileno(), progress)
         source.execute("COMMIT")  # others can empty the log again
         if verify:
@@ -100,9 +99,8 @@ def _compare(copied: Backup, found: Backup) -> None:
 
 def _check_target(own: Path, target: Path) -> None:
     """Raise InvalidInput if a copy at `target` would overwrite files of a store, or be no file."""
-    for file in (own, *(own.with_name(f"{own.name}{end}") for end in SIDE_FILES)):
-        if file == target or (file.exists() and target.exists() and file.samefile(target)):
-            raise InvalidInput("a store cannot be copied over its own files", got=target)
+    if is_file_of(own, target):
+        raise InvalidInput("a store cannot be copied over its own files", got=target)
     if target.exists() and not target.is_file() and not target.is_dir():
         raise InvalidInput("a copy is a file; `chatkeep export` can write to a pipe or a device", got=target)
     _check_alone(target)
@@ -142,7 +140,8 @@ def _copy_to(source: apsw.Connection, name: str, descriptor: int, progress: Call
     except apsw.Error as error:
         if isinstance(error, OF_SOURCE) or getattr(error, "extendedresult", 0) in WHILE_READING:
             raise
-        raise InvalidInput(f"the copy cannot be written: {error}", got=name) from error
+        reason = next((text for kind, text in MEANINGS if isinstance(error, kind)), str(error))
+        raise InvalidInput(f"the copy cannot be written: {reason}", got=name) from error
     finally:
         target.close()
 
