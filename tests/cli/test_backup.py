@@ -48,16 +48,16 @@ def url(tmp_path: Path) -> str:
 
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The URL of a store of 80 MB: to copy it takes a while."""
+    """The URL of a store of 40 MB: to copy it takes a while."""
     url = f"sqlite:///{tmp_path_factory.mktemp('large') / 'chat.db'}?search=off"
     asyncio.run(fill(url))
     return url
 
 
 async def fill(url: str) -> None:
-    """Store 400 messages of 200 KB."""
+    """Store 200 messages of 200 KB."""
     async with open_store(url) as store:
-        for _ in range(4):
+        for _ in range(2):
             made = await store.create_conversation("local", NewConversation())
             message = NewMessage(role="assistant", content="x" * 200_000)
             await asyncio.gather(*(store.append("local", made.id, message) for _ in range(100)))
