@@ -18,8 +18,9 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
 from functools import wraps
+from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Literal, cast
+from typing import Any, ClassVar, Literal, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlencode
 from uuid import UUID
 
@@ -123,6 +124,16 @@ class Observer:
 
     def committed(self, items: int) -> None:
         """One commit wrote the changes of `items` calls."""
+
+
+class Backup(NamedTuple):
+    """What a copy of a store holds."""
+
+    revision: str
+    owners: int
+    conversations: int
+    messages: int
+    """Rows: also of deleted messages, and of conversations whose removal has begun."""
 
 
 class Store(ABC):
@@ -382,6 +393,26 @@ class Store(ABC):
         Idempotent. Raises InvalidInput if the database is not a cluster.
         """
         raise InvalidInput("only PostgreSQL with Citus and MongoDB behind mongos can be distributed")
+
+    async def backup(
+        self,
+        path: Path,  # noqa: ARG002 - a store that can be copied uses all three
+        *,
+        verify: bool = True,  # noqa: ARG002
+        progress: Callable[[int, int], None] = lambda _done, _all: None,  # noqa: ARG002
+    ) -> Backup:
+        """Copy the whole store, of any schema revision, into the SQLite file `path`, and return what the copy holds.
+
+        The copy is the store of one moment, which lies within the call; others write meanwhile. It is on the disk and
+        complete, or `path` is as it was: an existing file is replaced at the end. With `verify` it is read before that.
+        Only its user may read it. `progress` is called in another thread, with the bytes that are copied and all bytes.
+        Takes as long as it takes; cancel it to stop it.
+        Raises InvalidInput if `path` cannot be written, is in use as a store or is this one, or for another database.
+        """
+        raise InvalidInput(
+            "only a SQLite store can be copied into a file; for PostgreSQL use pg_dump, for MongoDB mongodump"
+            " (docs/backup.md)"
+        )
 
     @abstractmethod
     async def ping(self) -> None:

@@ -1,7 +1,5 @@
 """The command line: in this process, and as a process of its own where it is killed or serves."""
 
-import contextlib
-import gc
 import gzip
 import json
 import os
@@ -10,30 +8,16 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import httpx2
 import pytest
-from typer.testing import CliRunner, Result
+from commands import COMMAND, SAMPLE, run, serving
 
 from chatkeep import __main__
 from chatkeep.cli import terminal
-from chatkeep.cli.app import app
 from chatkeep.migrations import HEAD
 from chatkeep.settings import Settings
-
-SAMPLE = Path(__file__).parents[2] / "examples" / "conversations.jsonl"
-COMMAND = [sys.executable, "-m", "chatkeep"]
-
-
-@pytest.fixture(autouse=True)
-def usual_collector() -> Iterator[None]:
-    """`import` tunes the garbage collector of its process, which is the tests' here."""
-    threshold = gc.get_threshold()
-    yield
-    gc.set_threshold(*threshold)
-    gc.unfreeze()
 
 
 @pytest.fixture
@@ -49,32 +33,6 @@ def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
 def url(tmp_path: Path) -> str:
     """The URL of a file that is not there yet."""
     return f"sqlite:///{tmp_path / 'chat.db'}"
-
-
-def run(env: dict[str, str], *arguments: str | Path, code: int = 0, stdin: bytes = b"") -> Result:
-    """Run a command to its end and check its exit code."""
-    done = CliRunner().invoke(app, list(map(str, arguments)), input=stdin, env=env)
-    if done.exception and not isinstance(done.exception, SystemExit):
-        raise done.exception
-    assert done.exit_code == code, done.output
-    return done
-
-
-@contextlib.contextmanager
-def serving(env: dict[str, str], *arguments: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """A running server and its URL, as the command prints it."""
-    command = [*COMMAND, "serve", "--port", "0", *arguments]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env) as process:
-        try:
-            assert process.stdout is not None
-            for line in process.stdout:
-                if found := re.search(r"(http://\S+)/api/docs", line):
-                    yield found[1], process
-                    break
-            else:
-                pytest.fail("the server ended before it said where it is")
-        finally:
-            process.kill()
 
 
 def test_import_reports_and_export_gives_it_back(env: dict[str, str], url: str, tmp_path: Path) -> None:
@@ -247,7 +205,7 @@ def test_serving_other_machines_is_refused(env: dict[str, str], url: str, host: 
 def test_help_and_version(env: dict[str, str]) -> None:
     """Every command has a help text, and the version is told."""
     assert "chatkeep 0." in run(env, "--version").stdout
-    for command in ("serve", "import", "export", "list", "show", "db"):
+    for command in ("serve", "import", "export", "backup", "list", "show", "db"):
         assert command in run(env, "--help").stdout
         assert len(run(env, command, "--help").stdout) > 200
 
@@ -258,6 +216,7 @@ def test_help_and_version(env: dict[str, str]) -> None:
         "serve",
         "import",
         "export",
+        "backup",
         "list",
         "show",
         "erase",

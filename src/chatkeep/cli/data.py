@@ -1,15 +1,10 @@
 """`chatkeep import`, `export`, `list` and `show`: conversations."""
 
 import gc
-import gzip
-import sys
 import time
-import zlib
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO, cast
+from typing import Annotated, BinaryIO
 from uuid import UUID
 
 import typer
@@ -17,9 +12,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from rich.table import Table
 from rich.text import Text
 
+from chatkeep.cli.input import MAX_LINE_BYTES, open_input, read_lines
 from chatkeep.cli.options import DatabaseUrl, open_existing, store_url
+from chatkeep.cli.output import opened_target, refuse_own_file, stoppable
 from chatkeep.cli.terminal import err, escaped, local_time, out, run
-from chatkeep.errors import InvalidInput
 from chatkeep.formats.jsonl import Imported, export_lines, import_lines
 from chatkeep.model import UPDATABLE, Conversation, Message
 from chatkeep.settings import LOCAL_OWNER
@@ -27,6 +23,15 @@ from chatkeep.store import Store, open_store
 
 PROGRESS_SECONDS = 0.1
 """Time between two updates of the progress bar."""
+
+
+@dataclass(frozen=True)
+class _Options:
+    """How files are imported."""
+
+    owner: str
+    update: bool
+    max_line_bytes: int
 
 
 @dataclass
@@ -51,6 +56,9 @@ def import_(
     update: Annotated[
         bool, typer.Option("--update", help="Take over title, metadata, deletions and head where they differ.")
     ] = False,
+    max_line_bytes: Annotated[
+        int, typer.Option(min=1, help="Longest line, in bytes, which is held in memory with what it says.")
+    ] = MAX_LINE_BYTES,
 ) -> None:
     """Import conversations, one per line, with their branches, tool calls and times.
 
@@ -62,7 +70,7 @@ def import_(
     gc.freeze()
     gc.set_threshold(200_000, 50, 100)
     totals = _Totals()
-    seconds = run(_import(files, store_url(database_url), owner, totals, update=update))
+    seconds = run(_import(files, store_url(database_url), _Options(owner, update, max_line_bytes), totals))
     rate = totals.messages / seconds
     out.print(
         f"{totals.messages:,} messages in {seconds:.1f} s ({rate:,.0f}/s); conversations: {totals}",
@@ -72,13 +80,13 @@ def import_(
         raise typer.Exit(1)
 
 
-async def _import(files: list[Path], url: str, owner: str, totals: _Totals, *, update: bool) -> float:
+async def _import(files: list[Path], url: str, options: _Options, totals: _Totals) -> float:
     """Return the seconds until everything was stored and indexed, and the store closed."""
     async with open_store(url) as store:
         started = time.monotonic()
         with _progress() as progress:
             for file in files:
-                await _import_file(store, owner, file, totals, progress, update=update)
+                await _import_file(store, file, options, totals, progress)
     return time.monotonic() - started
 
 
@@ -92,41 +100,26 @@ def _progress() -> Progress:
     )
 
 
-async def _import_file(
-    store: Store, owner: str, file: Path, totals: _Totals, progress: Progress, *, update: bool
-) -> None:
+async def _import_file(store: Store, file: Path, options: _Options, totals: _Totals, progress: Progress) -> None:
     started, before = time.monotonic(), totals.messages
-    name, size, raw = _open(file)
+    name, size, raw = open_input(file)
     task = progress.add_task(name, total=size, done="")
+
+    def report(number: int | None, reason: str) -> None:
+        totals.refused += 1
+        place = name if number is None else f"{name}:{number}"
+        err.print(f"{place}: {reason}", style="red", markup=False, soft_wrap=True)
+
     with raw:
-        try:
-            shown = started
-            async for result in import_lines(store, owner, _lines(raw), update=update):
-                _count(result, totals, name)
-                if time.monotonic() - shown >= PROGRESS_SECONDS:
-                    shown = time.monotonic()
-                    _update(progress, task, totals.messages - before, started, raw.tell() if size else None)
-        except (OSError, EOFError, zlib.error) as error:
-            err.print(f"{name}: cannot be read further: {error}", style="red", markup=False)
-            totals.refused += 1
+        shown = started
+        lines = read_lines(raw, report, options.max_line_bytes)
+        async for result in import_lines(store, options.owner, lines, update=options.update):
+            _count(result, totals, name)
+            if time.monotonic() - shown >= PROGRESS_SECONDS:
+                shown = time.monotonic()
+                _update(progress, task, totals.messages - before, started, raw.tell() if size else None)
     _update(progress, task, totals.messages - before, started, size or 1)
     progress.update(task, total=size or 1)
-
-
-def _open(file: Path) -> tuple[str, int | None, BinaryIO]:
-    """Return the name, the size if it is known, and the stream."""
-    if str(file) == "-":
-        return "standard input", None, sys.stdin.buffer
-    try:
-        return file.name, file.stat().st_size, file.open("rb")
-    except OSError as error:
-        raise InvalidInput(f"cannot read {file}: {error.strerror}") from None
-
-
-def _lines(raw: BinaryIO) -> Iterator[bytes]:
-    """Return the lines of a file, decompressed if it is gzipped."""
-    start = raw.peek(2)[:2] if hasattr(raw, "peek") else b""
-    return iter(gzip.open(raw)) if start == b"\x1f\x8b" else iter(raw)
 
 
 def _count(result: Imported, totals: _Totals, name: str) -> None:
@@ -155,7 +148,9 @@ def _update(progress: Progress, task: TaskID, messages: int, started: float, pos
 
 
 def export(
-    file: Annotated[Path | None, typer.Argument(help="Target file; .gz compresses. Default: standard output.")] = None,
+    file: Annotated[
+        Path | None, typer.Argument(help="Target file; .gz compresses. - is standard output, and the default.")
+    ] = None,
     database_url: DatabaseUrl = None,
     owner: Annotated[str, typer.Option(help="Owner of the conversations.")] = LOCAL_OWNER,
 ) -> None:
@@ -164,29 +159,17 @@ def export(
     Others may write meanwhile: each conversation is as it was when its turn came. One that cannot be read is named,
     the others are exported, and the exit code is 1.
     """
-    if run(_export(file, store_url(database_url), owner)):
+    url = store_url(database_url)
+    refuse_own_file(url, file)
+    with stoppable("the export is not complete, and has replaced no file"), opened_target(file) as target:
+        failures = run(_export(target, url, owner))
+    if failures:
         raise typer.Exit(1)
 
 
-async def _export(file: Path | None, url: str, owner: str) -> int:
+async def _export(target: BinaryIO, url: str, owner: str) -> int:
     async with open_existing(url) as store:
-        if file is None:
-            return await _write(store, owner, sys.stdout.buffer)
-        with _replacing(file) as target:
-            return await _write(store, owner, target)
-
-
-@contextmanager
-def _replacing(file: Path) -> Iterator[BinaryIO]:
-    """Write a file that replaces `file` when it is complete. Gzipped if the name ends with .gz, without a timestamp."""
-    part = file.with_name(f"{file.name}.part")
-    with part.open("wb") as raw:
-        if file.suffix == ".gz":
-            with gzip.GzipFile("", "wb", fileobj=raw, mtime=0) as packed:
-                yield cast("BinaryIO", packed)
-        else:
-            yield raw
-    part.replace(file)
+        return await _write(store, owner, target)
 
 
 async def _write(store: Store, owner: str, target: BinaryIO) -> int:

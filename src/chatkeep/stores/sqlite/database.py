@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import cache, partial
@@ -198,6 +198,15 @@ class SqliteFile:
         """Run `query` on one snapshot of the database, until its time is over. It must fetch all that it reads."""
         return await self._read_in(self._readers, query)
 
+    async def read_all[T](self, query: Callable[[apsw.Connection], T]) -> T:
+        """Run `query` like `read`, for as long as it takes. It is to end when its connection is interrupted."""
+
+        def unlimited(connection: apsw.Connection) -> T:
+            self._of_thread.deadline = math.inf
+            return query(connection)
+
+        return await self._read_in(self._readers, unlimited, limited=False)
+
     async def write[T](self, job: Job[T], *, size: int = 0) -> T:
         """Run `job` in a transaction that it may share with others; return when that is committed durably.
 
@@ -259,13 +268,15 @@ class SqliteFile:
             raise StoreUnavailable(CLOSED)
         check_process(self._forks)
 
-    async def _read_in[T](self, threads: ThreadPoolExecutor, query: Callable[[apsw.Connection], T]) -> T:
+    async def _read_in[T](
+        self, threads: ThreadPoolExecutor, query: Callable[[apsw.Connection], T], *, limited: bool = True
+    ) -> T:
         """Run `query` in one of these threads. It is stopped if the caller is cancelled, or its time is over."""
         self._check_open()
         reading = Reading(time.monotonic() + self._reads.seconds)
         self._reading.add(reading)
         try:
-            with self._reads.of_call():
+            with self._reads.of_call() if limited else nullcontext():
                 return await asyncio.get_running_loop().run_in_executor(threads, self._read, query, reading)
         except BaseException:
             reading.stop()
@@ -550,7 +561,8 @@ class SqliteFile:
     def _translated(self, error: apsw.Error) -> ChatkeepError:
         if isinstance(error, apsw.SQLError) and "no such table" in str(error):
             return SchemaMismatch("the database has no schema of chatkeep; run `chatkeep db upgrade`", got=self.path)
-        logger.error("SQLite failed on %s: %s: %s", self.path, type(error).__name__, error)
+        if not isinstance(error, apsw.InterruptError):  # that was asked for
+            logger.error("SQLite failed on %s: %s: %s", self.path, type(error).__name__, error)
         meaning = next((text for kind, text in MEANINGS if isinstance(error, kind)), "SQLite refused the operation")
         return StoreUnavailable(meaning, got=f"{self.path}: {error}")
 

@@ -22,6 +22,23 @@ CHECK_SECONDS = 0.01
 removes a file loses what was stored a moment before, too."""
 
 
+SIDE_FILES = ("-wal", "-shm", "-journal")
+"""What SQLite puts beside a database that is in use, and leaves there when its process is killed."""
+
+
+def is_file_of(database: Path, file: Path) -> bool:
+    """Whether `file` is a database, by whichever name, or one of the files that SQLite puts beside it."""
+    database, file = Path(os.path.realpath(database)), Path(os.path.realpath(file))
+    own = database, *(database.with_name(f"{database.name}{end}") for end in SIDE_FILES)
+    return file in own or any(_is_same(each, file) for each in own)
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    with suppress(OSError):
+        return one.samefile(other)
+    return False
+
+
 def create(path: Path) -> None:
     """Create an empty database that its user alone may read, unless there is one; SQLite gives its log the same mode.
 

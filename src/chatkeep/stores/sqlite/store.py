@@ -1,18 +1,19 @@
 """The store in a SQLite file: the embedded default."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, override
 
 from chatkeep.errors import InvalidInput
 from chatkeep.migrations import HEAD
 from chatkeep.model import ImportReceipt, Message, NewMessage
-from chatkeep.store import StoreOptions, file_path
+from chatkeep.store import Backup, StoreOptions, file_path
 from chatkeep.stores.access_sql import SqlAccess
 from chatkeep.stores.append import size_of
 from chatkeep.stores.base import RowStore
 from chatkeep.stores.imports import Import
 from chatkeep.stores.rows import Key, Row, Work, run
+from chatkeep.stores.sqlite.backup import copy
 from chatkeep.stores.sqlite.columns import fetch
 from chatkeep.stores.sqlite.database import SqliteFile, Transaction
 from chatkeep.stores.sqlite.rewrites import Rewrites, count_removal
@@ -98,6 +99,13 @@ class SqliteStore(RowStore[SqliteRows]):
     async def aclose(self) -> None:
         self._rewrites.hurry()
         await super().aclose()
+
+    async def backup(
+        self, path: Path, *, verify: bool = True, progress: Callable[[int, int], None] = lambda _done, _all: None
+    ) -> Backup:
+        self._open()
+        own = self._file.path
+        return await self._file.read_all(lambda source: copy(source, own, path, verify=verify, progress=progress))
 
     async def _rename(self, old: str, new: str) -> int:
         return await self._write(lambda rows: rows.rename_owner(old, new))
