@@ -12,10 +12,10 @@ from typing import Any
 
 import pytest
 
-from chatkeep.errors import InvalidInput
-from chatkeep.formats.jsonl import WINDOW_LINES, WRITERS, export_lines, import_id, import_lines, parse_line
+from chatkeep.errors import InvalidInput, StoreUnavailable
+from chatkeep.formats.jsonl import LONG_LINE, WINDOW_LINES, WRITERS, export_lines, import_id, import_lines, parse_line
 from chatkeep.ids import new_id
-from chatkeep.model import ConversationChange, ImportReceipt, NewConversation, NewMessage, Role
+from chatkeep.model import Conversation, ConversationChange, ImportReceipt, NewConversation, NewMessage, Role
 from chatkeep.store import Store, open_store
 
 DATA = Path(__file__).parents[3] / "shared" / "data" / "conversations"
@@ -391,3 +391,77 @@ async def test_real_conversations_survive(name: str, tmp_path: Path) -> None:
         assert await export_all(other) == exported
     entries = map(json.loads, exported.splitlines())
     assert_says({entry.get("external_id", entry["id"]): entry for entry in entries}, originals)
+
+
+@pytest.fixture
+def short_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Long lines are those of more than ten messages."""
+    monkeypatch.setattr("chatkeep.formats.jsonl.SLICE_MESSAGES", 10)
+
+
+def branched(head: str) -> bytes:
+    """A line of 35 messages on two branches, of which the first is visible."""
+    messages = [message(id="0", content="question")]
+    for number in range(1, 35):
+        messages.append(message(id=str(number), parent_id=str(max(0, number - 2)), content=f"message {number}"))
+    return line(messages=messages, head=head, title="T")
+
+
+@pytest.mark.usefixtures("short_slices")
+async def test_a_long_line_is_stored_in_slices(store: Store) -> None:
+    """What one transaction would take too long for comes in several; the result is the same."""
+    results = [result async for result in import_lines(store, OWNER, [branched("33")])]
+    assert results[0].receipt == ImportReceipt(created=True, messages=35, known=0)
+    (again,) = [result async for result in import_lines(store, OWNER, [branched("33")])]
+    assert again.receipt == ImportReceipt(created=False, messages=0, known=35)
+    (moved,) = [result async for result in import_lines(store, OWNER, [branched("34")])]
+    assert moved.receipt is not None
+    assert moved.receipt.differences == ("head",)
+    async with open_store("memory://") as other:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr("chatkeep.formats.jsonl.SLICE_MESSAGES", 1_000)
+            await import_all(other, branched("33"))
+        names = [(await parsed_export(each))["c1"]["head_id"] for each in (store, other)]
+        assert names[0] == names[1]
+        logs = [await each.log(OWNER, c.id) for each in (store, other) async for c in all_of(each)]
+        assert [m.id for m in logs[0]] == [m.id for m in logs[1]]
+
+
+async def all_of(store: Store) -> AsyncIterator[Conversation]:
+    """The owner's conversations."""
+    for conversation in (await store.list_conversations(OWNER)).items:
+        yield conversation
+
+
+@pytest.mark.usefixtures("short_slices")
+@pytest.mark.parametrize("slices", [1, 2, 3])
+async def test_a_long_line_that_was_cut_off_is_finished(store: Store, slices: int) -> None:
+    """An import that died between two slices and runs again ends with the head of the line."""
+    import_conversation, calls = store.import_conversation, 0
+
+    async def dies(*arguments: Any, **options: Any) -> ImportReceipt:
+        nonlocal calls
+        calls += 1
+        if calls > slices:
+            raise StoreUnavailable("killed")
+        return await import_conversation(*arguments, **options)
+
+    store.import_conversation = dies  # type: ignore[method-assign]
+    with pytest.raises(StoreUnavailable):
+        await import_all(store, branched("33"))
+    store.import_conversation = import_conversation  # type: ignore[method-assign]
+    assert await import_all(store, branched("33")) == [None]
+    exported = (await parsed_export(store))["c1"]
+    assert len(exported["messages"]) == 35
+    (head,) = (each["external_id"] for each in exported["messages"] if each["id"] == exported["head_id"])
+    assert head == "33"
+
+
+async def test_a_line_of_many_values_is_refused_before_it_is_parsed(store: Store) -> None:
+    """Megabytes of empty lists would take gigabytes; as many bytes of short messages are read."""
+    many = with_value("[" + "[]," * 3_000_000 + "[]]", "unknown")
+    (error,) = await import_all(store, many)
+    assert re.search(r"a line of 9,000,\d+ bytes .*at most", str(error))
+    short = [message(id=str(number), content="x") for number in range(30_000)]
+    assert len(line(messages=short)) > LONG_LINE
+    parse_line(OWNER, line(messages=short))

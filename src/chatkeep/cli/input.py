@@ -12,11 +12,11 @@ from typing import BinaryIO, cast
 from chatkeep.cli.kinds import BOM, kind_of
 from chatkeep.errors import InvalidInput
 
-MAX_LINE_BYTES = 256 << 20
-"""Longest line, in bytes: a million messages of 60 characters, with ids and times, are 232 MB.
+MAX_LINE_BYTES = 64 << 20
+"""Longest line, in bytes: a conversation of 250,000 short messages.
 
-An import holds the line and what it parses from it. For a line of this length that is 0.7 GB with messages of a
-megabyte, and 3 GB or more with the shortest ones."""
+An import holds the line and what it parses from it: three times as much with messages of a megabyte, 15 times with
+those of a sentence, 50 times with those of a letter."""
 
 SPOOL_BYTES = 4 << 20
 """Longer lines are collected in a temporary file: one that is too long is never in the memory."""

@@ -26,6 +26,7 @@ Messages are in the order of seq, parents before their children. Importing a fil
 import asyncio
 import hashlib
 import re
+import sys
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -58,6 +59,7 @@ from chatkeep.values import (
     BeyondLimits,
     Label,
     StoreTime,
+    check_structure,
     copy_json,
     json_text,
     parse_json,
@@ -80,6 +82,13 @@ searching for a fixed letter is five times as fast as for a class of two."""
 
 FORMAT_2 = b'{"format":2,'
 """How a line of an export begins."""
+
+SLICE_MESSAGES = 20_000
+"""Most messages of a line that are stored in one transaction: a second or so."""
+
+LONG_LINE, MIN_VALUE_BYTES = 1 << 20, 8
+"""A line of more bytes may have a value for so many bytes of it, beside as many values. A message of one letter has 11
+bytes for each of its values."""
 
 SPOOLED_BYTES, PIECE_BYTES = 8 << 20, 1 << 20
 """Bytes of a line that an export holds in memory, the rest being in a temporary file; and bytes of its pieces."""
@@ -199,7 +208,7 @@ async def import_lines(
         try:
             line = parse_line(owner, text)
             async with writers:
-                receipt = await store.import_conversation(owner, line.conversation, line.messages, update=update)
+                receipt = await _store(store, owner, line, update=update)
         except (InvalidInput, Conflict, NotFound) as error:
             return Imported(number, len(text), error=str(error))
         return Imported(number, len(text), receipt)
@@ -221,8 +230,55 @@ async def import_lines(
         await asyncio.gather(*window, return_exceptions=True)
 
 
+async def _store(store: Store, owner: str, line: Parsed, *, update: bool) -> ImportReceipt:
+    """Import a line: at once, or in slices if it is so long that others would wait and the call would time out."""
+    if len(line.messages) <= SLICE_MESSAGES:
+        return await store.import_conversation(owner, line.conversation, line.messages, update=update)
+    update = update or await _was_cut_off(store, owner, line)
+    receipts: list[ImportReceipt] = []
+    for start in range(0, len(line.messages), SLICE_MESSAGES):
+        part = line.messages[start : start + SLICE_MESSAGES]
+        whole = start + SLICE_MESSAGES >= len(line.messages)
+        conversation = line.conversation if whole else _without_head(line.conversation)
+        receipts.append(await store.import_conversation(owner, conversation, part, update=update))
+        update = update or receipts[0].created
+    return _sum(receipts)
+
+
+async def _was_cut_off(store: Store, owner: str, line: Parsed) -> bool:
+    """Whether the store has just the first slices of a line: then the head is where the last of them has left it."""
+    id_ = line.conversation.id
+    assert id_ is not None  # noqa: S101 - every line has one
+    try:
+        there = await store.get_conversation(owner, id_)
+    except NotFound:
+        return False
+    sliced = 0 < there.last_seq < len(line.messages) and there.last_seq % SLICE_MESSAGES == 0
+    return sliced and there.head_id == line.messages[there.last_seq - 1].id
+
+
+def _without_head(conversation: ImportedConversation) -> ImportedConversation:
+    """The conversation for a slice, which ends with its last message."""
+    fields = conversation.model_fields_set - {"head_id"}
+    return stored(type(conversation), fields, {**vars(conversation), "head_id": None})
+
+
+def _sum(receipts: Sequence[ImportReceipt]) -> ImportReceipt:
+    """The receipt of all slices. What the first created does not differ."""
+    created = receipts[0].created
+    return ImportReceipt(
+        created=created,
+        messages=sum(receipt.messages for receipt in receipts),
+        known=sum(receipt.known for receipt in receipts),
+        differences=() if created else tuple(dict.fromkeys(name for each in receipts for name in each.differences)),
+        updated=() if created else tuple(dict.fromkeys(name for each in receipts for name in each.updated)),
+    )
+
+
 def parse_line(owner: str, text: bytes) -> Parsed:
     """Parse one line. Raises InvalidInput."""
+    if len(text) > LONG_LINE:
+        _check_density(text)
     format_ = _format(text)
     if format_ == 1:
         return _to_parsed(owner, _read(Line, text))
@@ -230,6 +286,15 @@ def parse_line(owner: str, text: bytes) -> Parsed:
         line = _read(ExportedLine, text)
         return Parsed(line, line.messages)
     raise InvalidInput("format is 2, or absent; a newer version of chatkeep may read others", got=format_)
+
+
+def _check_density(text: bytes) -> None:
+    """Refuse a long line with more JSON values than messages have: each takes hundreds of bytes of memory."""
+    most = LONG_LINE + len(text) // MIN_VALUE_BYTES
+    try:
+        check_structure(text, most, sys.maxsize)
+    except ValueError as error:
+        raise InvalidInput(f"a line of {len(text):,} bytes {error}") from None
 
 
 def _format(text: bytes) -> object:

@@ -1,6 +1,7 @@
 """What an import and an export do to the rows of one conversation. The same for every database."""
 
 from collections.abc import Mapping, Sequence
+from datetime import datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -58,14 +59,12 @@ class Imports[R: Rows](Transactions[R]):
 
     async def _import(self, rows: R, key: Key, given: Import) -> ImportReceipt | None:
         """Store a conversation, or what is new of it; None while one with this id is being removed."""
-        moment = rows.moment
-        _, updated_at = times_of(given.new, moment)
-        state = State(Tree(), None, None, given.new.title, updated_at)
-        # Before anything is written: what is refused leaves nothing.
-        placed = _placed(plan(key[1], state, given.messages, given.fingerprints, {}, moment))
-        if given.new.is_restored:
-            state.title, state.updated_at = given.new.title, updated_at
-        state.head, state.head_id = _head(given, _positions(placed, {})), given.head_id
+        try:
+            state, placed = _begun(key, given, rows.moment)
+        except NotFound:  # unless what is missing is there already
+            if await rows.conversation(key) is None:
+                raise
+            return await self._merge(rows, key, given)
         if await rows.create(key, given.new) is None:
             return await self._merge(rows, key, given)
         if placed:
@@ -80,7 +79,7 @@ class Imports[R: Rows](Transactions[R]):
         row = await self._state(rows, key)
         state = await self._loaded(rows, key, row)
         head = state.head, state.head_id
-        there = await rows.known(key, ids_to_look_up(given.messages))
+        there = await rows.known(key, ids_to_look_up(given.messages) | ({given.head_id} if given.head_id else set()))
         known = there | await self._same(rows, key, given, there)
         placed = _placed(plan(key[1], state, given.messages, given.fingerprints, known, row.moment))
         state.head, state.head_id = head
@@ -168,6 +167,17 @@ EXPORTED_FIELDS = {*EXPORTED, "kept_fingerprint"}
 def _exported(message: Message, fingerprint: bytes) -> ImportedMessage:
     values = {name: value for name, value in vars(message).items() if name in IMPORTED_FIELDS}
     return stored(ImportedMessage, IMPORTED_FIELDS, values | {"kept_fingerprint": fingerprint})
+
+
+def _begun(key: Key, given: Import, moment: datetime) -> tuple[State, list[Placed]]:
+    """A conversation that is not there yet, and its messages. Raises Conflict and NotFound."""
+    _, updated_at = times_of(given.new, moment)
+    state = State(Tree(), None, None, given.new.title, updated_at)
+    placed = _placed(plan(key[1], state, given.messages, given.fingerprints, {}, moment))
+    if given.new.is_restored:
+        state.title, state.updated_at = given.new.title, updated_at
+    state.head, state.head_id = _head(given, _positions(placed, {})), given.head_id
+    return state, placed
 
 
 def _placed(results: Sequence[Placed | UUID]) -> list[Placed]:
