@@ -4,11 +4,11 @@ It keeps the whole contract, durability apart. What runs on its rows never waits
 between the steps of a transaction; what refuses has changed nothing.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from typing import Any, override
 from uuid import UUID
 
@@ -24,10 +24,26 @@ from chatkeep.model import (
 from chatkeep.store import ListOrder, Order, StoreOptions, file_path
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.base import RowStore
-from chatkeep.stores.rows import Found, Hit, Key, Removed, Rows, StateRow, WordIndex, Work, run
+from chatkeep.stores.rows import (
+    Found,
+    Hit,
+    Key,
+    PageSize,
+    Part,
+    Place,
+    Removed,
+    Rows,
+    StateRow,
+    WordIndex,
+    Work,
+    bytes_of,
+    run,
+    stored_bytes,
+    within,
+)
 from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
-from chatkeep.values import load_json, now
+from chatkeep.values import json_text, load_json, now
 from chatkeep.words import RULE, holds
 
 ERASED: Mapping[str, Any] = {
@@ -164,6 +180,7 @@ class MemoryRows(Rows):
     __slots__ = ("_data", "_index")
 
     reads_visible = True
+    is_snapshot = True
 
     def __init__(self, data: _Data, *, index: bool) -> None:
         self._data = data
@@ -238,15 +255,18 @@ class MemoryRows(Rows):
         return sorted(found, key=lambda c: (c.updated_at, c.id), reverse=True)
 
     async def listed(
-        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, limit: int, offset: int
-    ) -> list[Conversation]:
+        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, size: PageSize, offset: int
+    ) -> Part[Conversation]:
         found = self._sorted(owner, context_id, order)
         if after is not None and after.updated_at is not None:
             place = after.updated_at, after.id
             found = [c for c in found if (c.updated_at, c.id) < place]
         elif after is not None:
             found = [c for c in found if c.id > after.id]
-        return [_copy(c) for c in found[offset : offset + limit]]
+        some = within(
+            ((c, stored_bytes(json_text(c.metadata))) for c in found[offset : offset + size.limit]), size.max_bytes
+        )
+        return Part([_copy(c) for c in some.items], some.cut)
 
     async def count(self, owner: str, context_id: str | None) -> int:
         return len(self._sorted(owner, context_id, "id"))
@@ -287,31 +307,39 @@ class MemoryRows(Rows):
     async def messages_by_id(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Message]:
         return {entry.message.id: _copy(entry.message) for entry in self._entries(key, ids)}
 
-    async def messages_by_seq(self, key: Key, seqs: Collection[int]) -> list[Message]:
+    async def messages_by_seq(self, key: Key, seqs: Sequence[int], size: PageSize) -> Part[Message]:
         log = self._log_of(key)
-        found = [log[seq - 1].message for seq in sorted(seqs)]
-        return [_copy(message) for message in found if message.status != Status.DELETED]
+        found = (log[seq - 1].message for seq in seqs)
+        return _part((message for message in found if message.status != Status.DELETED), size)
 
-    async def log(self, key: Key, after: int, limit: int) -> list[Message]:
-        return [_copy(entry.message) for entry in self._log_of(key)[after : after + limit]]
+    async def log(self, key: Key, after: int, size: PageSize) -> Part[Message]:
+        return _part((entry.message for entry in islice(self._log_of(key), after, None)), size)
 
     async def next_in_run(self, key: Key, parent: Position) -> list[int]:
         following = (entry.position for entry in islice(self._log_of(key), parent.seq, None))
         return list(islice((position.seq for position in following if position.run == parent.run), 1))
 
-    async def segment(self, key: Key, segment: Segment, order: Order, limit: int, offset: int) -> list[Message]:
-        found = self._segment(key, segment)
-        if order == "desc":
-            found.reverse()
-        there = (message for message in found if message.status != Status.DELETED)
-        return [_copy(message) for message in islice(there, offset, offset + limit)]
+    async def segment(self, key: Key, segment: Segment, order: Order, size: PageSize) -> Part[Message]:
+        return _part(self._segment(key, segment, order), size)
 
-    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool) -> int:
-        return sum((message.status == Status.DELETED) is deleted for message in self._segment(key, segment))
+    async def places(self, key: Key, segments: Sequence[Segment], order: Order, limit: int) -> list[Place]:
+        path = chain.from_iterable(self._segment(key, segment, order) for segment in segments)
+        return [Place(message.seq, message.status == Status.DELETED) for message in islice(path, limit)]
 
-    def _segment(self, key: Key, segment: Segment) -> list[Message]:
-        entries = self._log_of(key)[segment.low - 1 : segment.high]
-        return [entry.message for entry in entries if entry.position.run == segment.run]
+    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool = False) -> int:
+        found = self._segment(key, segment, "asc")
+        return sum(message.status == Status.DELETED or not deleted for message in found)
+
+    async def deleted_places(self, key: Key, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
+        deleted = [entry.position for entry in self._log_of(key) if entry.message.status == Status.DELETED]
+        places = sorted((position.run, position.seq) for position in deleted)
+        return [place for place in places if place > after][:limit]
+
+    def _segment(self, key: Key, segment: Segment, order: Order) -> Iterator[Message]:
+        """The messages of a segment, in this order."""
+        log, seqs = self._log_of(key), range(segment.low, segment.high + 1)
+        entries = (log[seq - 1] for seq in (reversed(seqs) if order == "desc" else seqs))
+        return (entry.message for entry in entries if entry.position.run == segment.run)
 
     async def erase_message(self, key: Key, id_: UUID) -> None:
         for entry in self._entries(key, (id_,)):
@@ -319,12 +347,16 @@ class MemoryRows(Rows):
 
     # --- search -------------------------------------------------------------------------------------------
 
-    async def search(self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int) -> Found:
+    async def search(
+        self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, size: PageSize
+    ) -> Found:
         (place,) = below or (self._data.stored + 1,)
         entries = [(entry, each.conversation.title) for each in self._of(owner).values() for entry in each.log]
         there = [(e, title) for e, title in entries if e.number < place and holds(e.message.content, phrases)]
-        newest = sorted(there, key=lambda found: found[0].number, reverse=True)[:limit]
-        return Found([Hit((entry.number,), _copy(entry.message), title) for entry, title in newest])
+        newest = sorted(there, key=lambda found: found[0].number, reverse=True)[: size.limit]
+        some, cut = within(((each, bytes_of(each[0].message)) for each in newest), size.max_bytes)
+        hits = [Hit((e.number,), _copy(e.message), title, bytes_of(e.message)) for e, title in some]
+        return Found(hits, rest=hits[-1].place if len(hits) < len(there) else None, cut=cut)
 
     async def index_slice(self) -> bool:
         return False
@@ -415,6 +447,12 @@ class MemoryStore(RowStore[MemoryRows]):
 
     async def _close(self) -> None:
         self._data.owners.clear()
+
+
+def _part(found: Iterable[Message], size: PageSize) -> Part[Message]:
+    """Copies of the first messages."""
+    some = within(((message, bytes_of(message)) for message in islice(found, size.limit)), size.max_bytes)
+    return Part([_copy(message) for message in some.items], some.cut)
 
 
 def _copy[R: (Conversation, Message)](record: R) -> R:

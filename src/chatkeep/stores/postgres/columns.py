@@ -1,7 +1,7 @@
 """The columns of the PostgreSQL store, and how they become records. No I/O."""
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -17,7 +17,7 @@ from chatkeep.model import (
     stored,
 )
 from chatkeep.stores.postgres.text import decode
-from chatkeep.stores.rows import Hit, Row
+from chatkeep.stores.rows import Hit, Part, Row
 from chatkeep.tree import Segment
 from chatkeep.values import decode_nul, encode_nul, load_json, to_micros
 
@@ -37,6 +37,43 @@ def in_segment(segment: Segment) -> tuple[str, tuple[int, ...]]:
     if segment.trunk:
         return " AND m.seq BETWEEN $3 AND $4", (segment.low, segment.high)
     return " AND m.seq BETWEEN $3 AND $4 AND m.run = $5 AND m.depth < m.seq", (segment.low, segment.high, segment.run)
+
+
+def conversations_within(rows: str, order: str, max_bytes: str) -> str:
+    """The statement of the first conversations of `rows` that have room in a page, as `messages_within`."""
+    return _within(
+        rows,
+        order,
+        max_bytes,
+        """id, owner_id, title, context_id, external_id, CASE WHEN fits THEN metadata END, last_seq, head_id,
+        created_at, updated_at""",
+    )
+
+
+def messages_within(rows: str, order: str, max_bytes: str, more: str = "") -> str:
+    """The statement of the first messages that have room in a page, and of the one that has none, without its values.
+
+    `rows` is a statement with a LIMIT, which keeps the server from computing their column `bytes` more than once;
+    `order` is its order, `max_bytes` a parameter, and `more` are further columns.
+    """
+    return _within(
+        rows,
+        order,
+        max_bytes,
+        f"""id, seq, parent_id, role, CASE WHEN fits THEN content END, status, CASE WHEN fits THEN sources END,
+        CASE WHEN fits THEN metadata END, external_id, sent_at, created_at{more}""",
+    )
+
+
+def _within(rows: str, order: str, max_bytes: str, columns: str) -> str:
+    return f"""
+        SELECT {columns} FROM (
+            SELECT *, coalesce(before + bytes <= {max_bytes}, true) AS fits FROM (
+                SELECT *, sum(bytes) OVER (ORDER BY {order} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
+                FROM ({rows}) some
+            ) summed
+        ) sized WHERE coalesce(before <= {max_bytes}, true) ORDER BY {order}
+    """  # noqa: S608
 
 
 def to_conversation(row: Row) -> Conversation:
@@ -86,8 +123,15 @@ def to_messages(conversation_id: UUID, found: Iterable[Row]) -> list[Message]:
     ]
 
 
+def to_part(conversation_id: UUID, found: Sequence[Row]) -> Part[Message]:
+    """The messages of rows that `messages_within` selects: the last one has no content if it has no room."""
+    if found and found[-1][4] is None:
+        return Part(to_messages(conversation_id, found[:-1]), cut=True)
+    return Part(to_messages(conversation_id, found))
+
+
 def to_hit(row: Row) -> Hit:
     """A message that a search found."""
-    *columns, id_, title = row
+    *columns, id_, title, its_bytes = row
     (message,) = to_messages(id_, [columns])
-    return Hit((to_micros(message.created_at), id_.hex, message.seq), message, decode(title))
+    return Hit((to_micros(message.created_at), id_.hex, message.seq), message, decode(title), its_bytes)
