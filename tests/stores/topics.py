@@ -17,6 +17,7 @@ from chatkeep.testing.history import HistoryContract
 from chatkeep.testing.ids import IdContract
 from chatkeep.testing.lists import ListContract
 from chatkeep.testing.owners import OwnerContract
+from chatkeep.testing.pages import PageContract
 from chatkeep.testing.port import PortContract
 from chatkeep.testing.removal import RemovalContract
 from chatkeep.testing.search import SearchContract
@@ -32,6 +33,7 @@ class SharedTopics(
     PortContract,
     ListContract,
     HistoryContract,
+    PageContract,
     BranchContract,
     OwnerContract,
     IdContract,

@@ -38,6 +38,7 @@ from chatkeep.testing.ids import IdContract
 from chatkeep.testing.lists import ListContract
 from chatkeep.testing.messages import assistant, contents, dense, numbered, seqs, someone, user
 from chatkeep.testing.owners import OwnerContract
+from chatkeep.testing.pages import PageContract
 from chatkeep.testing.port import PortContract
 from chatkeep.testing.reference import (
     found,
@@ -48,6 +49,7 @@ from chatkeep.testing.reference import (
     whole_list,
     whole_log,
     whole_search,
+    whole_siblings,
 )
 from chatkeep.testing.removal import RemovalContract
 from chatkeep.testing.search import SearchContract
@@ -74,6 +76,7 @@ __all__ = [
     "whole_list",
     "whole_log",
     "whole_search",
+    "whole_siblings",
 ]
 
 
@@ -83,6 +86,7 @@ class StoreContract(
     ConversationContract,
     ListContract,
     HistoryContract,
+    PageContract,
     BranchContract,
     OwnerContract,
     IdContract,

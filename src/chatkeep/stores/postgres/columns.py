@@ -21,6 +21,9 @@ from chatkeep.stores.rows import Hit, Part, Row
 from chatkeep.tree import Segment
 from chatkeep.values import decode_nul, encode_nul, load_json, to_micros
 
+CONTENT, METADATA = 4, 5
+"""The columns of a message, and of a conversation, that have no value if it has no room in a page."""
+
 
 def in_utc(moment: datetime) -> datetime:
     """The driver takes the first and the last moment for infinities, and returns those without a time zone."""
@@ -40,7 +43,7 @@ def in_segment(segment: Segment) -> tuple[str, tuple[int, ...]]:
 
 
 def conversations_within(rows: str, order: str, max_bytes: str) -> str:
-    """The statement of the first conversations of `rows` that have room in a page, as `messages_within`."""
+    """The statement of some conversations, as `messages_within`."""
     return _within(
         rows,
         order,
@@ -51,7 +54,7 @@ def conversations_within(rows: str, order: str, max_bytes: str) -> str:
 
 
 def messages_within(rows: str, order: str, max_bytes: str, more: str = "") -> str:
-    """The statement of the first messages that have room in a page, and of the one that has none, without its values.
+    """The statement of some messages; those that have no room in a page come without their values.
 
     `rows` is a statement with a LIMIT, which keeps the server from computing their column `bytes` more than once;
     `order` is its order, `max_bytes` a parameter, and `more` are further columns.
@@ -70,9 +73,9 @@ def _within(rows: str, order: str, max_bytes: str, columns: str) -> str:
         SELECT {columns} FROM (
             SELECT *, coalesce(before + bytes <= {max_bytes}, true) AS fits FROM (
                 SELECT *, sum(bytes) OVER (ORDER BY {order} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
-                FROM ({rows}) some
+                FROM ({rows}) listed
             ) summed
-        ) sized WHERE coalesce(before <= {max_bytes}, true) ORDER BY {order}
+        ) sized ORDER BY {order}
     """  # noqa: S608
 
 
@@ -124,10 +127,16 @@ def to_messages(conversation_id: UUID, found: Iterable[Row]) -> list[Message]:
 
 
 def to_part(conversation_id: UUID, found: Sequence[Row]) -> Part[Message]:
-    """The messages of rows that `messages_within` selects: the last one has no content if it has no room."""
-    if found and found[-1][4] is None:
-        return Part(to_messages(conversation_id, found[:-1]), cut=True)
-    return Part(to_messages(conversation_id, found))
+    """The messages of rows that `messages_within` selects."""
+    rows = that_have(found, CONTENT)
+    return Part(to_messages(conversation_id, rows.items), rows.cut)
+
+
+def that_have(found: Sequence[Row], column: int) -> Part[Row]:
+    """The rows that have a value in a column: they come first, and the others had no room."""
+    if not found or found[-1][column] is not None:
+        return Part(list(found))
+    return Part([row for row in found if row[column] is not None], cut=True)
 
 
 def to_hit(row: Row) -> Hit:

@@ -21,11 +21,14 @@ from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.postgres.columns import (
+    CONTENT,
+    METADATA,
     conversations_within,
     in_context,
     in_segment,
     in_utc,
     messages_within,
+    that_have,
     to_conversation,
     to_hit,
     to_messages,
@@ -317,8 +320,8 @@ class PostgresRows(Rows):
         listed = f"{LISTED}{where} ORDER BY {by.format('c.')} LIMIT ${n + 1} OFFSET ${n + 2}"
         statement = conversations_within(listed, by.format(""), f"${n + 3}")
         found = await self._connection.fetch(statement, *values, size.limit, offset, size.max_bytes)
-        cut = bool(found) and found[-1][5] is None
-        return Part([to_conversation(row) for row in (found[:-1] if cut else found)], cut)
+        rows, cut = that_have(found, METADATA)
+        return Part([to_conversation(row) for row in rows], cut)
 
     async def count(self, owner: str, context_id: str | None) -> int:
         where, values = in_context(owner, context_id)
@@ -481,8 +484,8 @@ class PostgresRows(Rows):
         terms, exact = query_terms(owner, phrases)
         place = (cursor_time(below[0]), valid_id(below[1]), below[2]) if below else FIRST_PLACE
         found = await self._connection.fetch(SEARCH, owner, terms, *place, *size)
-        cut = bool(found) and found[-1][4] is None
-        hits = [to_hit(row) for row in (found[:-1] if cut else found)]
+        rows, cut = that_have(found, CONTENT)
+        hits = [to_hit(row) for row in rows]
         return Found(hits, exact, hits[-1].place if cut or len(hits) == size.limit else None, cut)
 
     async def index_slice(self) -> bool:
