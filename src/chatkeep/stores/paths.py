@@ -64,15 +64,13 @@ class PathReader[R: Rows]:
 
     def _add(self, part: Part[Message]) -> bool:
         """Add what is not deleted, and say whether the page ends with it."""
-        living = Part([message for message in part.items if message.status != Status.DELETED], part.cut)
+        living, cut = living_of(part.items), part.cut
         if self.found:  # the first of a part may be larger than what was left
-            sized = ((message, bytes_of(message)) for message in [*self.found, *living.items])
-            fitting = within(sized, self._max_bytes)
-            living = Part(fitting.items[len(self.found) :], part.cut or fitting.cut)
-        self.found += living.items
-        ends = len(self.found) > self._window.limit
-        del self.found[self._window.limit :]
-        if self.found and (ends or living.cut):
+            fitting = within(((message, bytes_of(message)) for message in self.found + living), self._max_bytes)
+            living, cut = fitting.items[len(self.found) :], cut or fitting.cut
+        self.found += living
+        if self.found and (cut or len(self.found) > self._window.limit):
+            del self.found[self._window.limit :]
             self.last_seq = self.found[-1].seq
         return self.last_seq is not None
 
@@ -146,6 +144,11 @@ class PathReader[R: Rows]:
         if stretch.trunk:
             return deleted == stretch.high - stretch.low + 1
         return deleted == await self._rows.count_segment(self._key, stretch)
+
+
+def living_of(messages: list[Message]) -> list[Message]:
+    """The messages that are not deleted."""
+    return [message for message in messages if message.status is not Status.DELETED]
 
 
 async def path_length(rows: Rows, key: Key, end: Position, path: Iterable[Segment]) -> int:

@@ -187,7 +187,7 @@ class Transactions[R: Rows](Store):
         if not (rows.is_snapshot or reader.is_whole):
             await self._state(rows, key)  # it may be being removed since it was read
         length = await path_length(rows, key, end, tree.path(end.run, end.seq)) if total else None
-        return window.page(reader.found, end, reader.last_seq, length)
+        return window.page(reader.found, end.seq, reader.last_seq, length)
 
     async def _leaf(
         self, rows: R, key: Key, tree: Tree, row: StateRow, leaf: UUID | None, window: Window

@@ -1,6 +1,6 @@
 """Pages of lists and paths: their bounds and cursors, the same for every store."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from chatkeep.errors import InvalidInput
 from chatkeep.ids import valid_id
 from chatkeep.model import PAGE_FIELDS, Conversation, Message, Page, stored
 from chatkeep.store import MAX_LIMIT, MAX_OFFSET, ListOrder, Order
-from chatkeep.tree import Position, Segment
+from chatkeep.tree import Segment
 from chatkeep.values import from_micros, to_micros, valid_range
 
 NOT_OURS = "the cursor is not one that chatkeep gave for this list"
@@ -114,12 +114,12 @@ class Window:
         return inside if self.order == "desc" else reversed(list(inside))
 
     def _inside(self, path: Iterable[Segment]) -> Iterator[Segment]:
-        for segment in path:
-            if segment.high <= self.low:
+        for run, low, high, trunk in path:
+            if high <= self.low:
                 return
-            low, high = max(segment.low, self.low + 1), min(segment.high, self.high - 1)
-            if low <= high:
-                yield segment._replace(low=low, high=high)
+            first, last = max(low, self.low + 1), min(high, self.high - 1)
+            if first <= last:
+                yield Segment(run, first, last, trunk)
 
     def beyond(self, segment: Segment, seq: int) -> Segment | None:
         """What is left to read of a segment after `seq`."""
@@ -135,11 +135,11 @@ class Window:
         return segment._replace(high=min(segment.high, segment.low + width - 1))
 
     def page(
-        self, found: Sequence[Message], leaf: Position | None, last_seq: int | None, total: int | None = None
+        self, found: list[Message], leaf_seq: int | None, last_seq: int | None, total: int | None = None
     ) -> Page[Message]:
         """The page of messages found in reading order; the next one begins after `last_seq`, None if there is none."""
         following = None
-        if last_seq is not None and leaf is not None:
-            following = encode_cursor("history", self.scope, leaf.seq, last_seq)
-        items = list(reversed(found)) if self.order == "desc" else list(found)
+        if last_seq is not None and leaf_seq is not None:
+            following = encode_cursor("history", self.scope, leaf_seq, last_seq)
+        items = found[::-1] if self.order == "desc" else found
         return stored(Page, PAGE_FIELDS, {"items": items, "total": total, "next": following})

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, NamedTuple
 from uuid import UUID
 
 from chatkeep.model import (
@@ -42,41 +42,44 @@ def in_segment(segment: Segment) -> tuple[str, tuple[int, ...]]:
     return " AND m.seq BETWEEN $3 AND $4 AND m.run = $5 AND m.depth < m.seq", (segment.low, segment.high, segment.run)
 
 
-def conversations_within(rows: str, order: str, max_bytes: str) -> str:
-    """The statement of some conversations, as `messages_within`."""
-    return _within(
-        rows,
-        order,
-        max_bytes,
-        """id, owner_id, title, context_id, external_id, CASE WHEN fits THEN metadata END, last_seq, head_id,
-        created_at, updated_at""",
-    )
+class Sized(NamedTuple):
+    """A statement for a page that has a size, in two ways, the first of which costs nothing."""
+
+    small: str
+    """The rows come without their values if they have more bytes than the last parameter."""
+    summed: str
+    """The rows come without their values if they have more bytes, with all before them, than the last parameter."""
+
+    def of_order(self, order: str) -> "Sized":
+        """The same with an order in place of {order}."""
+        return Sized(*(statement.format(order=order) for statement in self))
 
 
-def messages_within(rows: str, order: str, max_bytes: str, more: str = "") -> str:
-    """The statement of some messages; those that have no room in a page come without their values.
+def sized_conversations(rows: str, order: str, max_bytes: str) -> Sized:
+    """Conversations in a page that has a size, as `sized_messages`."""
+    columns = "id, owner_id, title, context_id, external_id, {metadata}, last_seq, head_id, created_at, updated_at"
+    return _sized(rows, order, max_bytes, columns)
+
+
+def sized_messages(rows: str, order: str, max_bytes: str, more: str = "") -> Sized:
+    """Messages in a page that has a size.
 
     `rows` is a statement with a LIMIT, which keeps the server from computing their column `bytes` more than once;
-    `order` is its order, `max_bytes` a parameter, and `more` are further columns.
+    `order` is its order, `max_bytes` the last parameter, and `more` are further columns.
     """
-    return _within(
-        rows,
-        order,
-        max_bytes,
-        f"""id, seq, parent_id, role, CASE WHEN fits THEN content END, status, CASE WHEN fits THEN sources END,
-        CASE WHEN fits THEN metadata END, external_id, sent_at, created_at{more}""",
-    )
+    columns = "id, seq, parent_id, role, {content}, status, {sources}, {metadata}, external_id, sent_at, created_at"
+    return _sized(rows, order, max_bytes, columns + more)
 
 
-def _within(rows: str, order: str, max_bytes: str, columns: str) -> str:
-    return f"""
-        SELECT {columns} FROM (
-            SELECT *, coalesce(before + bytes <= {max_bytes}, true) AS fits FROM (
-                SELECT *, sum(bytes) OVER (ORDER BY {order} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING) AS before
-                FROM ({rows}) listed
-            ) summed
-        ) sized ORDER BY {order}
+def _sized(rows: str, order: str, max_bytes: str, columns: str) -> Sized:
+    shown = columns.format_map({name: f"CASE WHEN fits THEN {name} END" for name in ("content", "sources", "metadata")})
+    total = f"sum(bytes) OVER (ORDER BY {order} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
+    small = f"SELECT *, bytes <= {max_bytes} AS fits FROM ({rows}) listed"  # noqa: S608
+    summed = f"""
+        SELECT *, coalesce(before + bytes <= {max_bytes}, true) AS fits
+        FROM (SELECT *, {total} AS before FROM ({rows}) listed) totals
     """  # noqa: S608
+    return Sized(*(f"SELECT {shown} FROM ({sized}) sized ORDER BY {order}" for sized in (small, summed)))  # noqa: S608
 
 
 def to_conversation(row: Row) -> Conversation:
@@ -124,12 +127,6 @@ def to_messages(conversation_id: UUID, found: Iterable[Row]) -> list[Message]:
         )
         for id_, seq, parent, role, content, status, sources, metadata, external, sent, created, *_ in found
     ]
-
-
-def to_part(conversation_id: UUID, found: Sequence[Row]) -> Part[Message]:
-    """The messages of rows that `messages_within` selects."""
-    rows = that_have(found, CONTENT)
-    return Part(to_messages(conversation_id, rows.items), rows.cut)
 
 
 def that_have(found: Sequence[Row], column: int) -> Part[Row]:

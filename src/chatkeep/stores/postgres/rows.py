@@ -5,6 +5,7 @@ Owners come encoded (`encode_nul`); all other text is encoded here.
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, Self, cast, override
 from uuid import UUID
 
@@ -23,16 +24,16 @@ from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.postgres.columns import (
     CONTENT,
     METADATA,
-    conversations_within,
+    Sized,
     in_context,
     in_segment,
     in_utc,
-    messages_within,
+    sized_conversations,
+    sized_messages,
     that_have,
     to_conversation,
     to_hit,
     to_messages,
-    to_part,
 )
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.text import decode, encode, terms_of
@@ -135,7 +136,7 @@ STRAIGHT_MESSAGES = f"""
 STRAIGHT_HISTORY = f"""
     SELECT m.*, c.last_seq, c.head_seq, c.runs
     FROM conversations c LEFT JOIN LATERAL (
-        {messages_within(STRAIGHT_MESSAGES, "seq {order}", "$6")}
+        {sized_messages(STRAIGHT_MESSAGES, "seq {order}", "$6").small}
     ) m ON true
     WHERE c.owner_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
 """  # noqa: S608
@@ -176,7 +177,7 @@ HITS = f"""
         AND (m.created_at, m.conversation_id, m.seq) < ($3, $4, $5)
     ORDER BY m.created_at DESC, m.conversation_id DESC, m.seq DESC LIMIT $6
 """  # noqa: S608
-SEARCH = messages_within(HITS, "at DESC, conversation_id DESC, seq DESC", "$7", ", conversation_id, title, bytes")
+SEARCH = sized_messages(HITS, "at DESC, conversation_id DESC, seq DESC", "$7", ", conversation_id, title, bytes")
 FIRST_PLACE = (datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1), MAX_BIGINT)
 UNINDEXED = """
     SELECT owner_id, conversation_id, seq, left(content, $2) FROM (
@@ -318,9 +319,8 @@ class PostgresRows(Rows):
             values.append(after.id)
         by, n = LIST_ORDER[order], len(values)
         listed = f"{LISTED}{where} ORDER BY {by.format('c.')} LIMIT ${n + 1} OFFSET ${n + 2}"
-        statement = conversations_within(listed, by.format(""), f"${n + 3}")
-        found = await self._connection.fetch(statement, *values, size.limit, offset, size.max_bytes)
-        rows, cut = that_have(found, METADATA)
+        statement = sized_conversations(listed, by.format(""), f"${n + 3}")
+        rows, cut = await self._fetch_page(statement, *values, size.limit, offset, size=size, column=METADATA)
         return Part([to_conversation(row) for row in rows], cut)
 
     async def count(self, owner: str, context_id: str | None) -> int:
@@ -392,10 +392,18 @@ class PostgresRows(Rows):
     async def _part(self, key: Key, order: Order, rest: str, *values: object, size: PageSize) -> Part[Message]:
         """The same, by seq and as many as have room."""
         n = len(values) + 2
-        statement = messages_within(
+        statement = sized_messages(
             f"{MESSAGE}{rest} ORDER BY m.seq {order} LIMIT ${n + 1}", f"seq {order}", f"${n + 2}"
         )
-        return to_part(key[1], await self._connection.fetch(statement, *key, *values, *size))
+        rows, cut = await self._fetch_page(statement, *key, *values, size.limit, size=size)
+        return Part(to_messages(key[1], rows), cut)
+
+    async def _fetch_page(self, statement: Sized, *values: object, size: PageSize, column: int = CONTENT) -> Part[Row]:
+        """The first rows that have room in a page: mostly all have, as none has more than its share."""
+        found = await self._connection.fetch(statement.small, *values, size.max_bytes // size.limit)
+        if None not in map(itemgetter(column), found):
+            return Part(found)
+        return that_have(await self._connection.fetch(statement.summed, *values, size.max_bytes), column)
 
     async def repeated(self, key: Key, id_: UUID, fingerprint: bytes) -> Message | None:
         """The stored message that an append with this fingerprint repeats."""
@@ -459,15 +467,22 @@ class PostgresRows(Rows):
     async def deleted_places(self, key: Key, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
         return [tuple(row) for row in await self._connection.fetch(DELETED_PLACES, *key, *after, limit)]
 
-    async def straight_history(self, key: Key, window: Window, max_bytes: int) -> tuple[StateRow, Part[Message]] | None:
-        """The seqs and runs of a conversation, and if it never branched the page's messages, in one round trip."""
-        low, high = min(window.low, MAX_BIGINT), max(min(window.high, MAX_BIGINT), 0)
-        found = await self._connection.fetch(STRAIGHT[window.order], *key, low, high, window.limit + 1, max_bytes)
+    async def straight_history(
+        self, key: Key, window: Window, max_bytes: int
+    ) -> tuple[StateRow, list[Message] | None] | None:
+        """The seqs and runs of a conversation, and in the same round trip the messages of a page, and one more.
+
+        None instead of them if it ever branched, or if they may have no room in a page.
+        """
+        low, high, limit = min(window.low, MAX_BIGINT), max(min(window.high, MAX_BIGINT), 0), window.limit + 1
+        found = await self._connection.fetch(STRAIGHT[window.order], *key, low, high, limit, max_bytes // limit)
         if not found:
             return None
         last_seq, head_seq, runs = found[0][-3:]
         row = StateRow(last_seq, head_seq, None, runs, None, EPOCH, EPOCH)
-        return row, to_part(key[1], found if found[0][0] is not None else ())
+        if found[0][0] is None:
+            return row, [] if runs is None else None
+        return row, None if None in map(itemgetter(CONTENT), found) else to_messages(key[1], found)
 
     async def erase_message(self, key: Key, id_: UUID) -> None:
         await self._connection.execute(ERASE_MESSAGE, *key, id_)
@@ -483,8 +498,7 @@ class PostgresRows(Rows):
     ) -> Found:
         terms, exact = query_terms(owner, phrases)
         place = (cursor_time(below[0]), valid_id(below[1]), below[2]) if below else FIRST_PLACE
-        found = await self._connection.fetch(SEARCH, owner, terms, *place, *size)
-        rows, cut = that_have(found, CONTENT)
+        rows, cut = await self._fetch_page(SEARCH, owner, terms, *place, size.limit, size=size)
         hits = [to_hit(row) for row in rows]
         return Found(hits, exact, hits[-1].place if cut or len(hits) == size.limit else None, cut)
 

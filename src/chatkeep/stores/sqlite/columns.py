@@ -44,6 +44,18 @@ def messages_within(found: Iterable[Row], conversation_id: UUID, max_bytes: int)
     return Part(messages)
 
 
+def conversations_within(found: Iterable[Row], max_bytes: int) -> Part[Conversation]:
+    """The first conversations that have room in a page."""
+    conversations: list[Conversation] = []
+    for row in found:
+        metadata = row[5]
+        max_bytes -= len(metadata) if metadata.isascii() else len(metadata.encode())
+        if max_bytes < 0 and conversations:
+            return Part(conversations, cut=True)
+        conversations.append(to_conversation(row))
+    return Part(conversations)
+
+
 def found_within(found: Iterable[Row], size: PageSize) -> Found:
     """The first hits that have room in a page; a row begins with the hit's place and its conversation's title."""
     rows, cut = within(((row, stored_bytes(row[7], row[9], row[10])) for row in found), size.max_bytes)

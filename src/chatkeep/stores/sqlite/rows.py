@@ -31,11 +31,10 @@ from chatkeep.stores.rows import (
     Rows,
     StateRow,
     WordIndex,
-    stored_bytes,
     that_fit,
-    within,
 )
 from chatkeep.stores.sqlite.columns import (
+    conversations_within,
     fetch,
     found_within,
     in_context,
@@ -268,8 +267,7 @@ class SqliteRows(Rows):
         by = "c.id" if order == "id" else "c.updated_at DESC, c.id DESC"
         statement = f"{CONVERSATION}{where} ORDER BY {by} LIMIT ? OFFSET ?"
         with self._rows(statement, (*values, size.limit, offset)) as rows:
-            found = within(((row, stored_bytes(row[5])) for row in rows), size.max_bytes)
-        return Part([to_conversation(row) for row in found.items], found.cut)
+            return conversations_within(rows, size.max_bytes)
 
     async def count(self, owner: str, context_id: str | None) -> int:
         where, values = in_context(owner, context_id)
