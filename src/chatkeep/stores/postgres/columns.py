@@ -1,9 +1,9 @@
 """The columns of the PostgreSQL store, and how they become records. No I/O."""
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any
 from uuid import UUID
 
 from chatkeep.model import (
@@ -17,12 +17,12 @@ from chatkeep.model import (
     stored,
 )
 from chatkeep.stores.postgres.text import decode
-from chatkeep.stores.rows import Hit, Part, Row
+from chatkeep.stores.rows import Hit, Row
 from chatkeep.tree import Segment
 from chatkeep.values import decode_nul, encode_nul, load_json, to_micros
 
 CONTENT, METADATA = 4, 5
-"""The columns of a message, and of a conversation, that have no value if it has no room in a page."""
+"""The columns of a message, and of a conversation, that have no value if it is too large."""
 
 
 def in_utc(moment: datetime) -> datetime:
@@ -42,49 +42,31 @@ def in_segment(segment: Segment) -> tuple[str, tuple[int, ...]]:
     return " AND m.seq BETWEEN $3 AND $4 AND m.run = $5 AND m.depth < m.seq", (segment.low, segment.high, segment.run)
 
 
-class Sized(NamedTuple):
-    """A statement for a page that has a size, in two ways, the first of which costs nothing."""
-
-    small: str
-    """The rows come without their values if they have more bytes than the last parameter."""
-    summed: str
-    """The rows come without their values if they have more bytes, with all before them, than the last parameter."""
-
-    def of_order(self, order: str) -> "Sized":
-        """The same with an order in place of {order}."""
-        return Sized(*(statement.format(order=order) for statement in self))
-
-
-def sized_conversations(rows: str, order: str, max_bytes: str) -> Sized:
-    """Conversations in a page that has a size, as `sized_messages`."""
+def sized_conversations(rows: str, order: str, max_bytes: str) -> str:
+    """The statement of conversations with their sizes, as `sized_messages`."""
     columns = "id, owner_id, title, context_id, external_id, {metadata}, last_seq, head_id, created_at, updated_at"
-    return _sized(rows, order, max_bytes, columns)
+    return _sized(rows, order, max_bytes, f"{columns}, bytes")
 
 
-def sized_messages(rows: str, order: str, max_bytes: str, more: str = "") -> Sized:
-    """Messages in a page that has a size.
+def sized_messages(rows: str, order: str, max_bytes: str, more: str = ", bytes") -> str:
+    """The statement of messages, of which those of more than `max_bytes` come without their values.
 
     `rows` is a statement with a LIMIT, which keeps the server from computing their column `bytes` more than once;
-    `order` is its order, `max_bytes` the last parameter, and `more` are further columns.
+    `order` is its order, `max_bytes` a parameter, and `more` are further columns.
     """
     columns = "id, seq, parent_id, role, {content}, status, {sources}, {metadata}, external_id, sent_at, created_at"
     return _sized(rows, order, max_bytes, columns + more)
 
 
-def _sized(rows: str, order: str, max_bytes: str, columns: str) -> Sized:
-    shown = columns.format_map({name: f"CASE WHEN fits THEN {name} END" for name in ("content", "sources", "metadata")})
-    total = f"sum(bytes) OVER (ORDER BY {order} ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)"
-    small = f"SELECT *, bytes <= {max_bytes} AS fits FROM ({rows}) listed"  # noqa: S608
-    summed = f"""
-        SELECT *, coalesce(before + bytes <= {max_bytes}, true) AS fits
-        FROM (SELECT *, {total} AS before FROM ({rows}) listed) totals
-    """  # noqa: S608
-    return Sized(*(f"SELECT {shown} FROM ({sized}) sized ORDER BY {order}" for sized in (small, summed)))  # noqa: S608
+def _sized(rows: str, order: str, max_bytes: str, columns: str) -> str:
+    fits = f"CASE WHEN bytes <= {max_bytes} THEN"
+    shown = columns.format_map({name: f"{fits} {name} END" for name in ("content", "sources", "metadata")})
+    return f"SELECT {shown} FROM ({rows}) sized ORDER BY {order}"  # noqa: S608
 
 
 def to_conversation(row: Row) -> Conversation:
     """The record of a conversation."""
-    id_, owner, title, context, external, metadata, last_seq, head, created, updated = row
+    id_, owner, title, context, external, metadata, last_seq, head, created, updated, *_ = row
     return stored(
         Conversation,
         CONVERSATION_FIELDS,
@@ -127,13 +109,6 @@ def to_messages(conversation_id: UUID, found: Iterable[Row]) -> list[Message]:
         )
         for id_, seq, parent, role, content, status, sources, metadata, external, sent, created, *_ in found
     ]
-
-
-def that_have(found: Sequence[Row], column: int) -> Part[Row]:
-    """The rows that have a value in a column: they come first, and the others had no room."""
-    if not found or found[-1][column] is not None:
-        return Part(list(found))
-    return Part([row for row in found if row[column] is not None], cut=True)
 
 
 def to_hit(row: Row) -> Hit:

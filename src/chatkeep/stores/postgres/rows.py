@@ -24,13 +24,11 @@ from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.postgres.columns import (
     CONTENT,
     METADATA,
-    Sized,
     in_context,
     in_segment,
     in_utc,
     sized_conversations,
     sized_messages,
-    that_have,
     to_conversation,
     to_hit,
     to_messages,
@@ -50,6 +48,7 @@ from chatkeep.stores.rows import (
     WordIndex,
     order_of,
     that_fit,
+    within,
 )
 from chatkeep.stores.window import ListPlace, Window, cursor_time
 from chatkeep.tree import Position, Segment
@@ -68,7 +67,7 @@ INDEX_SLICE_BYTES = 1 << 20
 SLICE = 5_000
 """Messages that one transaction removes at most, which bounds how long other writers wait."""
 
-MAX_BIGINT = 2**63 - 1
+MAX_INTEGER, MAX_BIGINT = 2**31 - 1, 2**63 - 1
 
 CONVERSATION_COLUMNS = """
     c.id, c.owner_id, c.title, c.context_id, c.external_id, c.metadata, c.last_seq, c.head_id, c.created_at,
@@ -136,7 +135,7 @@ STRAIGHT_MESSAGES = f"""
 STRAIGHT_HISTORY = f"""
     SELECT m.*, c.last_seq, c.head_seq, c.runs
     FROM conversations c LEFT JOIN LATERAL (
-        {sized_messages(STRAIGHT_MESSAGES, "seq {order}", "$6").small}
+        {sized_messages(STRAIGHT_MESSAGES, "seq {order}", "$6", "")}
     ) m ON true
     WHERE c.owner_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
 """  # noqa: S608
@@ -318,9 +317,9 @@ class PostgresRows(Rows):
             where += f" AND c.id > ${n + 1}"
             values.append(after.id)
         by, n = LIST_ORDER[order], len(values)
-        listed = f"{LISTED}{where} ORDER BY {by.format('c.')} LIMIT ${n + 1} OFFSET ${n + 2}"
+        listed = f"{LISTED}{where} ORDER BY {by.format('c.')} OFFSET ${n + 1} LIMIT ${n + 2}"
         statement = sized_conversations(listed, by.format(""), f"${n + 3}")
-        rows, cut = await self._fetch_page(statement, *values, size.limit, offset, size=size, column=METADATA)
+        rows, cut = await self._fetch_page(statement, *values, offset, size=size, column=METADATA)
         return Part([to_conversation(row) for row in rows], cut)
 
     async def count(self, owner: str, context_id: str | None) -> int:
@@ -395,15 +394,20 @@ class PostgresRows(Rows):
         statement = sized_messages(
             f"{MESSAGE}{rest} ORDER BY m.seq {order} LIMIT ${n + 1}", f"seq {order}", f"${n + 2}"
         )
-        rows, cut = await self._fetch_page(statement, *key, *values, size.limit, size=size)
+        rows, cut = await self._fetch_page(statement, *key, *values, size=size)
         return Part(to_messages(key[1], rows), cut)
 
-    async def _fetch_page(self, statement: Sized, *values: object, size: PageSize, column: int = CONTENT) -> Part[Row]:
-        """The first rows that have room in a page: mostly all have, as none has more than its share."""
-        found = await self._connection.fetch(statement.small, *values, size.max_bytes // size.limit)
+    async def _fetch_page(self, statement: str, *values: object, size: PageSize, column: int = CONTENT) -> Part[Row]:
+        """The first rows that have room in a page: mostly all, since none has more than its share.
+
+        Else their sizes say how many have room, and those are read. Adding sizes up in the statement would take the
+        server a third more time for every page.
+        """
+        found = await self._connection.fetch(statement, *values, size.limit, size.max_bytes // size.limit)
         if None not in map(itemgetter(column), found):
             return Part(found)
-        return that_have(await self._connection.fetch(statement.summed, *values, size.max_bytes), column)
+        some, cut = within(((row, row[-1]) for row in found), size.max_bytes)
+        return Part(await self._connection.fetch(statement, *values, len(some), MAX_INTEGER), cut)
 
     async def repeated(self, key: Key, id_: UUID, fingerprint: bytes) -> Message | None:
         """The stored message that an append with this fingerprint repeats."""
@@ -498,7 +502,7 @@ class PostgresRows(Rows):
     ) -> Found:
         terms, exact = query_terms(owner, phrases)
         place = (cursor_time(below[0]), valid_id(below[1]), below[2]) if below else FIRST_PLACE
-        rows, cut = await self._fetch_page(SEARCH, owner, terms, *place, size.limit, size=size)
+        rows, cut = await self._fetch_page(SEARCH, owner, terms, *place, size=size)
         hits = [to_hit(row) for row in rows]
         return Found(hits, exact, hits[-1].place if cut or len(hits) == size.limit else None, cut)
 
