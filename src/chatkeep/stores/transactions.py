@@ -135,12 +135,14 @@ class Transactions[R: Rows](Store):
         row = await self._state(rows, key)
         seqs = [seq for seq in await self._children(rows, key, row, message.parent_id) if seq > after]
         size = PageSize(limit + 1, self._options.max_page_bytes)
-        for start in range(0, len(seqs), LOOK):
-            part = await rows.messages_by_seq(key, seqs[start : start + LOOK], size)
+        start, end = 0, limit + 1
+        while start < len(seqs):
+            part = await rows.messages_by_seq(key, seqs[start:end], size)
             found = part.items[:limit]
             if found:
-                goes_on = part.cut or len(part.items) > limit or start + LOOK < len(seqs)
+                goes_on = part.cut or len(part.items) > limit or end < len(seqs)
                 return found, found[-1].seq if goes_on else None
+            start, end = end, end + LOOK  # all of them are deleted
         return [], None
 
     async def _children(self, rows: R, key: Key, row: StateRow, parent_id: UUID | None) -> list[int]:

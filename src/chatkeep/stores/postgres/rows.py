@@ -140,6 +140,13 @@ STRAIGHT_HISTORY = f"""
     WHERE c.owner_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
 """  # noqa: S608
 STRAIGHT = {order: STRAIGHT_HISTORY.format(order=order) for order in ("desc", "asc")}
+# Each looked up for itself: for `seq = ANY($3)` the whole conversation would be read, if the table has no statistics.
+MESSAGES_BY_SEQ = f"""
+    SELECT m.* FROM unnest($3::bigint[]) AS wanted (seq), LATERAL (
+        {MESSAGE} AND m.seq = wanted.seq AND m.status <> 'deleted' LIMIT 1
+    ) m ORDER BY m.seq {{order}} LIMIT $4
+"""  # noqa: S608
+BY_SEQ = {order: sized_messages(MESSAGES_BY_SEQ.format(order=order), f"seq {order}", "$5") for order in ("desc", "asc")}
 # A path is read run by run, in the order of the arrays, and no further than the limit.
 PLACES = """
     SELECT m.seq, m.status = 'deleted'
@@ -432,8 +439,9 @@ class PostgresRows(Rows):
         return {message.id: message for message in found}
 
     async def messages_by_seq(self, key: Key, seqs: Sequence[int], size: PageSize) -> Part[Message]:
-        rest, order = " AND m.seq = ANY($3) AND m.status <> 'deleted'", order_of(seqs)
-        return await self._part(key, order, rest, list(seqs), size=size)
+        statement = BY_SEQ[order_of(seqs)]
+        rows, cut = await self._fetch_page(statement, *key, list(seqs), size=size)
+        return Part(to_messages(key[1], rows), cut)
 
     async def log(self, key: Key, after: int, size: PageSize) -> Part[Message]:
         return await self._part(key, "asc", " AND m.seq > $3", after, size=size)
