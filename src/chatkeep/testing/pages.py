@@ -125,6 +125,15 @@ class PageContract(Contract):
             [await small.get_conversation(owner, made.id), other], key=lambda c: c.id
         )
 
+    async def test_a_page_is_full_to_the_byte(self, small: Store, owner: str) -> None:
+        """What has just as many bytes as a page may have is one page; one byte more, and the last item is left."""
+        made = await small.create_conversation(owner, NewConversation())
+        half = BOUND // 2
+        stored = await small.append(owner, made.id, [assistant("x" * size) for size in (half, half, half + 1)])
+        assert await small.log(owner, made.id) == stored[:2]
+        assert (await small.history(owner, made.id, before=3)).items == stored[:2]
+        assert (await small.history(owner, made.id)).items == stored[2:]
+
     async def test_pages_of_siblings(self, store: Store, owner: str, conversation: Conversation) -> None:
         """Siblings come in pages, by seq; the cursor belongs to the message, and siblings come last that are new."""
         root, first = await store.append(owner, conversation.id, numbered(2))
