@@ -104,6 +104,16 @@ async def _load(store: Any) -> None:
     await asyncio.gather(*(_say(store, VICTIM, load_conversation(number), texts) for number in range(LOAD_READ)))
 
 
+async def _pages(store: Any) -> None:
+    from chatkeep import NewConversation
+
+    for number in range(30):
+        await _say(store, ATTACKER, CONVERSATION, [f"{number} " + "large page " * 380_000])
+    metadata = {"key": "x" * 1_000_000}
+    for _ in range(200):
+        await store.create_conversation(ATTACKER, NewConversation(metadata=metadata))
+
+
 async def _create(store: Any, owner: str, id_: UUID) -> None:
     from chatkeep import NewConversation
 
@@ -126,6 +136,7 @@ KINDS: dict[str, Callable[[Any], Awaitable[None]]] = {
     "bulk": _bulk,
     "list": _list,
     "load": _load,
+    "pages": _pages,
 }
 
 

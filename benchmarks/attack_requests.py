@@ -166,11 +166,11 @@ def searches(attacker: Attacker) -> None:
 
 
 def siblings(attacker: Attacker) -> None:
-    """A list that has no pages: the alternatives to a message, 320 of them, each request."""
+    """Pages of the alternatives to a message, of which there are 320."""
     body = json.dumps({"role": "assistant", "content": "x" * 4_000, "parent_id": None}).encode()
     _, first = attacker.ask("POST", MESSAGES, body)
     attacker.at_once(8, partial(attacker.ask, "POST", MESSAGES, body), times=40)
-    path = f"{MESSAGES}/{json.loads(first)['id']}/siblings"
+    path = f"{MESSAGES}/{json.loads(first)['id']}/siblings?limit=200"
     attacker.for_seconds(4.0, 8, lambda _: attacker.ask("GET", path))
 
 
@@ -187,5 +187,5 @@ ATTACKS = (
     Attack("lists-total", totals, "totals and late pages of 100,000 messages, for 5 s", ("list",)),
     Attack("lists-cursors", cursors, "all pages of 100,000 messages by cursor, for 5 s", ("list",)),
     Attack("lists-search", searches, "searches that 100,000 messages answer, for 5 s", ("list",)),
-    Attack("lists-siblings", siblings, "320 alternatives of a message in one list"),
+    Attack("lists-siblings", siblings, "320 alternatives of a message, 200 in one page"),
 )

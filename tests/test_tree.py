@@ -60,7 +60,7 @@ def test_paths_are_the_chains_of_parents(choices: list[int]) -> None:
     tree, plain, positions = grow(choices)
     for seq in range(1, tree.last_seq + 1):
         run, depth = positions[seq].run, positions[seq].depth
-        path = [seq for segment in tree.path(run, seq) for seq in in_segment(segment, positions)]
+        path = [seq for segment in reversed(list(tree.path(run, seq))) for seq in in_segment(segment, positions)]
         assert path == plain.path(seq)
         assert len(path) == depth
 
@@ -116,15 +116,15 @@ def test_conversation_that_never_branched_needs_no_text() -> None:
     assert Tree.load(30, None) == tree
     assert Tree.load(0, None) == Tree()
     assert Tree().dump() is None
-    assert tree.path(0, 30) == [Segment(0, 1, 30, trunk=True)]
+    assert list(tree.path(0, 30)) == [Segment(0, 1, 30, trunk=True)]
 
 
 def test_example_of_the_module() -> None:
     """The drawing in the module's docstring is right."""
     tree, _, _ = grow([0, 0, 0, 0, 1, 0, 2])
     assert tree.runs == [Run(-1, 0, 1, 7, 5), Run(0, 3, 5, 6, 5)]
-    assert tree.path(1, 6) == [Segment(0, 1, 3, trunk=True), Segment(1, 5, 6, trunk=False)]
-    assert tree.path(0, 7) == [Segment(0, 1, 4, trunk=True), Segment(0, 5, 7, trunk=False)]
+    assert list(tree.path(1, 6)) == [Segment(1, 5, 6, trunk=False), Segment(0, 1, 3, trunk=True)]
+    assert list(tree.path(0, 7)) == [Segment(0, 5, 7, trunk=False), Segment(0, 1, 4, trunk=True)]
     assert json.loads(tree.dump() or "") == [[-1, 0, 1, 7, 5], [0, 3, 5, 6, 5]]
 
 

@@ -320,7 +320,7 @@ class ImportReceipt(Record):
 
 
 class Page[Item](Record):
-    """A part of a list. `next` is the cursor of the following part, null at the end."""
+    """A part of a list, perhaps shorter than its limit. `next` is the cursor of the following part, null at the end."""
 
     items: list[Item]
     total: int | None = Field(None, description="Counted only when a page number or the total was asked for.")

@@ -8,6 +8,10 @@ or text. A method that takes a conversation_id raises
 - NotYours       instead of NotFound when somebody else has it, unless the store hides that (hide_foreign),
 - StoreUnavailable when the database cannot be used now. Repeating the call later is safe.
 
+A page ends at its limit, or before it has more bytes than `StoreOptions.max_page_bytes`, or if a thousand deleted
+messages were passed on the way; it is never empty while there is something to return. `next` alone says whether the
+list goes on, in rare cases to an empty page, if all that follows is deleted.
+
 A write that returned is durable. A caller that is cancelled while it waits does not know whether its write was
 stored: retrying with the same ids tells.
 """
@@ -82,6 +86,9 @@ class StoreOptions(Given):
     hide_foreign: bool | None = None
     """Answer NotFound for somebody else's conversation, instead of NotYours. Default: false; true if sharded, because
     checking would query every shard."""
+    max_page_bytes: int = Field(8 << 20, ge=1, le=1 << 30)
+    """Most bytes of one page of conversations, messages or hits: their contents, and their sources and metadata as
+    JSON. A page that reaches it ends there, with a cursor; one item alone may be larger."""
     search: bool = True
     """Keep the full-text index up to date with every write. `?search=off` makes appends cheaper."""
     synchronous: Literal["full", "normal"] = "full"
@@ -311,10 +318,11 @@ class Store(ABC):
     async def log(
         self, owner: str, conversation_id: UUID | str, *, after: int = 0, limit: int = 1_000
     ) -> list[Message]:
-        """Return everything appended after seq `after`, on all branches, by seq: after + 1, after + 2, …
+        """Return what was appended after seq `after`, on all branches, by seq: after + 1, after + 2, …
 
-        Deleted messages are tombstones: status `deleted`, no content, so that seqs stay dense. limit is 1 to
-        1,000. A reader that has seen seq n has seen every seq below it.
+        At most `limit` messages, 1 to 1,000, and fewer if they are large: only an empty list says that there are no
+        more. Deleted messages are tombstones: status `deleted`, no content, so that seqs stay dense. A reader that has
+        seen seq n has seen every seq below it.
         """
 
     @abstractmethod
@@ -322,10 +330,19 @@ class Store(ABC):
         """Return one message. Raises NotFound also for a deleted one."""
 
     @abstractmethod
-    async def siblings(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> list[Message]:
-        """Return the messages that follow the same parent as this one, itself included, by seq.
+    async def siblings(
+        self,
+        owner: str,
+        conversation_id: UUID | str,
+        message_id: UUID | str,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page[Message]:
+        """Return a page of the messages that follow the same parent as this one, itself included, by seq.
 
-        Deleted ones are left out. Raises NotFound when the message is not there.
+        Deleted ones are left out. limit is 1 to 1,000; siblings that are appended while you page come last. Raises
+        InvalidInput, NotFound when the message is not there.
         """
 
     @abstractmethod

@@ -11,6 +11,7 @@ its runs, so that no query follows parents one by one. A conversation without br
 """
 
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from operator import attrgetter
 from typing import NamedTuple
@@ -99,22 +100,22 @@ class Tree:
         self.runs.append(Run(parent_run, fork_seq, seq, seq, depth))
         return Position(seq, len(self.runs) - 1, depth)
 
-    def path(self, run: int, seq: int) -> list[Segment]:
-        """Return the segments of the path to message `seq` of `run`, root first."""
-        segments = []
-        while run >= 0:
-            segments += self._split(run, self.runs[run].first_seq, seq)
-            run, seq = self.runs[run].parent_run, self.runs[run].fork_seq
-        return segments[::-1]
+    def path(self, run: int, seq: int) -> Iterator[Segment]:
+        """Yield the segments of the path to message `seq` of `run`, from the leaf back to the root."""
+        while run > 0:
+            of_path = self.runs[run]
+            yield Segment(run, of_path.first_seq, seq, False)  # noqa: FBT003 - a path may have 10,000
+            run, seq = of_path.parent_run, of_path.fork_seq
+        if run == 0:
+            yield from self._trunk(seq)
 
-    def _split(self, run: int, low: int, high: int) -> list[Segment]:
-        """Return one run's part of a path, last segment first; run 0 is split at the end of the trunk."""
+    def _trunk(self, seq: int) -> Iterator[Segment]:
+        """Yield run 0 up to `seq`: what comes after the first fork, and the trunk."""
         trunk_end = self.trunk_end
-        if run > 0 or low > trunk_end:
-            return [Segment(run, low, high, trunk=False)]
-        if high <= trunk_end:
-            return [Segment(run, low, high, trunk=True)]
-        return [Segment(run, trunk_end + 1, high, trunk=False), Segment(run, low, trunk_end, trunk=True)]
+        if seq > trunk_end:
+            yield Segment(0, trunk_end + 1, seq, trunk=False)
+        if trunk_end:
+            yield Segment(0, 1, min(seq, trunk_end), trunk=True)
 
     def runs_from(self, run: int, seq: int) -> list[int]:
         """Return the first seqs of the runs that fork from message `seq` of `run`; run -1, seq 0 is the root."""

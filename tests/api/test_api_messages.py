@@ -540,6 +540,33 @@ async def test_siblings(api: Api) -> None:
     page = (await api.client.get(f"{path}/messages/{answers[1]['id']}/siblings")).json()
 
     assert page == {"items": answers, "total": None, "next": None}
+    first = (await api.client.get(f"{path}/messages/{answers[1]['id']}/siblings?limit=2")).json()
+    assert first["items"] == answers[:2]
+    query = {"limit": 200, "cursor": first["next"]}
+    rest = (await api.client.get(f"{path}/messages/{answers[1]['id']}/siblings", params=query)).json()
+    assert (rest["items"], rest["next"]) == (answers[2:], None)
+    for wrong in ({"limit": 0}, {"limit": 201}, {"limit": "1_0"}, {"cursor": "tea"}, {"page": 1}):
+        reply = await api.client.get(f"{path}/messages/{answers[1]['id']}/siblings", params=wrong)
+        assert_problem(reply, 422)
+
+
+async def test_pages_have_a_size() -> None:
+    """Every list ends before it is larger than the store allows, with a cursor; the newest messages are a page, too."""
+    async with open_store("memory://", max_page_bytes=2_500) as store, serving(store) as api:
+        path = await api.conversation()
+        for number in range(4):
+            await api.say(path, f"{number} " + "x" * 998, role="assistant")
+        whole = (await api.client.get(path)).json()["messages"]
+        assert [m["seq"] for m in whole["items"]] == [3, 4]
+        older = (await api.client.get(f"{path}/messages", params={"cursor": whole["next"]})).json()
+        assert ([m["seq"] for m in older["items"]], older["next"]) == ([1, 2], None)
+        hits = (await api.client.get("/api/search?q=" + "x" * 100)).json()
+        assert hits["items"] == []
+        for _ in range(3):
+            await api.client.post("/api/conversations", json={"metadata": {"a": "x" * 1_000}})
+        listed = (await api.client.get("/api/conversations")).json()
+        assert len(listed["items"]) == 2
+        assert listed["next"] is not None
 
 
 async def test_a_body_is_needed(api: Api) -> None:

@@ -2,9 +2,10 @@
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import jwt
@@ -12,7 +13,7 @@ import pytest
 from fastapi import Request
 from fastapi.responses import StreamingResponse
 
-from chatkeep import open_store
+from chatkeep import NewMessage, Role, open_store
 from chatkeep.api import protocol
 from chatkeep.api.body_budget import MAX_WAITING_PER_OWNER, BodyBudget
 from chatkeep.api.protocol import MAX_HEAD_BYTES, MAX_HEADER_FIELDS, MAX_PIPELINED
@@ -286,6 +287,33 @@ async def test_a_client_that_does_not_read() -> None:
             await asyncio.sleep(0.05)
         assert len(streams) == 1
         await slow.reader.readexactly(1 << 20)
+
+
+async def test_a_client_that_does_not_read_the_largest_page() -> None:
+    """Its connection is closed after its time, before it has had the page; others are served meanwhile."""
+    async with served(write_seconds=1) as api:
+        path = await api.conversation()
+        large = [NewMessage(role=Role.ASSISTANT, content="x" * (4 << 20)) for _ in range(4)]
+        await api.store.append("local", path.rpartition("/")[2], large)
+        with socket.socket() as deaf:
+            deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
+            deaf.connect(("127.0.0.1", api.port))
+            deaf.sendall(f"GET {path}/messages?limit=200 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
+            for _ in range(30):
+                assert (await api.client.get("/healthz")).status_code == 200
+                await asyncio.sleep(0.1)
+            received = await asyncio.to_thread(_read_to_end, deaf)
+        assert received.startswith(b"HTTP/1.1 200 ")
+        assert len(received) < 8 << 20
+
+
+def _read_to_end(connection: socket.socket) -> bytes:
+    """What still comes before the other side closes the connection, or has reset it."""
+    received = b""
+    with suppress(ConnectionResetError):
+        while data := connection.recv(1 << 20):
+            received += data
+    return received
 
 
 @pytest.mark.long

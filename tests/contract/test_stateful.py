@@ -425,7 +425,7 @@ class StoreMachine(RuleBasedStateMachine):
             with pytest.raises(NotFound):
                 self.run(call)
         else:
-            assert self.run(call) == siblings_of(message, talk.log)
+            assert self.run(call).items == siblings_of(message, talk.log)
             assert self.run(self.store.get_message(*key, message.id)) == message
 
     @invariant()

@@ -8,9 +8,10 @@ import ssl
 import subprocess
 import sys
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from functools import partialmethod
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
@@ -274,18 +275,19 @@ async def test_a_page_is_never_half_of_a_conversation(
     trunk = await store.append(OWNER, talk.id, numbered(50))
     fork = NewMessage(role=Role.USER, content="fork", parent_id=trunk[30].id)
     await store.append(OWNER, talk.id, [fork, *numbered(20)])
-    whole, fetch, calls = await store.history(OWNER, talk.id, **page), PostgresRows._messages, 0
+    whole, calls = await store.history(OWNER, talk.id, **page), 0
 
-    async def late(*arguments: Any) -> Any:
+    async def late(rows: PostgresRows, fetch: Callable[..., Awaitable[Any]], *given: Any, **options: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls == part:
             async with raw(url) as connection:
                 await PostgresRows(connection, LongTexts()).hide((OWNER, talk.id))
                 await connection.execute("DELETE FROM messages WHERE seq % 2 = 0")
-        return await fetch(*arguments)
+        return await fetch(rows, *given, **options)
 
-    monkeypatch.setattr(PostgresRows, "_messages", late)
+    for name in ("_part", "places"):
+        monkeypatch.setattr(PostgresRows, name, partialmethod(late, getattr(PostgresRows, name)))
     if part == 1:
         with pytest.raises(NotFound):
             await store.history(OWNER, talk.id, **page)

@@ -18,6 +18,7 @@ from chatkeep.testing.ids import IdContract
 from chatkeep.testing.imports import ImportContract
 from chatkeep.testing.lists import ListContract
 from chatkeep.testing.owners import OwnerContract
+from chatkeep.testing.pages import PageContract
 from chatkeep.testing.port import PortContract
 from chatkeep.testing.removal import RemovalContract
 from chatkeep.testing.search import SearchContract
@@ -33,6 +34,7 @@ class SharedTopics(
     PortContract,
     ListContract,
     HistoryContract,
+    PageContract,
     BranchContract,
     OwnerContract,
     IdContract,

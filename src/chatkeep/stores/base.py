@@ -32,7 +32,7 @@ from chatkeep.stores.imports import Import, Imports
 from chatkeep.stores.locks import KeyedLocks
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.process import PROCESS, check_process
-from chatkeep.stores.rows import Found, Hit, Key, Removed, Rows, WordIndex, Work
+from chatkeep.stores.rows import Found, Hit, Key, PageSize, Part, Removed, Rows, WordIndex, Work
 from chatkeep.stores.time_limit import TimeLimit
 from chatkeep.stores.window import Window, list_cursor, list_place, list_scope, valid_page
 from chatkeep.values import clean_text, now, valid_metadata, valid_owner
@@ -186,13 +186,16 @@ class RowStore[R: Rows](Imports[R]):
         after = None if cursor is None else list_place(cursor, scope, order)
         stored = self._owner(owner)
 
-        async def query(rows: R) -> tuple[list[Conversation], int | None]:
+        size = PageSize(limit + 1, self._options.max_page_bytes)
+
+        async def query(rows: R) -> tuple[Part[Conversation], int | None]:
             counted = await rows.count(stored, context_id) if total else None
-            return await rows.listed(stored, context_id, order, after, limit + 1, offset), counted
+            return await rows.listed(stored, context_id, order, after, size, offset), counted
 
         reading = self._read_much(stored, query) if total or offset > NEAR_OFFSET else self._read(query)
-        found, counted = await reading
-        following = list_cursor(found[limit - 1], scope, order) if len(found) > limit else None
+        (found, cut), counted = await reading
+        goes_on = cut or len(found) > limit
+        following = list_cursor(found[:limit][-1], scope, order) if goes_on else None
         return Page(items=found[:limit], total=counted, next=following)
 
     async def update_conversation(
@@ -257,9 +260,22 @@ class RowStore[R: Rows](Imports[R]):
         key, id_ = self._key(owner, conversation_id), valid_id(message_id)
         return await self._read(lambda rows: self._message(rows, key, id_))
 
-    async def siblings(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> list[Message]:
+    async def siblings(
+        self,
+        owner: str,
+        conversation_id: UUID | str,
+        message_id: UUID | str,
+        *,
+        limit: int = 50,
+        cursor: str | None = None,
+    ) -> Page[Message]:
+        valid_page(limit, 0, cursor)
         key, id_ = self._key(owner, conversation_id), valid_id(message_id)
-        return await self._read(lambda rows: self._siblings(rows, key, id_))
+        scope = (owner, key[1], id_)
+        (after,) = (0,) if cursor is None else decode_cursor(cursor, "siblings", scope, int)
+        found, last_seq = await self._read(lambda rows: self._siblings(rows, key, id_, limit, after))
+        following = None if last_seq is None else encode_cursor("siblings", scope, last_seq)
+        return Page(items=found, next=following)
 
     async def delete_message(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> bool:
         key, id_ = self._key(owner, conversation_id), valid_id(message_id)
@@ -277,9 +293,9 @@ class RowStore[R: Rows](Imports[R]):
         stored = self._owner(owner)
         with self._reads.of_call():
             async with self._heavy.of(stored):
-                hits = await self._search(stored, phrases, below, limit + 1)
-                items = [await self._to_search_hit(hit, phrases) for hit in hits[:limit]]
-        following = encode_cursor("search", scope, *hits[limit - 1].place) if len(hits) > limit else None
+                hits, goes_on = await self._search(stored, phrases, below, limit)
+                items = [await self._to_search_hit(hit, phrases) for hit in hits]
+        following = encode_cursor("search", scope, *hits[-1].place) if goes_on else None
         return Page(items=items, next=following)
 
     # --- whole conversations ------------------------------------------------------------------------------
@@ -420,18 +436,29 @@ class RowStore[R: Rows](Imports[R]):
 
     async def _search(
         self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int
-    ) -> list[Hit]:
-        """Hits in parts, each from a transaction of its own: looking at them holds no connection."""
+    ) -> tuple[list[Hit], bool]:
+        """A page of hits, and whether there are more.
+
+        In parts, each from a transaction of its own: looking at them holds no connection.
+        """
+        size = PageSize(limit + 1, self._options.max_page_bytes)
 
         async def search(rows: R) -> Found:
-            return await rows.search(owner, phrases, below, limit)
+            return await rows.search(owner, phrases, below, size)
 
         hits: list[Hit] = []
+        total = 0
         while True:
             found = await self._read(search)
-            hits += [hit for hit in found.hits if found.exact or await self._holds(hit, phrases)]
-            if found.rest is None or len(hits) >= limit:
-                return hits[:limit]
+            for hit in found.hits:
+                if not (found.exact or await self._holds(hit, phrases)):
+                    continue
+                total += hit.bytes
+                if len(hits) == limit or (hits and total > size.max_bytes):
+                    return hits, True
+                hits.append(hit)
+            if found.rest is None or (found.cut and hits):
+                return hits, found.cut
             below = found.rest
 
     async def _holds(self, hit: Hit, phrases: list[list[str]]) -> bool:

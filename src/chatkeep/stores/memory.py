@@ -4,11 +4,11 @@ It keeps the whole contract, durability apart. What runs on its rows never waits
 between the steps of a transaction; what refuses has changed nothing.
 """
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import datetime
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, override
 from uuid import UUID
@@ -24,10 +24,26 @@ from chatkeep.model import (
 from chatkeep.store import ListOrder, Order, StoreOptions, file_path
 from chatkeep.stores.append import Known, Placed, State, times_of
 from chatkeep.stores.base import RowStore
-from chatkeep.stores.rows import Found, Hit, Key, Removed, Rows, StateRow, WordIndex, Work, run
+from chatkeep.stores.rows import (
+    Found,
+    Hit,
+    Key,
+    PageSize,
+    Part,
+    Place,
+    Removed,
+    Rows,
+    StateRow,
+    WordIndex,
+    Work,
+    bytes_of,
+    run,
+    stored_bytes,
+    within,
+)
 from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
-from chatkeep.values import load_json, now, to_micros
+from chatkeep.values import json_text, load_json, now, to_micros
 from chatkeep.words import RULE, holds
 
 ERASED: Mapping[str, Any] = {
@@ -163,6 +179,7 @@ class MemoryRows(Rows):
     __slots__ = ("_data", "_index")
 
     reads_visible = True
+    is_snapshot = True
 
     def __init__(self, data: _Data, *, index: bool) -> None:
         self._data = data
@@ -236,15 +253,18 @@ class MemoryRows(Rows):
         return sorted(found, key=lambda c: (c.updated_at, c.id), reverse=True)
 
     async def listed(
-        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, limit: int, offset: int
-    ) -> list[Conversation]:
+        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, size: PageSize, offset: int
+    ) -> Part[Conversation]:
         found = self._sorted(owner, context_id, order)
         if after is not None and after.updated_at is not None:
             place = after.updated_at, after.id
             found = [c for c in found if (c.updated_at, c.id) < place]
         elif after is not None:
             found = [c for c in found if c.id > after.id]
-        return [_copy(c) for c in found[offset : offset + limit]]
+        some = within(
+            ((c, stored_bytes(json_text(c.metadata))) for c in found[offset : offset + size.limit]), size.max_bytes
+        )
+        return Part([_copy(c) for c in some.items], some.cut)
 
     async def count(self, owner: str, context_id: str | None) -> int:
         return len(self._sorted(owner, context_id, "id"))
@@ -287,13 +307,13 @@ class MemoryRows(Rows):
     async def messages_by_id(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Message]:
         return {entry.message.id: _copy(entry.message) for entry in self._entries(key, ids)}
 
-    async def messages_by_seq(self, key: Key, seqs: Collection[int]) -> list[Message]:
+    async def messages_by_seq(self, key: Key, seqs: Sequence[int], size: PageSize) -> Part[Message]:
         log = self._log_of(key)
-        found = [log[seq - 1].message for seq in sorted(seqs)]
-        return [_copy(message) for message in found if message.status != Status.DELETED]
+        found = (log[seq - 1].message for seq in seqs)
+        return _part((message for message in found if message.status != Status.DELETED), size)
 
-    async def log(self, key: Key, after: int, limit: int) -> list[Message]:
-        return [_copy(entry.message) for entry in self._log_of(key)[after : after + limit]]
+    async def log(self, key: Key, after: int, size: PageSize) -> Part[Message]:
+        return _part((entry.message for entry in islice(self._log_of(key), after, None)), size)
 
     async def fingerprints(self, key: Key, first: int, last: int) -> list[bytes]:
         return [entry.fingerprint for entry in self._log_of(key)[first - 1 : last]]
@@ -302,19 +322,27 @@ class MemoryRows(Rows):
         following = (entry.position for entry in islice(self._log_of(key), parent.seq, None))
         return list(islice((position.seq for position in following if position.run == parent.run), 1))
 
-    async def segment(self, key: Key, segment: Segment, order: Order, limit: int, offset: int) -> list[Message]:
-        found = self._segment(key, segment)
-        if order == "desc":
-            found.reverse()
-        there = (message for message in found if message.status != Status.DELETED)
-        return [_copy(message) for message in islice(there, offset, offset + limit)]
+    async def segment(self, key: Key, segment: Segment, order: Order, size: PageSize) -> Part[Message]:
+        return _part(self._segment(key, segment, order), size)
 
-    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool) -> int:
-        return sum((message.status == Status.DELETED) is deleted for message in self._segment(key, segment))
+    async def places(self, key: Key, segments: Sequence[Segment], order: Order, limit: int) -> list[Place]:
+        path = chain.from_iterable(self._segment(key, segment, order) for segment in segments)
+        return [Place(message.seq, message.status == Status.DELETED) for message in islice(path, limit)]
 
-    def _segment(self, key: Key, segment: Segment) -> list[Message]:
-        entries = self._log_of(key)[segment.low - 1 : segment.high]
-        return [entry.message for entry in entries if entry.position.run == segment.run]
+    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool = False) -> int:
+        found = self._segment(key, segment, "asc")
+        return sum(message.status == Status.DELETED or not deleted for message in found)
+
+    async def deleted_places(self, key: Key, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
+        deleted = [entry.position for entry in self._log_of(key) if entry.message.status == Status.DELETED]
+        places = sorted((position.run, position.seq) for position in deleted)
+        return [place for place in places if place > after][:limit]
+
+    def _segment(self, key: Key, segment: Segment, order: Order) -> Iterator[Message]:
+        """The messages of a segment, in this order."""
+        log, seqs = self._log_of(key), range(segment.low, segment.high + 1)
+        entries = (log[seq - 1] for seq in (reversed(seqs) if order == "desc" else seqs))
+        return (entry.message for entry in entries if entry.position.run == segment.run)
 
     async def erase_message(self, key: Key, id_: UUID) -> None:
         for entry in self._entries(key, (id_,)):
@@ -322,15 +350,19 @@ class MemoryRows(Rows):
 
     # --- search -------------------------------------------------------------------------------------------
 
-    async def search(self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int) -> Found:
+    async def search(
+        self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, size: PageSize
+    ) -> Found:
         stored = [
             (_place(entry.message), entry.message, each.conversation.title)
             for each in self._of(owner).values()
             for entry in each.log
         ]
         there = [hit for hit in stored if (below is None or hit[0] < below) and holds(hit[1].content, phrases)]
-        newest = sorted(there, key=itemgetter(0), reverse=True)[:limit]
-        return Found([Hit(place, _copy(message), title) for place, message, title in newest])
+        newest = sorted(there, key=itemgetter(0), reverse=True)[: size.limit]
+        some, cut = within(((hit, bytes_of(hit[1])) for hit in newest), size.max_bytes)
+        hits = [Hit(place, _copy(message), title, bytes_of(message)) for place, message, title in some]
+        return Found(hits, rest=hits[-1].place if len(hits) < len(there) else None, cut=cut)
 
     async def index_slice(self) -> bool:
         return False
@@ -425,6 +457,12 @@ class MemoryStore(RowStore[MemoryRows]):
 def _place(message: Message) -> tuple[int, str, int]:
     """The place of a message in the order of hits."""
     return to_micros(message.created_at), message.conversation_id.hex, message.seq
+
+
+def _part(found: Iterable[Message], size: PageSize) -> Part[Message]:
+    """Copies of the first messages."""
+    some = within(((message, bytes_of(message)) for message in islice(found, size.limit)), size.max_bytes)
+    return Part([_copy(message) for message in some.items], some.cut)
 
 
 def _copy[R: (Conversation, Message)](record: R) -> R:

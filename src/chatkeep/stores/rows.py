@@ -14,9 +14,9 @@ from uuid import UUID
 from chatkeep.model import Conversation, Message, NewConversation
 from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
-from chatkeep.stores.window import ListPlace, Window
+from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
-from chatkeep.values import now
+from chatkeep.values import json_text, now
 
 type Key = tuple[str, UUID]
 """The owner, as the database stores it, and the conversation."""
@@ -41,12 +41,35 @@ class StateRow(NamedTuple):
     """The time of the transaction, which new messages get."""
 
 
+class PageSize(NamedTuple):
+    """How much of a list is read: `limit` items that have `max_bytes` together; one item is read, however large."""
+
+    limit: int
+    max_bytes: int
+
+
+class Part[Item](NamedTuple):
+    """The first items of a list: at most as many, and as large together, as was asked for."""
+
+    items: list[Item]
+    cut: bool = False
+    """Whether it ends because the next item is too large. Else the list ends, or there are as many as asked for."""
+
+
+class Place(NamedTuple):
+    """The place of a message in its conversation."""
+
+    seq: int
+    deleted: bool
+
+
 class Hit(NamedTuple):
-    """A message that a search found, its place in the order of hits, and the title of its conversation."""
+    """A message that a search found, its place in the order of hits, its size, and the title of its conversation."""
 
     place: tuple[int | str, ...]
     message: Message
     title: str | None
+    bytes: int = 0
 
 
 class Found(NamedTuple):
@@ -56,7 +79,9 @@ class Found(NamedTuple):
     exact: bool = True
     """Whether each hit holds every phrase. If not, it holds every word, and is to be looked at."""
     rest: tuple[int | str, ...] | None = None
-    """The place where the search goes on; None at its end, or if `limit` hits were found."""
+    """The place where the search goes on; None at its end."""
+    cut: bool = False
+    """Whether it ends because the next hit is too large."""
 
 
 class WordIndex(NamedTuple):
@@ -91,6 +116,12 @@ class Rows(ABC):
     """Whether reading messages finds those of a conversation that is being removed no more: then a message that
     was found shows that its conversation is there."""
 
+    is_snapshot: ClassVar[bool] = False
+    """Whether all that one transaction reads is the state at one moment."""
+
+    most_segments: ClassVar[int] = 10_000
+    """Most segments of a path that `places` takes at once."""
+
     @property
     def moment(self) -> datetime:
         """The time that imported messages get which bring none."""
@@ -124,9 +155,9 @@ class Rows(ABC):
 
     @abstractmethod
     async def listed(
-        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, limit: int, offset: int
-    ) -> list[Conversation]:
-        """At most `limit` conversations after a place of the list, of one context if it is named."""
+        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, size: PageSize, offset: int
+    ) -> Part[Conversation]:
+        """The conversations after a place of the list, of one context if it is named."""
 
     @abstractmethod
     async def count(self, owner: str, context_id: str | None) -> int:
@@ -155,11 +186,11 @@ class Rows(ABC):
         """Those of the messages that are there, deleted or not, by id."""
 
     @abstractmethod
-    async def messages_by_seq(self, key: Key, seqs: Collection[int]) -> list[Message]:
-        """The messages with these seqs that are not deleted, by seq."""
+    async def messages_by_seq(self, key: Key, seqs: Sequence[int], size: PageSize) -> Part[Message]:
+        """The messages with these seqs, which rise or fall, in this order; without those that are deleted."""
 
     @abstractmethod
-    async def log(self, key: Key, after: int, limit: int) -> list[Message]:
+    async def log(self, key: Key, after: int, size: PageSize) -> Part[Message]:
         """The messages above a seq, deleted or not, by seq."""
 
     @abstractmethod
@@ -168,29 +199,45 @@ class Rows(ABC):
 
     @abstractmethod
     async def next_in_run(self, key: Key, parent: Position) -> list[int]:
-        """The seq of the message that continues the run of `parent` after it; empty at the tip."""
+        """The seq of the message that continues the run of `parent`, which is no trunk; empty at the tip."""
 
     @abstractmethod
-    async def segment(self, key: Key, segment: Segment, order: Order, limit: int, offset: int) -> list[Message]:
-        """The messages of a part of a path that are not deleted, by seq."""
+    async def segment(self, key: Key, segment: Segment, order: Order, size: PageSize) -> Part[Message]:
+        """The messages of a part of a path, deleted or not, by seq in this order."""
 
     @abstractmethod
-    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool) -> int:
-        """How many messages of a part of a path are deleted, or are not."""
+    async def places(self, key: Key, segments: Sequence[Segment], order: Order, limit: int) -> list[Place]:
+        """The places of at most `limit` messages of a path, deleted or not, by seq in this order.
+
+        The segments come in this order, too, at most `most_segments`. Without the messages: those may be large.
+        """
+
+    @abstractmethod
+    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool = False) -> int:
+        """How many messages a part of a path has, or how many deleted ones; counted in an index."""
+
+    @abstractmethod
+    async def deleted_places(self, key: Key, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
+        """Run and seq of at most `limit` deleted messages after a run and seq, in this order; read from an index."""
 
     @abstractmethod
     async def erase_message(self, key: Key, id_: UUID) -> None:
         """Leave a tombstone of a message: its place, id and fingerprint, which a late retry needs."""
 
-    def shows_whole(self, found: Sequence[Message], window: Window, segments: Sequence[Segment]) -> bool:  # noqa: ARG002 - some databases look
-        """Whether a page shows by itself that its conversation was not removed while its parts were read."""
-        return True
+    def shows_whole(self, found: Sequence[Message], segment: Segment, order: Order, *, ends: bool) -> bool:  # noqa: ARG002 - some databases look
+        """Whether what one query found of a segment shows that the conversation was not removed meanwhile.
+
+        `ends` says that the segment has no more messages than that.
+        """
+        return self.is_snapshot
 
     # --- search -------------------------------------------------------------------------------------------
 
     @abstractmethod
-    async def search(self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int) -> Found:
-        """At most `limit` messages that hold every phrase, or every word of them, below a place, the last first."""
+    async def search(
+        self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, size: PageSize
+    ) -> Found:
+        """The messages that hold every phrase, or every word of them, below a place, the last first."""
 
     @abstractmethod
     async def index_slice(self) -> bool:
@@ -248,6 +295,34 @@ def run[T](work: Coroutine[Any, Any, T]) -> T:
         return result
     work.close()
     raise RuntimeError("the rows of this database must not wait")
+
+
+def order_of(seqs: Sequence[int]) -> Order:
+    """Whether seqs rise or fall."""
+    return "desc" if seqs[0] > seqs[-1] else "asc"
+
+
+def stored_bytes(*texts: str | None) -> int:
+    """The size of a message or conversation: the bytes of its content, and of its sources and metadata as JSON."""
+    return sum(len(text) if text.isascii() else len(text.encode()) for text in texts if text)
+
+
+def bytes_of(message: Message) -> int:
+    """The size of a message as it is stored, from its record."""
+    sources = json_text(message.sources) if message.sources else None
+    return stored_bytes(message.content, sources, json_text(message.metadata) if message.metadata else None)
+
+
+def within[Item](sized: Iterable[tuple[Item, int]], max_bytes: int) -> Part[Item]:
+    """The first of some items that come with their sizes. It takes one item more than fits, and none after it."""
+    found: list[Item] = []
+    total = 0
+    for item, its_bytes in sized:
+        total += its_bytes
+        if total > max_bytes and found:
+            return Part(found, cut=True)
+        found.append(item)
+    return Part(found)
 
 
 def that_fit[Item](sized: Sequence[tuple[Item, int]], limit: int) -> list[Item]:

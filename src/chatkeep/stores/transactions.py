@@ -7,9 +7,10 @@ from chatkeep.errors import ChatkeepError, Conflict, NotFound, NotYours
 from chatkeep.model import Conversation, ConversationChange, Message, NewConversation, NewMessage, Page, Role, Status
 from chatkeep.store import Store, StoreOptions
 from chatkeep.stores.append import Placed, State, ids_to_look_up, plan
-from chatkeep.stores.rows import Key, Rows, StateRow, unique
+from chatkeep.stores.paths import LOOK, PathReader, path_length
+from chatkeep.stores.rows import Key, PageSize, Part, Rows, StateRow, unique
 from chatkeep.stores.window import Window
-from chatkeep.tree import Position, Segment, Tree
+from chatkeep.tree import Position, Tree
 from chatkeep.values import patched, title_from
 
 
@@ -127,20 +128,39 @@ class Transactions[R: Rows](Store):
         return True
 
     async def _log(self, rows: R, key: Key, after: int, limit: int) -> list[Message]:
-        found = await rows.log(key, after, limit)
+        found = (await rows.log(key, after, PageSize(limit, self._options.max_page_bytes))).items
         if not found or not rows.reads_visible:
             await self._state(rows, key)
         return found
 
-    async def _siblings(self, rows: R, key: Key, id_: UUID) -> list[Message]:
+    async def _siblings(self, rows: R, key: Key, id_: UUID, limit: int, after: int) -> tuple[list[Message], int | None]:
+        """A page of siblings, and the seq after which the next one begins."""
         message = await self._message(rows, key, id_)
         row = await self._state(rows, key)
-        tree, parent_id = Tree.load(row.last_seq, row.runs), message.parent_id
+        seqs = [seq for seq in await self._children(rows, key, row, message.parent_id) if seq > after]
+        size = PageSize(limit + 1, self._options.max_page_bytes)
+        start, end = 0, limit + 1
+        while start < len(seqs):
+            part = await rows.messages_by_seq(key, seqs[start:end], size)
+            found = part.items[:limit]
+            if found:
+                goes_on = part.cut or len(part.items) > limit or end < len(seqs)
+                return found, found[-1].seq if goes_on else None
+            start, end = end, end + LOOK  # all of them are deleted
+        return [], None
+
+    async def _children(self, rows: R, key: Key, row: StateRow, parent_id: UUID | None) -> list[int]:
+        """The seqs of the messages that follow one message, or that stand at the root."""
+        tree = Tree.load(row.last_seq, row.runs)
         if parent_id is None:
-            return await rows.messages_by_seq(key, tree.runs_from(-1, 0))
+            return tree.runs_from(-1, 0)
         parent = (await rows.known(key, (parent_id,)))[parent_id].position
-        seqs = [*tree.runs_from(parent.run, parent.seq), *await rows.next_in_run(key, parent)]
-        return await rows.messages_by_seq(key, seqs)
+        children = tree.runs_from(parent.run, parent.seq)
+        if parent.seq < tree.trunk_end:
+            children.append(parent.seq + 1)
+        elif parent.seq < tree.runs[parent.run].tip_seq:
+            children += await rows.next_in_run(key, parent)
+        return sorted(children)
 
     # --- paths ------------------------------------------------------------------------------------------------
 
@@ -152,13 +172,28 @@ class Transactions[R: Rows](Store):
     ) -> Page[Message]:
         tree = Tree.load(row.last_seq, row.runs)
         end = await self._leaf(rows, key, tree, row, leaf, window)
-        path = tree.path(end.run, end.seq) if end else []
-        segments = [segment for segment in window.cut(path) if segment.low <= segment.high]
-        found = await self._path_messages(rows, key, segments, window)
-        if not rows.shows_whole(found, window, segments):
+        if end is None:
+            return window.page([], None, None, 0 if total else None)
+        return await self._path_page(rows, key, tree, end, window, total=total)
+
+    async def _path_page(
+        self,
+        rows: R,
+        key: Key,
+        tree: Tree,
+        end: Position,
+        window: Window,
+        *,
+        total: bool,
+        first: Part[Message] | None = None,
+    ) -> Page[Message]:
+        """A page of the path to `end`, of whose first segment a part may have been read."""
+        reader = PathReader(rows, key, window, self._options.max_page_bytes, tree.path(end.run, end.seq))
+        await reader.read(first)
+        if not (rows.is_snapshot or reader.is_whole):
             await self._state(rows, key)  # it may be being removed since it was read
-        length = await self._length(rows, key, end, path) if total else None
-        return window.page(found, end, length)
+        length = await path_length(rows, key, end, tree.path(end.run, end.seq)) if total else None
+        return window.page(reader.found, end.seq, reader.last_seq, length)
 
     async def _leaf(
         self, rows: R, key: Key, tree: Tree, row: StateRow, leaf: UUID | None, window: Window
@@ -170,20 +205,3 @@ class Transactions[R: Rows](Store):
         elif leaf is not None:
             seq = (await self._message(rows, key, leaf)).seq
         return None if seq is None else tree.find(seq) or await rows.position(key, seq)
-
-    async def _path_messages(self, rows: R, key: Key, segments: Sequence[Segment], window: Window) -> list[Message]:
-        """The messages of a page in reading order, and one more if there is more."""
-        found: list[Message] = []
-        skip = window.offset
-        for segment in segments:
-            more = await rows.segment(key, segment, window.order, window.limit + 1 - len(found), skip)
-            if skip:
-                skip = 0 if more else skip - await rows.count_segment(key, segment, deleted=False)
-            found += more
-            if len(found) > window.limit:
-                break
-        return found
-
-    async def _length(self, rows: R, key: Key, end: Position | None, path: Sequence[Segment]) -> int:
-        deleted = [await rows.count_segment(key, segment, deleted=True) for segment in path]
-        return (end.depth if end else 0) - sum(deleted)

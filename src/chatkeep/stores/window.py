@@ -1,6 +1,6 @@
 """Pages of lists and paths: their bounds and cursors, the same for every store."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
@@ -11,7 +11,7 @@ from chatkeep.errors import InvalidInput
 from chatkeep.ids import valid_id
 from chatkeep.model import PAGE_FIELDS, Conversation, Message, Page, stored
 from chatkeep.store import MAX_LIMIT, MAX_OFFSET, ListOrder, Order
-from chatkeep.tree import Position, Segment
+from chatkeep.tree import Segment
 from chatkeep.values import from_micros, to_micros, valid_range
 
 NOT_OURS = "the cursor is not one that chatkeep gave for this list"
@@ -108,20 +108,38 @@ class Window:
             raise InvalidInput(NOT_OURS)
         return self.leaf_seq
 
-    def cut(self, path: list[Segment]) -> list[Segment]:
-        """The parts of `path` inside the bounds, in the order in which they are read."""
-        inside = [
-            segment._replace(low=max(segment.low, self.low + 1), high=min(segment.high, self.high - 1))
-            for segment in path
-            if segment.high > self.low and segment.low < self.high
-        ]
-        return inside[::-1] if self.order == "desc" else inside
+    def cut(self, path: Iterable[Segment]) -> Iterator[Segment]:
+        """The parts of a path inside the bounds, in the order in which they are read; the path comes from its leaf."""
+        inside = self._inside(path)
+        return inside if self.order == "desc" else reversed(list(inside))
 
-    def page(self, found: Sequence[Message], leaf: Position | None, total: int | None) -> Page[Message]:
-        """The page of messages found in reading order; one more than the limit says that there is more."""
-        items = list(found[: self.limit])
+    def _inside(self, path: Iterable[Segment]) -> Iterator[Segment]:
+        for run, low, high, trunk in path:
+            if high <= self.low:
+                return
+            first, last = max(low, self.low + 1), min(high, self.high - 1)
+            if first <= last:
+                yield Segment(run, first, last, trunk)
+
+    def beyond(self, segment: Segment, seq: int) -> Segment | None:
+        """What is left to read of a segment after `seq`."""
+        low, high = (segment.low, min(segment.high, seq - 1))
+        if self.order == "asc":
+            low, high = max(segment.low, seq + 1), segment.high
+        return segment._replace(low=low, high=high) if low <= high else None
+
+    def first_of(self, segment: Segment, width: int) -> Segment:
+        """What is read first of a segment: `width` seqs at most."""
+        if self.order == "desc":
+            return segment._replace(low=max(segment.low, segment.high - width + 1))
+        return segment._replace(high=min(segment.high, segment.low + width - 1))
+
+    def page(
+        self, found: list[Message], leaf_seq: int | None, last_seq: int | None, total: int | None = None
+    ) -> Page[Message]:
+        """The page of messages found in reading order; the next one begins after `last_seq`, None if there is none."""
         following = None
-        if len(found) > self.limit and leaf is not None:
-            following = encode_cursor("history", self.scope, leaf.seq, items[-1].seq)
-        items = items[::-1] if self.order == "desc" else items
+        if last_seq is not None and leaf_seq is not None:
+            following = encode_cursor("history", self.scope, leaf_seq, last_seq)
+        items = found[::-1] if self.order == "desc" else found
         return stored(Page, PAGE_FIELDS, {"items": items, "total": total, "next": following})

@@ -39,6 +39,7 @@ from chatkeep.testing.imports import ImportContract
 from chatkeep.testing.lists import ListContract
 from chatkeep.testing.messages import assistant, contents, dense, numbered, seqs, someone, user
 from chatkeep.testing.owners import OwnerContract
+from chatkeep.testing.pages import PageContract
 from chatkeep.testing.port import PortContract
 from chatkeep.testing.reference import (
     found,
@@ -49,6 +50,7 @@ from chatkeep.testing.reference import (
     whole_list,
     whole_log,
     whole_search,
+    whole_siblings,
 )
 from chatkeep.testing.removal import RemovalContract
 from chatkeep.testing.search import SearchContract
@@ -75,6 +77,7 @@ __all__ = [
     "whole_list",
     "whole_log",
     "whole_search",
+    "whole_siblings",
 ]
 
 
@@ -84,6 +87,7 @@ class StoreContract(
     ConversationContract,
     ListContract,
     HistoryContract,
+    PageContract,
     BranchContract,
     ImportContract,
     OwnerContract,

@@ -92,7 +92,7 @@ class AppendContract(Contract):
         assert await store.get_message(owner, conversation.id, stored.id) == stored
         assert (await store.history(owner, conversation.id)).items == [stored]
         assert await store.log(owner, conversation.id) == [stored]
-        assert await store.siblings(owner, conversation.id, stored.id) == [stored]
+        assert (await store.siblings(owner, conversation.id, stored.id)).items == [stored]
         assert [hit.message for hit in await whole_search(store, owner, "degrees")] == [stored]
 
     async def test_reader_of_the_log_sees_no_gap(self, store: Store, owner: str, conversation: Conversation) -> None:

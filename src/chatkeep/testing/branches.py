@@ -14,7 +14,7 @@ from chatkeep.testing.calls import ORDERS
 from chatkeep.testing.contract import Contract
 from chatkeep.testing.examples import PROPERTY
 from chatkeep.testing.messages import assistant, contents, numbered, seqs, user
-from chatkeep.testing.reference import path_to, siblings_of, whole_history, whole_log
+from chatkeep.testing.reference import path_to, siblings_of, whole_history, whole_log, whole_siblings
 
 
 class BranchContract(Contract):
@@ -34,8 +34,8 @@ class BranchContract(Contract):
         (more,) = await store.append(owner, conversation.id, [user("Thanks")])
         assert (await store.history(owner, conversation.id)).items == [question, other, more]
         assert (await store.history(owner, conversation.id, leaf=answer.id)).items == [question, answer]
-        assert await store.siblings(owner, conversation.id, answer.id) == [answer, other]
-        assert await store.siblings(owner, conversation.id, other.id) == [answer, other]
+        assert (await store.siblings(owner, conversation.id, answer.id)).items == [answer, other]
+        assert (await store.siblings(owner, conversation.id, other.id)).items == [answer, other]
         assert seqs(await store.log(owner, conversation.id)) == [1, 2, 3, 4]
 
     async def test_null_parent_is_a_new_beginning(self, store: Store, owner: str, conversation: Conversation) -> None:
@@ -44,7 +44,7 @@ class BranchContract(Contract):
         (edited,) = await store.append(owner, conversation.id, [user("How cold?", parent_id=None)])
         assert edited.parent_id is None
         assert (await store.history(owner, conversation.id)).items == [edited]
-        assert await store.siblings(owner, conversation.id, first.id) == [first, edited]
+        assert (await store.siblings(owner, conversation.id, first.id)).items == [first, edited]
 
     async def test_parents_inside_a_batch(self, store: Store, owner: str, conversation: Conversation) -> None:
         """A batch may be a whole tree; parents must precede their children."""
@@ -150,7 +150,7 @@ class BranchContract(Contract):
             assert await whole_history(store, owner, conversation.id, leaf=leaf.id, limit=41) == path_to(leaf.id, log)
         fan = [assistant(str(number), id=uuid4(), parent_id=comb[0].id) for number in range(300)]
         await store.append(owner, conversation.id, fan)
-        siblings = await store.siblings(owner, conversation.id, fan[7].id or "")
+        siblings = await whole_siblings(store, owner, conversation.id, fan[7].id or "", limit=70)
         assert [m.id for m in siblings] == [comb[1].id, comb[2].id, *(m.id for m in fan)]
 
     @PROPERTY
@@ -163,7 +163,8 @@ class BranchContract(Contract):
         head_id = (await store.get_conversation(owner, conversation.id)).head_id
         alive = [m for m in log if m.status != Status.DELETED]
         for message in alive:
-            assert await store.siblings(owner, conversation.id, message.id) == siblings_of(message, log)
+            siblings = await whole_siblings(store, owner, conversation.id, message.id, limit=2)
+            assert siblings == siblings_of(message, log)
             path = await whole_history(store, owner, conversation.id, leaf=message.id, limit=2)
             assert path == path_to(message.id, log)
         assert await whole_history(store, owner, conversation.id, order="asc", limit=3) == path_to(head_id, log)

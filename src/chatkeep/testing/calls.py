@@ -3,7 +3,7 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from chatkeep.model import ConversationChange, NewConversation
+from chatkeep.model import ConversationChange, ImportedConversation, ImportedMessage, NewConversation, Role
 from chatkeep.store import Order, Store
 from chatkeep.testing.messages import user
 
@@ -24,6 +24,8 @@ CONVERSATION_CALLS: Mapping[str, Call] = {
     "append": lambda store, owner, c, _: store.append(owner, c, [user("let me in")]),
     "history": lambda store, owner, c, m: store.history(owner, c, leaf=m),
     "log": lambda store, owner, c, _: store.log(owner, c),
+    "export_conversation": lambda store, owner, c, _: store.export_conversation(owner, c),
+    "export_messages": lambda store, owner, c, _: store.export_messages(owner, c),
     "get_message": lambda store, owner, c, m: store.get_message(owner, c, m),
     "siblings": lambda store, owner, c, m: store.siblings(owner, c, m),
     "delete_message": lambda store, owner, c, m: store.delete_message(owner, c, m),
@@ -34,6 +36,9 @@ CONVERSATION_CALLS: Mapping[str, Call] = {
 OWNER_CALLS: Mapping[str, Call] = {
     "create_conversation": lambda store, owner, *_: store.create_conversation(owner, NewConversation()),
     "get_or_create_conversation": lambda store, owner, *_: store.get_or_create_conversation(owner, NewConversation()),
+    "import_conversation": lambda store, owner, *_: store.import_conversation(
+        owner, ImportedConversation(), [ImportedMessage(role=Role.USER, content="tea")]
+    ),
     "list_conversations": lambda store, owner, *_: store.list_conversations(owner),
     "search_messages": lambda store, owner, *_: store.search_messages(owner, "tea"),
     "erase_owner": lambda store, owner, *_: store.erase_owner(owner),

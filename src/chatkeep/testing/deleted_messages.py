@@ -75,7 +75,7 @@ class DeletedMessageContract(Contract):
         await store.delete_message(owner, conversation.id, stored[1].id)
         page = await store.history(owner, conversation.id, total=True)
         assert (page.items, page.total) == ([stored[0], stored[2]], 2)
-        assert await store.siblings(owner, conversation.id, other.id) == [other]
+        assert (await store.siblings(owner, conversation.id, other.id)).items == [other]
         assert await found(store, owner, "sage") == {"sage"}
         assert await found(store, owner, "mint") == {"mint"}
         for call in (store.get_message, store.siblings):
@@ -93,7 +93,8 @@ class DeletedMessageContract(Contract):
         assert (after.seq, after.parent_id) == (4, stored[2].id)
         assert seqs((await store.history(owner, conversation.id)).items) == [1, 2, 4]
         (named,) = await store.append(owner, conversation.id, [user("named", parent_id=stored[2].id)])
-        assert [m.id for m in await store.siblings(owner, conversation.id, named.id)] == [after.id, named.id]
+        siblings = (await store.siblings(owner, conversation.id, named.id)).items
+        assert [m.id for m in siblings] == [after.id, named.id]
 
     async def test_paging_with_deletions(self, store: Store, owner: str, conversation: Conversation) -> None:
         """Pages, offsets and totals leave out deleted messages, wherever they were."""

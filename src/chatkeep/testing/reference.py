@@ -39,6 +39,18 @@ async def whole_list(store: Store, owner: str, **arguments: Any) -> list[Convers
     return conversations
 
 
+async def whole_siblings(
+    store: Store, owner: str, conversation_id: UUID, message_id: UUID | str, limit: int = 50
+) -> list[Message]:
+    """Return all pages of a message's siblings, followed by cursor."""
+    page = await store.siblings(owner, conversation_id, message_id, limit=limit)
+    messages = page.items
+    while page.next:
+        page = await store.siblings(owner, conversation_id, message_id, limit=limit, cursor=page.next)
+        messages = messages + page.items
+    return messages
+
+
 async def whole_search(store: Store, owner: str, query: str, limit: int = 20) -> list[SearchHit]:
     """Return all pages of a search, followed by cursor."""
     page = await store.search_messages(owner, query, limit=limit)

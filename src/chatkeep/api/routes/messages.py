@@ -11,11 +11,11 @@ from chatkeep.api.dependencies import OpenedStore, Owner, current_owner, opened_
 from chatkeep.api.errors import api_problems
 from chatkeep.api.examples import ANSWER_ID
 from chatkeep.api.idempotency import REPLAYED, IdempotencyKey
-from chatkeep.api.paging import Limit, ListQuery, WholeNumber
+from chatkeep.api.paging import Cursor, Limit, ListQuery, WholeNumber
 from chatkeep.api.query import openapi_query, read_query
 from chatkeep.api.routes.conversations import ConversationId
 from chatkeep.errors import InvalidInput, NotFound
-from chatkeep.model import Message, NewMessage, Page
+from chatkeep.model import Given, Message, NewMessage, Page
 from chatkeep.store import Order, Store
 
 router = APIRouter(prefix="/api/conversations/{conversation_id}/messages", tags=["messages"], route_class=JsonRoute)
@@ -43,6 +43,13 @@ class MessagesQuery(ListQuery):
         if self.after is not None and self.after_id is not None:
             raise ValueError("after and after_id cannot be used together")
         return self
+
+
+class SiblingsQuery(Given):
+    """A page of the alternatives to a message."""
+
+    limit: Limit = 50
+    cursor: Cursor = None
 
 
 @router.post(
@@ -147,14 +154,16 @@ async def delete_message(
     "/{message_id}/siblings",
     response_model=Page[Message],
     responses=api_problems(403, 404, 422),
-    response_description="All of them, by seq.",
+    response_description="A page of them, by seq.",
     summary="List the alternatives to a message",
+    openapi_extra=openapi_query(SiblingsQuery),
 )
 async def list_siblings(
-    owner: Owner, store: OpenedStore, conversation_id: ConversationId, message_id: MessageId
+    owner: Owner, store: OpenedStore, request: Request, conversation_id: ConversationId, message_id: MessageId
 ) -> Response:
     """List the messages that follow the same parent as this one, itself included, by seq."""
-    return reply(Page(items=await store.siblings(owner, conversation_id, message_id)))
+    query = read_query(SiblingsQuery, request)
+    return reply(await store.siblings(owner, conversation_id, message_id, limit=query.limit, cursor=query.cursor))
 
 
 def _with_id(message: NewMessage, owner: str, conversation_id: UUID, key: str) -> NewMessage:

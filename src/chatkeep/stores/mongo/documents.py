@@ -30,7 +30,7 @@ from chatkeep.model import (
 )
 from chatkeep.stores.append import Known, Placed, State, times_of
 from chatkeep.stores.mongo.database import MAX_DOCUMENT_BYTES, TOO_LARGE, Document
-from chatkeep.stores.rows import Hit, Key
+from chatkeep.stores.rows import Hit, Key, stored_bytes
 from chatkeep.tree import Position
 from chatkeep.values import from_micros, json_text, load_json, now, to_micros
 from chatkeep.words import index_words
@@ -142,6 +142,11 @@ def check_message_fits(message: NewMessage, known: Mapping[str, list[str]] | Non
     size = len(bson.encode({"values": values})) + REST_BYTES
     if size > MAX_DOCUMENT_BYTES:
         raise InvalidInput(TOO_LARGE, got=f"{size:,} bytes")
+
+
+def document_bytes(document: Mapping[str, Any]) -> int:
+    """The size of a message or a conversation in a page."""
+    return stored_bytes(document.get("content"), document.get("sources"), document.get("metadata"))
 
 
 # --- conversations ----------------------------------------------------------------------------------------
@@ -285,4 +290,5 @@ def to_place(document: Mapping[str, Any]) -> tuple[int | str, ...]:
 
 def to_hit(document: Mapping[str, Any], title: str | None) -> Hit:
     """A message that a search found."""
-    return Hit(to_place(document), to_message(to_uuid(document["conversation_id"]), document), title)
+    message = to_message(to_uuid(document["conversation_id"]), document)
+    return Hit(to_place(document), message, title, document_bytes(document))

@@ -10,13 +10,14 @@ from typing import Any, Self, cast, override
 from uuid import UUID
 
 from pymongo import ASCENDING, DESCENDING, UpdateOne
+from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.errors import DuplicateKeyError
 
 from chatkeep.access import IDS_CLASH
 from chatkeep.errors import Conflict
 from chatkeep.ids import valid_id
 from chatkeep.model import Conversation, Message, NewConversation, Status
-from chatkeep.store import MAX_LIMIT, ListOrder, Order
+from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.mongo.database import Document, View
@@ -26,6 +27,7 @@ from chatkeep.stores.mongo.documents import (
     PLACE,
     STATE,
     conversation_id,
+    document_bytes,
     message_id,
     micros,
     new_conversation,
@@ -40,8 +42,20 @@ from chatkeep.stores.mongo.documents import (
     to_uuid,
     uuid_or_none,
 )
-from chatkeep.stores.rows import Found, Key, Removed, Rows, StateRow, WordIndex, that_fit
-from chatkeep.stores.window import ListPlace, Window
+from chatkeep.stores.rows import (
+    Found,
+    Key,
+    PageSize,
+    Part,
+    Place,
+    Removed,
+    Rows,
+    StateRow,
+    WordIndex,
+    order_of,
+    that_fit,
+)
+from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
 from chatkeep.values import from_micros, now
 from chatkeep.words import index_words, query_words
@@ -63,6 +77,7 @@ FIRST_RULE = 1
 
 DELETED = Status.DELETED.value
 NOT_DELETED = {"$ne": DELETED}
+DIRECTION: Mapping[Order, int] = {"asc": ASCENDING, "desc": DESCENDING}
 BY_UPDATE = [("updated_at", DESCENDING), ("id", DESCENDING)]
 BY_ID = [("id", ASCENDING)]
 HIT_ORDER = [("created_at", DESCENDING), ("conversation_id", DESCENDING), ("seq", DESCENDING)]
@@ -74,6 +89,7 @@ class MongoRows(Rows):
     __slots__ = ("_index", "_texts", "_view", "_words")
 
     reads_visible = False
+    most_segments = 200
 
     def __init__(self, view: View, texts: LongTexts, *, index: bool = True) -> None:
         """Take the view, and what splits long texts; index=False leaves new messages to `index_slice`."""
@@ -141,8 +157,8 @@ class MongoRows(Rows):
         return None if found is None else to_conversation(found)
 
     async def listed(
-        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, limit: int, offset: int
-    ) -> list[Conversation]:
+        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, size: PageSize, offset: int
+    ) -> Part[Conversation]:
         where = _listed(owner, context_id)
         if after is not None and after.updated_at is not None:
             moment = micros(after.updated_at)
@@ -151,8 +167,10 @@ class MongoRows(Rows):
         elif after is not None:
             where["id"] = {"$gt": to_binary(after.id)}
         by = BY_ID if order == "id" else BY_UPDATE
-        found = self._view.conversations.find(where, CONVERSATION, sort=by, skip=offset, limit=limit, batch_size=limit)
-        return [to_conversation(each) for each in await found.to_list()]
+        page = {"limit": size.limit, "batch_size": size.limit}
+        async with self._view.conversations.find(where, CONVERSATION, sort=by, skip=offset, **page) as cursor:
+            found = await _within(cursor, size.max_bytes)
+        return Part([to_conversation(each) for each in found.items], found.cut)
 
     async def count(self, owner: str, context_id: str | None) -> int:
         return await self._view.conversations.count_documents(_listed(owner, context_id))
@@ -181,9 +199,12 @@ class MongoRows(Rows):
     async def _find(self, where: Document, fields: Document, **options: Any) -> list[Document]:
         return await self._view.messages.find(where, fields, session=self._view.session, **options).to_list()
 
-    async def _messages(self, key: Key, where: Document, **options: Any) -> list[Message]:
-        options = {"sort": [("seq", ASCENDING)], "batch_size": MAX_LIMIT, **options}
-        return to_messages(key[1], await self._find(where, MESSAGE, **options))
+    async def _part(self, key: Key, where: Document, order: Order, size: PageSize) -> Part[Message]:
+        """The first messages by seq, as many as have room."""
+        options = {"sort": [("seq", DIRECTION[order])], "limit": size.limit, "batch_size": size.limit}
+        async with self._view.messages.find(where, MESSAGE, session=self._view.session, **options) as cursor:
+            found = await _within(cursor, size.max_bytes)
+        return Part(to_messages(key[1], found.items), found.cut)
 
     async def known(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Known]:
         found = await self._find(self._by_id(key, ids), PLACE)
@@ -200,34 +221,46 @@ class MongoRows(Rows):
     def _by_id(self, key: Key, ids: Collection[UUID]) -> Document:
         return self._view.some(message_id(key, id_) for id_ in ids)
 
-    async def messages_by_seq(self, key: Key, seqs: Collection[int]) -> list[Message]:
-        return await self._messages(key, message_filter(key, seq={"$in": list(seqs)}, status=NOT_DELETED))
+    async def messages_by_seq(self, key: Key, seqs: Sequence[int], size: PageSize) -> Part[Message]:
+        where = message_filter(key, seq={"$in": list(seqs)}, status=NOT_DELETED)
+        return await self._part(key, where, order_of(seqs), size)
 
-    async def log(self, key: Key, after: int, limit: int) -> list[Message]:
-        return await self._messages(key, message_filter(key, seq={"$gt": after}), limit=limit, batch_size=limit)
+    async def log(self, key: Key, after: int, size: PageSize) -> Part[Message]:
+        return await self._part(key, message_filter(key, seq={"$gt": after}), "asc", size)
 
     async def fingerprints(self, key: Key, first: int, last: int) -> list[bytes]:
         where = message_filter(key, seq={"$gte": first, "$lte": last})
-        found = await self._find(where, {"fingerprint": 1}, sort=[("seq", ASCENDING)], batch_size=MAX_LIMIT)
+        found = await self._find(where, {"fingerprint": 1}, sort=[("seq", ASCENDING)], batch_size=last - first + 1)
         return [bytes(each["fingerprint"]) for each in found]
 
     async def next_in_run(self, key: Key, parent: Position) -> list[int]:
-        # On the trunk that is the next seq; the index of runs knows the others.
-        trunk = message_filter(key, run=parent.run, seq=parent.seq + 1)
-        branched = message_filter(key, run=parent.run, seq={"$gt": parent.seq}, branched=True)
-        for where in (trunk, branched):
-            found = await self._find(where, {"seq": 1}, sort=[("seq", ASCENDING)], limit=1)
-            if found:
-                return [found[0]["seq"]]
-        return []
+        where = message_filter(key, run=parent.run, seq={"$gt": parent.seq}, branched=True)
+        found = await self._find(where, {"seq": 1}, sort=[("seq", ASCENDING)], limit=1)
+        return [each["seq"] for each in found]
 
-    async def segment(self, key: Key, segment: Segment, order: Order, limit: int, offset: int) -> list[Message]:
-        where = _in_segment(key, segment) | {"status": NOT_DELETED}
-        sort = [("seq", DESCENDING if order == "desc" else ASCENDING)]
-        return await self._messages(key, where, sort=sort, limit=limit, skip=offset, batch_size=limit)
+    async def segment(self, key: Key, segment: Segment, order: Order, size: PageSize) -> Part[Message]:
+        return await self._part(key, _in_segment(key, segment), order, size)
 
-    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool) -> int:
-        where = _in_segment(key, segment) | {"status": NOT_DELETED}
+    async def places(self, key: Key, segments: Sequence[Segment], order: Order, limit: int) -> list[Place]:
+        # By its index each part is read in the order of seqs, so that the server merges them and stops at the limit.
+        where, options = {"$or": [_in_segment(key, segment) for segment in segments]}, {"hint": "run"}
+        if segments[0].trunk:
+            where, options = _in_segment(key, segments[0]), {"hint": "seq"}
+        sort = [("seq", DIRECTION[order])]
+        fields = {"_id": 0, "seq": 1, "status": 1}
+        found = await self._find(where, fields, sort=sort, limit=limit, batch_size=limit, **options)
+        return [Place(each["seq"], each["status"] == DELETED) for each in found]
+
+    async def deleted_places(self, key: Key, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
+        run, seq = after
+        behind = [{"run": {"$gt": run}}, {"run": run, "seq": {"$gt": seq}}]
+        where = message_filter(key, status=DELETED, run={"$gte": run}) | {"$or": behind}
+        sort, fields = [("run", ASCENDING), ("seq", ASCENDING)], {"_id": 0, "run": 1, "seq": 1}
+        found = await self._find(where, fields, sort=sort, limit=limit, batch_size=limit)
+        return [(each["run"], each["seq"]) for each in found]
+
+    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool = False) -> int:
+        where = _in_segment(key, segment)
         if deleted:  # the index of tombstones has the run
             between = {"$gte": segment.low, "$lte": segment.high}
             where = message_filter(key, status=DELETED, run=segment.run, seq=between)
@@ -241,26 +274,28 @@ class MongoRows(Rows):
         }
         await self._view.messages.update_one(where, change, session=self._view.session)
 
-    def shows_whole(self, found: Sequence[Message], window: Window, segments: Sequence[Segment]) -> bool:
-        """A page on the trunk without a missing seq was read before any removal."""
-        if not segments:
-            return True
-        low, high = segments[0].low, segments[0].high
-        enough = min(window.limit + 1, high - low + 1)
-        if window.offset or not segments[0].trunk or len(segments) > 1 or len(found) != enough:
+    @override
+    def shows_whole(self, found: Sequence[Message], segment: Segment, order: Order, *, ends: bool) -> bool:
+        """What was read of the trunk without a missing seq was read before any removal."""
+        if not found or not segment.trunk:
             return False
-        first = high if window.order == "desc" else low
-        return found[0].seq == first and abs(found[-1].seq - first) == enough - 1
+        first, last = (segment.high, segment.low) if order == "desc" else (segment.low, segment.high)
+        is_dense = found[0].seq == first and abs(found[-1].seq - first) == len(found) - 1
+        return is_dense and (not ends or found[-1].seq == last)
 
     # --- search -------------------------------------------------------------------------------------------
 
-    async def search(self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int) -> Found:
+    async def search(
+        self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, size: PageSize
+    ) -> Found:
         words, exact = query_words(phrases)
         where: Document = {"owner_id": owner, "words": {"$all": words}, **_below(below)}
-        found = await self._find(where, MESSAGE | {"conversation_id": 1}, sort=HIT_ORDER, limit=limit)
+        fields, options = MESSAGE | {"conversation_id": 1}, {"sort": HIT_ORDER, "limit": size.limit}
+        async with self._view.messages.find(where, fields, session=self._view.session, **options) as cursor:
+            found, cut = await _within(cursor, size.max_bytes)
         there = await self._titles(owner, {each["conversation_id"] for each in found}) if found else {}
         hits = [to_hit(each, there[id_]) for each in found if (id_ := each["conversation_id"]) in there]
-        return Found(hits, exact, to_place(found[-1]) if len(found) == limit else None)
+        return Found(hits, exact, to_place(found[-1]) if cut or len(found) == size.limit else None, cut)
 
     async def _titles(self, owner: str, ids: Collection[bytes]) -> dict[bytes, str | None]:
         """The titles of conversations that are not being removed, by id as it is stored."""
@@ -436,6 +471,17 @@ class MongoRows(Rows):
     async def end_rename(self, owner: str) -> None:
         """Remove an owner whose conversations were moved, unless others were created meanwhile."""
         await self._forget_owner(owner)
+
+
+async def _within(cursor: AsyncCursor[Document], max_bytes: int) -> Part[Document]:
+    """The first documents that have room in a page; the server sends at most 16 MB more."""
+    found: list[Document] = []
+    async for each in cursor:
+        max_bytes -= document_bytes(each)
+        if max_bytes < 0 and found:
+            return Part(found, cut=True)
+        found.append(each)
+    return Part(found)
 
 
 # --- filters ----------------------------------------------------------------------------------------------

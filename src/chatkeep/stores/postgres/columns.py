@@ -21,6 +21,9 @@ from chatkeep.stores.rows import Hit, Row
 from chatkeep.tree import Segment
 from chatkeep.values import decode_nul, encode_nul, load_json, to_micros
 
+CONTENT, METADATA = 4, 5
+"""The columns of a message, and of a conversation, that have no value if it is too large."""
+
 
 def in_utc(moment: datetime) -> datetime:
     """The driver takes the first and the last moment for infinities, and returns those without a time zone."""
@@ -39,9 +42,31 @@ def in_segment(segment: Segment) -> tuple[str, tuple[int, ...]]:
     return " AND m.seq BETWEEN $3 AND $4 AND m.run = $5 AND m.depth < m.seq", (segment.low, segment.high, segment.run)
 
 
+def sized_conversations(rows: str, order: str, max_bytes: str) -> str:
+    """The statement of conversations with their sizes, as `sized_messages`."""
+    columns = "id, owner_id, title, context_id, external_id, {metadata}, last_seq, head_id, created_at, updated_at"
+    return _sized(rows, order, max_bytes, f"{columns}, bytes")
+
+
+def sized_messages(rows: str, order: str, max_bytes: str, more: str = ", bytes") -> str:
+    """The statement of messages, of which those of more than `max_bytes` come without their values.
+
+    `rows` is a statement with a LIMIT, which keeps the server from computing their column `bytes` more than once;
+    `order` is its order, `max_bytes` a parameter, and `more` are further columns.
+    """
+    columns = "id, seq, parent_id, role, {content}, status, {sources}, {metadata}, external_id, sent_at, created_at"
+    return _sized(rows, order, max_bytes, columns + more)
+
+
+def _sized(rows: str, order: str, max_bytes: str, columns: str) -> str:
+    fits = f"CASE WHEN bytes <= {max_bytes} THEN"
+    shown = columns.format_map({name: f"{fits} {name} END" for name in ("content", "sources", "metadata")})
+    return f"SELECT {shown} FROM ({rows}) sized ORDER BY {order}"  # noqa: S608
+
+
 def to_conversation(row: Row) -> Conversation:
     """The record of a conversation."""
-    id_, owner, title, context, external, metadata, last_seq, head, created, updated = row
+    id_, owner, title, context, external, metadata, last_seq, head, created, updated, *_ = row
     return stored(
         Conversation,
         CONVERSATION_FIELDS,
@@ -88,6 +113,6 @@ def to_messages(conversation_id: UUID, found: Iterable[Row]) -> list[Message]:
 
 def to_hit(row: Row) -> Hit:
     """A message that a search found."""
-    *columns, id_, title = row
+    *columns, id_, title, its_bytes = row
     (message,) = to_messages(id_, [columns])
-    return Hit((to_micros(message.created_at), id_.hex, message.seq), message, decode(title))
+    return Hit((to_micros(message.created_at), id_.hex, message.seq), message, decode(title), its_bytes)

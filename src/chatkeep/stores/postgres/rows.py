@@ -5,6 +5,7 @@ Owners come encoded (`encode_nul`); all other text is encoded here.
 
 from collections.abc import Collection, Mapping, Sequence
 from datetime import UTC, datetime
+from operator import itemgetter
 from typing import Any, Self, cast, override
 from uuid import UUID
 
@@ -21,16 +22,34 @@ from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.postgres.columns import (
+    CONTENT,
+    METADATA,
     in_context,
     in_segment,
     in_utc,
+    sized_conversations,
+    sized_messages,
     to_conversation,
     to_hit,
     to_messages,
 )
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.text import decode, encode, terms_of
-from chatkeep.stores.rows import Found, Key, Removed, Row, Rows, StateRow, WordIndex, that_fit
+from chatkeep.stores.rows import (
+    Found,
+    Key,
+    PageSize,
+    Part,
+    Place,
+    Removed,
+    Row,
+    Rows,
+    StateRow,
+    WordIndex,
+    order_of,
+    that_fit,
+    within,
+)
 from chatkeep.stores.window import ListPlace, Window, cursor_time
 from chatkeep.tree import Position, Segment
 from chatkeep.values import EPOCH, decode_nul, encode_nul, json_text
@@ -48,21 +67,30 @@ INDEX_SLICE_BYTES = 1 << 20
 SLICE = 5_000
 """Messages that one transaction removes at most, which bounds how long other writers wait."""
 
-MAX_BIGINT = 2**63 - 1
+MAX_INTEGER, MAX_BIGINT = 2**31 - 1, 2**63 - 1
 
 CONVERSATION_COLUMNS = """
     c.id, c.owner_id, c.title, c.context_id, c.external_id, c.metadata, c.last_seq, c.head_id, c.created_at,
     c.updated_at
 """
 CONVERSATION = f"SELECT {CONVERSATION_COLUMNS} FROM conversations c WHERE c.owner_id = $1 AND c.deleted_at IS NULL"  # noqa: S608
+LISTED = f"""
+    SELECT {CONVERSATION_COLUMNS}, octet_length(c.metadata::text) AS bytes FROM conversations c
+    WHERE c.owner_id = $1 AND c.deleted_at IS NULL
+"""  # noqa: S608
+LIST_ORDER: Mapping[ListOrder, str] = {"id": "{0}id", "updated": "{0}updated_at DESC, {0}id DESC"}
 MESSAGE_COLUMNS = """
     m.id, m.seq, m.parent_id, m.role, m.content, m.status, m.sources, m.metadata, m.external_id, m.sent_at,
     m.created_at::text AS created_at
 """
+# The length of a text is known without reading it. JSON is read for it, but most messages have none.
+MESSAGE_BYTES = """
+    octet_length(m.content) + coalesce(octet_length(m.sources::text), 0) + coalesce(octet_length(m.metadata::text), 0)
+"""
 # In one statement, so with one snapshot: messages are removed after their conversation was hidden, so a visible one
 # is whole.
 MESSAGE = f"""
-    SELECT {MESSAGE_COLUMNS} FROM messages m
+    SELECT {MESSAGE_COLUMNS}, {MESSAGE_BYTES} AS bytes FROM messages m
     WHERE m.owner_id = $1 AND m.conversation_id = $2 AND EXISTS (
         SELECT 1 FROM conversations c WHERE c.owner_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
     )
@@ -96,21 +124,46 @@ SAVE = """
         AS t (seq, id, run, depth, parent_id, role, content, status, sources, metadata, external_id, sent_at,
               created_at, fingerprint, terms)
 """
+STRAIGHT_MESSAGES = f"""
+    SELECT {MESSAGE_COLUMNS}, {MESSAGE_BYTES} AS bytes FROM messages m
+    WHERE m.owner_id = $1 AND m.conversation_id = $2 AND c.runs IS NULL
+        AND m.seq > $3 AND m.seq < $4 AND m.seq <= c.head_seq
+    ORDER BY m.seq {{order}} LIMIT $5
+"""  # noqa: S608
 # The newest or oldest messages of a conversation that never branched, with its row, in one round trip.
 STRAIGHT_HISTORY = f"""
     SELECT m.*, c.last_seq, c.head_seq, c.runs
     FROM conversations c LEFT JOIN LATERAL (
-        SELECT {MESSAGE_COLUMNS} FROM messages m
-        WHERE m.owner_id = $1 AND m.conversation_id = $2 AND c.runs IS NULL AND m.status <> 'deleted'
-            AND m.seq > $3 AND m.seq < $4 AND m.seq <= c.head_seq
-        ORDER BY m.seq {{direction}} LIMIT $5 OFFSET $6
+        {sized_messages(STRAIGHT_MESSAGES, "seq {order}", "$6", "")}
     ) m ON true
     WHERE c.owner_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
 """  # noqa: S608
-STRAIGHT = {
-    "desc": STRAIGHT_HISTORY.format(direction="DESC"),
-    "asc": STRAIGHT_HISTORY.format(direction="ASC"),
-}
+STRAIGHT = {order: STRAIGHT_HISTORY.format(order=order) for order in ("desc", "asc")}
+# Each looked up for itself: for `seq = ANY($3)` the whole conversation would be read, if the table has no statistics.
+MESSAGES_BY_SEQ = f"""
+    SELECT m.* FROM unnest($3::bigint[]) AS wanted (seq), LATERAL (
+        {MESSAGE} AND m.seq = wanted.seq AND m.status <> 'deleted' LIMIT 1
+    ) m ORDER BY m.seq {{order}} LIMIT $4
+"""  # noqa: S608
+BY_SEQ = {order: sized_messages(MESSAGES_BY_SEQ.format(order=order), f"seq {order}", "$5") for order in ("desc", "asc")}
+# A path is read run by run, in the order of the arrays, and no further than the limit.
+PLACES = """
+    SELECT m.seq, m.status = 'deleted'
+    FROM unnest($3::integer[], $4::bigint[], $5::bigint[]) AS part (run, low, high), LATERAL (
+        SELECT m.seq, m.status FROM messages m
+        WHERE m.owner_id = $1 AND m.conversation_id = $2 AND m.run = part.run AND m.depth < m.seq
+            AND m.seq BETWEEN part.low AND part.high
+        ORDER BY m.seq {order} LIMIT $6
+    ) m LIMIT $6
+"""
+TRUNK_PLACES = """
+    SELECT m.seq, m.status = 'deleted' FROM messages m
+    WHERE m.owner_id = $1 AND m.conversation_id = $2 AND m.seq BETWEEN $3 AND $4 ORDER BY m.seq {order} LIMIT $5
+"""
+DELETED_PLACES = """
+    SELECT run, seq FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND status = 'deleted'
+        AND (run, seq) > ($3, $4) ORDER BY run, seq LIMIT $5
+"""
 REPEATED = f"""
     SELECT {MESSAGE_COLUMNS}, m.fingerprint FROM messages m
     JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id
@@ -125,13 +178,15 @@ ERASE_MESSAGE = """
         status = 'deleted'
     WHERE owner_id = $1 AND conversation_id = $2 AND id = $3 AND status <> 'deleted'
 """
-SEARCH = f"""
-    SELECT {MESSAGE_COLUMNS}, c.id, c.title FROM messages m
+HITS = f"""
+    SELECT {MESSAGE_COLUMNS}, {MESSAGE_BYTES} AS bytes, c.id AS conversation_id, c.title, m.created_at AS at
+    FROM messages m
     JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id
     WHERE m.owner_id = $1 AND m.terms @> $2 AND c.deleted_at IS NULL
         AND (m.created_at, m.conversation_id, m.seq) < ($3, $4, $5)
     ORDER BY m.created_at DESC, m.conversation_id DESC, m.seq DESC LIMIT $6
 """  # noqa: S608
+SEARCH = sized_messages(HITS, "at DESC, conversation_id DESC, seq DESC", "$7", ", conversation_id, title, bytes")
 FIRST_PLACE = (datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1), MAX_BIGINT)
 UNINDEXED = """
     SELECT owner_id, conversation_id, seq, left(content, $2) FROM (
@@ -261,8 +316,8 @@ class PostgresRows(Rows):
         return None if row is None else to_conversation(row)
 
     async def listed(
-        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, limit: int, offset: int
-    ) -> list[Conversation]:
+        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, size: PageSize, offset: int
+    ) -> Part[Conversation]:
         where, values = in_context(owner, context_id)
         n = len(values)
         if after is not None and after.updated_at is not None:
@@ -271,9 +326,11 @@ class PostgresRows(Rows):
         elif after is not None:
             where += f" AND c.id > ${n + 1}"
             values.append(after.id)
-        by, n = "c.id" if order == "id" else "c.updated_at DESC, c.id DESC", len(values)
-        statement = f"{CONVERSATION}{where} ORDER BY {by} LIMIT ${n + 1} OFFSET ${n + 2}"
-        return [to_conversation(row) for row in await self._connection.fetch(statement, *values, limit, offset)]
+        by, n = LIST_ORDER[order], len(values)
+        listed = f"{LISTED}{where} ORDER BY {by.format('c.')} OFFSET ${n + 1} LIMIT ${n + 2}"
+        statement = sized_conversations(listed, by.format(""), f"${n + 3}")
+        rows, cut = await self._fetch_page(statement, *values, offset, size=size, column=METADATA)
+        return Part([to_conversation(row) for row in rows], cut)
 
     async def count(self, owner: str, context_id: str | None) -> int:
         where, values = in_context(owner, context_id)
@@ -334,6 +391,27 @@ class PostgresRows(Rows):
         """Messages of one conversation, `rest` being the end of the statement that selects them."""
         return to_messages(key[1], await self._connection.fetch(f"{MESSAGE}{rest}", *key, *values))
 
+    async def _part(self, key: Key, order: Order, rest: str, *values: object, size: PageSize) -> Part[Message]:
+        """The same, by seq and as many as have room."""
+        n = len(values) + 2
+        statement = sized_messages(
+            f"{MESSAGE}{rest} ORDER BY m.seq {order} LIMIT ${n + 1}", f"seq {order}", f"${n + 2}"
+        )
+        rows, cut = await self._fetch_page(statement, *key, *values, size=size)
+        return Part(to_messages(key[1], rows), cut)
+
+    async def _fetch_page(self, statement: str, *values: object, size: PageSize, column: int = CONTENT) -> Part[Row]:
+        """The first rows that have room in a page: mostly all, since none has more than its share.
+
+        Else their sizes say how many have room, and those are read. Adding sizes up in the statement would take the
+        server a third more time for every page.
+        """
+        found = await self._connection.fetch(statement, *values, size.limit, size.max_bytes // size.limit)
+        if None not in map(itemgetter(column), found):
+            return Part(found)
+        some, cut = within(((row, row[-1]) for row in found), size.max_bytes)
+        return Part(await self._connection.fetch(statement, *values, len(some), MAX_INTEGER), cut)
+
     async def repeated(self, key: Key, id_: UUID, fingerprint: bytes) -> Message | None:
         """The stored message that an append with this fingerprint repeats."""
         row = await self._connection.fetchrow(REPEATED, *key, id_)
@@ -356,12 +434,13 @@ class PostgresRows(Rows):
         found = await self._messages(key, " AND m.id = ANY($3)", list(ids))
         return {message.id: message for message in found}
 
-    async def messages_by_seq(self, key: Key, seqs: Collection[int]) -> list[Message]:
-        rest = " AND m.seq = ANY($3) AND m.status <> 'deleted' ORDER BY m.seq"
-        return await self._messages(key, rest, list(seqs))
+    async def messages_by_seq(self, key: Key, seqs: Sequence[int], size: PageSize) -> Part[Message]:
+        statement = BY_SEQ[order_of(seqs)]
+        rows, cut = await self._fetch_page(statement, *key, list(seqs), size=size)
+        return Part(to_messages(key[1], rows), cut)
 
-    async def log(self, key: Key, after: int, limit: int) -> list[Message]:
-        return await self._messages(key, " AND m.seq > $3 ORDER BY m.seq LIMIT $4", after, limit)
+    async def log(self, key: Key, after: int, size: PageSize) -> Part[Message]:
+        return await self._part(key, "asc", " AND m.seq > $3", after, size=size)
 
     async def fingerprints(self, key: Key, first: int, last: int) -> list[bytes]:
         return [row[0] for row in await self._connection.fetch(FINGERPRINTS, *key, first, last)]
@@ -369,54 +448,70 @@ class PostgresRows(Rows):
     async def next_in_run(self, key: Key, parent: Position) -> list[int]:
         found = await self._connection.fetchval(
             "SELECT seq FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND run = $3 AND seq > $4"
-            " ORDER BY seq LIMIT 1",
+            " AND depth < seq ORDER BY seq LIMIT 1",
             *key,
             parent.run,
             parent.seq,
         )
         return [] if found is None else [found]
 
-    async def segment(self, key: Key, segment: Segment, order: Order, limit: int, offset: int) -> list[Message]:
+    async def segment(self, key: Key, segment: Segment, order: Order, size: PageSize) -> Part[Message]:
         where, values = in_segment(segment)
-        direction, n = "DESC" if order == "desc" else "ASC", len(values) + 2
-        rest = f"{where} AND m.status <> 'deleted' ORDER BY m.seq {direction} LIMIT ${n + 1} OFFSET ${n + 2}"
-        return await self._messages(key, rest, *values, limit, offset)
+        return await self._part(key, order, where, *values, size=size)
 
-    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool) -> int:
+    async def places(self, key: Key, segments: Sequence[Segment], order: Order, limit: int) -> list[Place]:
+        parts: Sequence[object] = [list(column) for column in zip(*(each[:3] for each in segments), strict=True)]
+        statement = PLACES
+        if segments[0].trunk:
+            statement, parts = TRUNK_PLACES, segments[0][1:3]
+        found = await self._connection.fetch(statement.format(order=order), *key, *parts, limit)
+        return [Place(*row) for row in found]
+
+    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool = False) -> int:
         where, values = in_segment(segment)
         if deleted:  # the index of tombstones has the run
-            where, values = " AND m.seq BETWEEN $3 AND $4 AND m.run = $5", (segment.low, segment.high, segment.run)
-        statement = (
-            "SELECT count(*) FROM messages m WHERE m.owner_id = $1 AND m.conversation_id = $2"  # noqa: S608
-            f"{where} AND m.status {'=' if deleted else '<>'} 'deleted'"
-        )
+            where = " AND m.seq BETWEEN $3 AND $4 AND m.run = $5 AND m.status = 'deleted'"
+            values = segment.low, segment.high, segment.run
+        statement = f"SELECT count(*) FROM messages m WHERE m.owner_id = $1 AND m.conversation_id = $2{where}"  # noqa: S608
         return cast("int", await self._connection.fetchval(statement, *key, *values))
 
-    async def straight_history(self, key: Key, window: Window) -> tuple[StateRow, list[Message]] | None:
-        """The seqs and runs of a conversation, and if it never branched the page's messages, in one round trip."""
-        low, high = min(window.low, MAX_BIGINT), max(min(window.high, MAX_BIGINT), 0)
-        found = await self._connection.fetch(STRAIGHT[window.order], *key, low, high, window.limit + 1, window.offset)
+    async def deleted_places(self, key: Key, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
+        return [tuple(row) for row in await self._connection.fetch(DELETED_PLACES, *key, *after, limit)]
+
+    async def straight_history(
+        self, key: Key, window: Window, max_bytes: int
+    ) -> tuple[StateRow, list[Message] | None] | None:
+        """The seqs and runs of a conversation, and in the same round trip the messages of a page, and one more.
+
+        None instead of them if it ever branched, or if they may have no room in a page.
+        """
+        low, high, limit = min(window.low, MAX_BIGINT), max(min(window.high, MAX_BIGINT), 0), window.limit + 1
+        found = await self._connection.fetch(STRAIGHT[window.order], *key, low, high, limit, max_bytes // limit)
         if not found:
             return None
         last_seq, head_seq, runs = found[0][-3:]
         row = StateRow(last_seq, head_seq, None, runs, None, EPOCH, EPOCH)
-        return row, to_messages(key[1], found if found[0][0] is not None else ())
+        if found[0][0] is None:
+            return row, [] if runs is None else None
+        return row, None if None in map(itemgetter(CONTENT), found) else to_messages(key[1], found)
 
     async def erase_message(self, key: Key, id_: UUID) -> None:
         await self._connection.execute(ERASE_MESSAGE, *key, id_)
 
     @override
-    def shows_whole(self, found: Sequence[Message], window: Window, segments: Sequence[Segment]) -> bool:
-        return len(found) > window.limit
+    def shows_whole(self, found: Sequence[Message], segment: Segment, order: Order, *, ends: bool) -> bool:
+        return not ends
 
     # --- search -------------------------------------------------------------------------------------------
 
-    async def search(self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int) -> Found:
+    async def search(
+        self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, size: PageSize
+    ) -> Found:
         terms, exact = query_terms(owner, phrases)
         place = (cursor_time(below[0]), valid_id(below[1]), below[2]) if below else FIRST_PLACE
-        found = await self._connection.fetch(SEARCH, owner, terms, *place, limit)
-        hits = [to_hit(row) for row in found]
-        return Found(hits, exact, hits[-1].place if len(hits) == limit else None)
+        rows, cut = await self._fetch_page(SEARCH, owner, terms, *place, size=size)
+        hits = [to_hit(row) for row in rows]
+        return Found(hits, exact, hits[-1].place if cut or len(hits) == size.limit else None, cut)
 
     async def index_slice(self) -> bool:
         found = await self._connection.fetch(UNINDEXED, INDEX_SLICE, MAX_STORED_CHARS, INDEX_SLICE_BYTES)

@@ -16,15 +16,16 @@ from chatkeep.stores.base import RowStore
 from chatkeep.stores.group_commit import GroupCommit
 from chatkeep.stores.imports import Import
 from chatkeep.stores.locks import KeyedLocks
+from chatkeep.stores.paths import living_of
 from chatkeep.stores.postgres.append import Item, append, appended, to_item
 from chatkeep.stores.postgres.citus import append_alone, append_of_owner, distribute
 from chatkeep.stores.postgres.database import Database
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.rows import PostgresRows
 from chatkeep.stores.postgres.text import terms_of
-from chatkeep.stores.rows import Key, Row, Work
+from chatkeep.stores.rows import Key, Part, Row, Work
 from chatkeep.stores.window import Window
-from chatkeep.tree import Position, Segment
+from chatkeep.tree import Position, Tree
 from chatkeep.values import encode_nul
 
 FLUSHERS = 2
@@ -194,15 +195,19 @@ class PostgresStore(RowStore[PostgresRows]):
         self, rows: PostgresRows, key: Key, leaf: UUID | None, window: Window, *, total: bool
     ) -> Page[Message]:
         """The page in one round trip if the conversation never branched and the path ends with its head."""
-        straight = await rows.straight_history(key, window)
+        if window.offset:
+            return await super()._history(rows, key, leaf, window, total=total)
+        straight = await rows.straight_history(key, window, self._options.max_page_bytes)
         if straight is None:
             raise await self._missing(rows, key[1])
         row, found = straight
-        if row.runs is not None or row.head_seq is None or leaf or window.leaf_seq not in (None, row.head_seq):
+        if found is None or row.head_seq is None or leaf or window.leaf_seq not in (None, row.head_seq):
             return await self._page(rows, key, row, leaf, window, total=total)
-        end = Position(row.head_seq, 0, row.head_seq)
-        length = await self._length(rows, key, end, [Segment(0, 1, end.seq, trunk=True)]) if total else None
-        return window.page(found, end, length)
+        if total or len(living_of(found)) < len(found):
+            end, tree = Position(row.head_seq, 0, row.head_seq), Tree.load(row.last_seq, None)
+            return await self._path_page(rows, key, tree, end, window, total=total, first=Part(found))
+        shown = found[: window.limit]
+        return window.page(shown, row.head_seq, shown[-1].seq if len(found) > window.limit else None)
 
 
 class PostgresAccess(SqlAccess):

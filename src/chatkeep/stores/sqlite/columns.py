@@ -1,6 +1,7 @@
 """The columns of the SQLite store, and how they become records. No I/O but `fetch`."""
 
 import json
+from collections.abc import Iterable
 from typing import Any
 from uuid import UUID
 
@@ -18,7 +19,7 @@ from chatkeep.model import (
     stored,
 )
 from chatkeep.stores.append import Placed, State
-from chatkeep.stores.rows import Hit, Row, WordIndex
+from chatkeep.stores.rows import Found, Hit, PageSize, Part, Row, WordIndex, stored_bytes, within
 from chatkeep.stores.sqlite.database import Values
 from chatkeep.tree import Segment
 from chatkeep.values import from_micros, json_text, load_json, to_micros
@@ -27,6 +28,39 @@ from chatkeep.values import from_micros, json_text, load_json, to_micros
 def fetch(connection: apsw.Connection, statement: str, values: Values = ()) -> list[Row]:
     """All rows of a statement: a cursor that is left half-read would keep an old snapshot and the log."""
     return connection.execute(statement, values).fetchall()
+
+
+def messages_within(found: Iterable[Row], conversation_id: UUID, max_bytes: int) -> Part[Message]:
+    """The first messages of one conversation that have room in a page. Rows after the next one are not fetched."""
+    messages: list[Message] = []
+    for row in found:
+        content, sources, metadata = row[5], row[7], row[8]
+        max_bytes -= len(content) if content.isascii() else len(content.encode())
+        if sources or metadata:
+            max_bytes -= stored_bytes(sources, metadata)
+        if max_bytes < 0 and messages:
+            return Part(messages, cut=True)
+        messages.append(to_message(row, conversation_id))
+    return Part(messages)
+
+
+def conversations_within(found: Iterable[Row], max_bytes: int) -> Part[Conversation]:
+    """The first conversations that have room in a page."""
+    conversations: list[Conversation] = []
+    for row in found:
+        metadata = row[5]
+        max_bytes -= len(metadata) if metadata.isascii() else len(metadata.encode())
+        if max_bytes < 0 and conversations:
+            return Part(conversations, cut=True)
+        conversations.append(to_conversation(row))
+    return Part(conversations)
+
+
+def found_within(found: Iterable[Row], size: PageSize) -> Found:
+    """The first hits that have room in a page; a row begins with the hit's place and its conversation's title."""
+    rows, cut = within(((row, stored_bytes(row[7], row[9], row[10])) for row in found), size.max_bytes)
+    hits = [to_hit(row) for row in rows]
+    return Found(hits, rest=hits[-1].place if cut or len(hits) == size.limit else None, cut=cut)
 
 
 def uuid(value: bytes) -> UUID:
@@ -113,15 +147,15 @@ def message_values(owner: str, rid: int, placed: Placed) -> Values:
     )
 
 
-def to_message(row: Row) -> Message:
-    """The record of a message."""
-    id_, conversation_id, seq, parent, role, content, status, sources, metadata, external, sent, created = row
+def to_message(row: Row, conversation_id: UUID) -> Message:
+    """The record of a message of a conversation."""
+    id_, _, seq, parent, role, content, status, sources, metadata, external, sent, created = row
     return stored(
         Message,
         MESSAGE_FIELDS,
         {
             "id": uuid(id_),
-            "conversation_id": uuid(conversation_id),
+            "conversation_id": conversation_id,
             "seq": seq,
             "parent_id": None if parent is None else uuid(parent),
             "role": ROLES[role],
@@ -139,6 +173,6 @@ def to_message(row: Row) -> Message:
 def to_hit(row: Row) -> Hit:
     """A message that a search found."""
     rid, title, *columns = row
-    message = to_message(columns)
+    message = to_message(columns, uuid(columns[1]))
     place = (rid, to_micros(message.created_at), message.conversation_id.hex, message.seq)
-    return Hit(place, message, title)
+    return Hit(place, message, title, stored_bytes(columns[5], columns[7], columns[8]))

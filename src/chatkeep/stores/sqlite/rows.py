@@ -1,8 +1,9 @@
 """The SQL of the SQLite store, and how its rows become records. Every statement names the owner first."""
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Generator, Mapping, Sequence
+from contextlib import closing
 from datetime import datetime
-from itertools import chain
+from itertools import chain, islice
 from typing import Any, cast, override
 from uuid import UUID
 
@@ -20,17 +21,31 @@ from chatkeep.model import (
 )
 from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State, times_of
-from chatkeep.stores.rows import Found, Key, Removed, Row, Rows, StateRow, WordIndex, that_fit
+from chatkeep.stores.rows import (
+    Found,
+    Key,
+    PageSize,
+    Part,
+    Place,
+    Removed,
+    Row,
+    Rows,
+    StateRow,
+    WordIndex,
+    that_fit,
+)
 from chatkeep.stores.sqlite.columns import (
+    conversations_within,
     fetch,
+    found_within,
     in_context,
     in_segment,
     message_values,
+    messages_within,
     of_word_index,
     owner_word,
     state_values,
     to_conversation,
-    to_hit,
     to_message,
     uuid,
 )
@@ -77,6 +92,11 @@ MESSAGE_COLUMNS = """
     m.external_id, m.sent_at, m.created_at
 """
 MESSAGE = f"SELECT {MESSAGE_COLUMNS} FROM messages m WHERE m.owner_id = ? AND m.conversation_id = ?"  # noqa: S608
+PLACES = "SELECT m.seq, m.status FROM messages m WHERE m.owner_id = ? AND m.conversation_id = ?"
+DELETED_PLACES = """
+    SELECT run, seq FROM messages WHERE owner_id = ? AND conversation_id = ? AND status = 'deleted'
+        AND (run, seq) > (?, ?) ORDER BY run, seq LIMIT ?
+"""
 INSERT_MESSAGE = """
     INSERT INTO messages (rid, owner_id, conversation_id, seq, id, run, depth, parent_id, role, content, status,
                           sources, metadata, external_id, sent_at, created_at, fingerprint)
@@ -160,6 +180,7 @@ class SqliteRows(Rows):
     __slots__ = ("_connection", "_index", "_transaction", "_words")
 
     reads_visible = False
+    is_snapshot = True
 
     def __init__(
         self,
@@ -261,8 +282,8 @@ class SqliteRows(Rows):
         return None if row is None else to_conversation(row)
 
     async def listed(
-        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, limit: int, offset: int
-    ) -> list[Conversation]:
+        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, size: PageSize, offset: int
+    ) -> Part[Conversation]:
         where, values = in_context(owner, context_id)
         if after is not None and after.updated_at is not None:
             where += " AND (c.updated_at, c.id) < (?, ?)"
@@ -271,8 +292,9 @@ class SqliteRows(Rows):
             where += " AND c.id > ?"
             values.append(after.id.bytes)
         by = "c.id" if order == "id" else "c.updated_at DESC, c.id DESC"
-        found = self._fetch(f"{CONVERSATION}{where} ORDER BY {by} LIMIT ? OFFSET ?", (*values, limit, offset))
-        return [to_conversation(row) for row in found]
+        statement = f"{CONVERSATION}{where} ORDER BY {by} LIMIT ? OFFSET ?"
+        with self._rows(statement, (*values, size.limit, offset)) as rows:
+            return conversations_within(rows, size.max_bytes)
 
     async def count(self, owner: str, context_id: str | None) -> int:
         where, values = in_context(owner, context_id)
@@ -309,7 +331,17 @@ class SqliteRows(Rows):
     def _messages(self, key: Key, rest: str, *values: Any) -> list[Message]:
         """Messages of one conversation, `rest` being the end of the statement that selects them."""
         self._flush(key)
-        return [to_message(row) for row in self._fetch(f"{MESSAGE}{rest}", (key[0], key[1].bytes, *values))]
+        return [to_message(row, key[1]) for row in self._fetch(f"{MESSAGE}{rest}", (key[0], key[1].bytes, *values))]
+
+    def _part(self, key: Key, rest: str, *values: Any, max_bytes: int) -> Part[Message]:
+        """The same, as many as have room."""
+        self._flush(key)
+        with self._rows(f"{MESSAGE}{rest}", (key[0], key[1].bytes, *values)) as rows:
+            return messages_within(rows, key[1], max_bytes)
+
+    def _rows(self, statement: str, values: Values) -> closing[apsw.Cursor]:
+        """The rows of a statement, one by one: closed after use, a cursor keeps no snapshot."""
+        return closing(self._connection.execute(statement, values))
 
     def _columns(self, key: Key, columns: str, rest: str, *values: Any) -> Row | None:
         """Some columns of the first message that `rest` selects."""
@@ -329,34 +361,51 @@ class SqliteRows(Rows):
         found = chain.from_iterable(self._messages(key, " AND m.id = ?", id_.bytes) for id_ in ids)
         return {message.id: message for message in found}
 
-    async def messages_by_seq(self, key: Key, seqs: Collection[int]) -> list[Message]:
-        rest = " AND m.seq = ? AND m.status <> 'deleted'"
-        return [message for seq in sorted(seqs) for message in self._messages(key, rest, seq)]
+    async def messages_by_seq(self, key: Key, seqs: Sequence[int], size: PageSize) -> Part[Message]:
+        self._flush(key)
+        statement, of_conversation = f"{MESSAGE} AND m.seq = ? AND m.status <> 'deleted'", (key[0], key[1].bytes)
+        found = chain.from_iterable(self._fetch(statement, (*of_conversation, seq)) for seq in seqs)
+        return messages_within(islice(found, size.limit), key[1], size.max_bytes)
 
-    async def log(self, key: Key, after: int, limit: int) -> list[Message]:
-        return self._messages(key, " AND m.seq > ? ORDER BY m.seq LIMIT ?", after, limit)
+    async def log(self, key: Key, after: int, size: PageSize) -> Part[Message]:
+        return self._part(key, " AND m.seq > ? ORDER BY m.seq LIMIT ?", after, size.limit, max_bytes=size.max_bytes)
 
     async def fingerprints(self, key: Key, first: int, last: int) -> list[bytes]:
         values = (key[0], key[1].bytes, first, last)
         return [fingerprint for (fingerprint,) in self._fetch(FINGERPRINTS, values)]
 
     async def next_in_run(self, key: Key, parent: Position) -> list[int]:
-        rest = " AND m.run = ? AND m.seq > ? ORDER BY m.seq LIMIT 1"
+        rest = " AND m.run = ? AND m.seq > ? AND m.depth < m.seq ORDER BY m.seq LIMIT 1"
         row = self._columns(key, "m.seq", rest, parent.run, parent.seq)
         return [] if row is None else [row[0]]
 
-    async def segment(self, key: Key, segment: Segment, order: Order, limit: int, offset: int) -> list[Message]:
+    async def segment(self, key: Key, segment: Segment, order: Order, size: PageSize) -> Part[Message]:
         where, values = in_segment(segment)
-        direction = "DESC" if order == "desc" else "ASC"
-        rest = f"{where} AND m.status <> 'deleted' ORDER BY m.seq {direction} LIMIT ? OFFSET ?"
-        return self._messages(key, rest, *values, limit, offset)
+        rest = f"{where} ORDER BY m.seq {order} LIMIT ?"
+        return self._part(key, rest, *values, size.limit, max_bytes=size.max_bytes)
 
-    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool) -> int:
+    async def places(self, key: Key, segments: Sequence[Segment], order: Order, limit: int) -> list[Place]:
+        self._flush(key)
+        found: list[Place] = []
+        for segment in segments:
+            where, values = in_segment(segment)
+            statement = f"{PLACES}{where} ORDER BY m.seq {order} LIMIT ?"
+            rows = self._fetch(statement, (key[0], key[1].bytes, *values, limit - len(found)))
+            found += [Place(seq, status == "deleted") for seq, status in rows]
+            if len(found) == limit:
+                break
+        return found
+
+    async def count_segment(self, key: Key, segment: Segment, *, deleted: bool = False) -> int:
         where, values = in_segment(segment)
         if deleted:  # the index of tombstones has the run
-            where, values = " AND m.seq BETWEEN ? AND ? AND m.run = ?", (segment.low, segment.high, segment.run)
-        rest = f"{where} AND m.status {'=' if deleted else '<>'} 'deleted'"
-        return cast("int", cast("Row", self._columns(key, "count(*)", rest, *values))[0])
+            where = " AND m.seq BETWEEN ? AND ? AND m.run = ? AND m.status = 'deleted'"
+            values = segment.low, segment.high, segment.run
+        return cast("int", cast("Row", self._columns(key, "count(*)", where, *values))[0])
+
+    async def deleted_places(self, key: Key, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
+        self._flush(key)
+        return self._fetch(DELETED_PLACES, (key[0], key[1].bytes, *after, limit))
 
     async def erase_message(self, key: Key, id_: UUID) -> None:
         self._flush(key)
@@ -365,17 +414,27 @@ class SqliteRows(Rows):
 
     # --- search -------------------------------------------------------------------------------------------
 
-    async def search(self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int) -> Found:
+    async def search(
+        self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, size: PageSize
+    ) -> Found:
         match = " AND ".join(f'words : "{" ".join(phrase)}"' for phrase in phrases)
         match = f'owner : "{owner_word(owner)}" AND {match}'
-        restored = cast("int", self._connection.execute(RESTORED).get)
-        rid, *place = below or FIRST_PLACE
-        found = self._fetch(SEARCH, (match, restored, rid, owner, limit)) if rid > restored else []
-        if restored and len(found) < limit:
-            created_at, id_, seq = place
+        with closing(self._hits(owner, match, below or FIRST_PLACE, size.limit)) as rows:
+            return found_within(rows, size)
+
+    def _hits(self, owner: str, match: str, below: tuple[Any, ...], limit: int) -> Generator[Row]:
+        """The hits one by one: those in the order of their rowids, then those that were restored."""
+        rid, created_at, id_, seq = below
+        restored, count = cast("int", self._connection.execute(RESTORED).get), 0
+        if rid > restored:
+            with self._rows(SEARCH, (match, restored, rid, owner, limit)) as rows:
+                for row in rows:
+                    count += 1
+                    yield row
+        if restored and count < limit:
             behind = (created_at, valid_id(id_).bytes, seq)
-            found += self._fetch(SEARCH_RESTORED, (match, restored, owner, *behind, owner, limit - len(found)))
-        return Found([to_hit(row) for row in found])
+            with self._rows(SEARCH_RESTORED, (match, restored, owner, *behind, owner, limit - count)) as rows:
+                yield from rows
 
     def _mark_unindexed(self, rid: int) -> None:
         """Note that messages from `rid` on are stored without being indexed."""
