@@ -32,7 +32,7 @@ from chatkeep.stores.imports import Import, Imports
 from chatkeep.stores.locks import KeyedLocks
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.process import PROCESS, check_process
-from chatkeep.stores.rows import Found, Hit, Key, PageSize, Part, Removed, Rows, WordIndex, Work
+from chatkeep.stores.rows import Found, Hit, Key, PageSize, Removed, Rows, WordIndex, Work
 from chatkeep.stores.time_limit import TimeLimit
 from chatkeep.stores.window import Window, list_cursor, list_place, list_scope, valid_page
 from chatkeep.values import clean_text, now, valid_metadata, valid_owner
@@ -52,6 +52,10 @@ AFTER_OTHERS_SECONDS = (2.0, 10.0)
 LARGE_APPEND_CHARS = 256 << 10
 """Longer appends of one owner are made one at a time: 8 MB take a database a tenth of a second, and the
 others' writes come between."""
+
+SMALL_PAGE_BYTES = 2 << 20
+"""Bytes of a page that is read without waiting for the owner's turn to read much. Others waited 2 s while 64 clients of
+one owner read pages of 8 MiB."""
 
 NEAR_OFFSET = 1_000
 """Rows that a page may skip without waiting for the owner's turn to read much: it takes less than a millisecond."""
@@ -96,6 +100,18 @@ class RowStore[R: Rows](Imports[R]):
         with self._reads.of_call():
             async with self._heavy.of(owner):
                 return await self._read(work)
+
+    async def _read_page[P: Page[Any]](
+        self, owner: str, limit: int, read: Callable[[R, int], Coroutine[Any, Any, P]], *, much: bool = False
+    ) -> P:
+        """Read a page, given how many bytes it may have; if that is large, when it is the owner's turn to read much."""
+        most = self._options.max_page_bytes
+        small = min(most, SMALL_PAGE_BYTES)
+        if not much:
+            page = await self._read(lambda rows: read(rows, small))
+            if page.next is None or len(page.items) == limit or small == most:
+                return page
+        return await self._read_much(owner, lambda rows: read(rows, most))
 
     def _most_heavy_reads(self) -> int:
         """How many may read much at a time: half of the connections, so that the others are free for short calls."""
@@ -186,17 +202,14 @@ class RowStore[R: Rows](Imports[R]):
         after = None if cursor is None else list_place(cursor, scope, order)
         stored = self._owner(owner)
 
-        size = PageSize(limit + 1, self._options.max_page_bytes)
-
-        async def query(rows: R) -> tuple[Part[Conversation], int | None]:
+        async def read(rows: R, room: int) -> Page[Conversation]:
             counted = await rows.count(stored, context_id) if total else None
-            return await rows.listed(stored, context_id, order, after, size, offset), counted
+            found, cut = await rows.listed(stored, context_id, order, after, PageSize(limit + 1, room), offset)
+            goes_on = cut or len(found) > limit
+            following = list_cursor(found[:limit][-1], scope, order) if goes_on else None
+            return Page(items=found[:limit], total=counted, next=following)
 
-        reading = self._read_much(stored, query) if total or offset > NEAR_OFFSET else self._read(query)
-        (found, cut), counted = await reading
-        goes_on = cut or len(found) > limit
-        following = list_cursor(found[:limit][-1], scope, order) if goes_on else None
-        return Page(items=found[:limit], total=counted, next=following)
+        return await self._read_page(stored, limit, read, much=total or offset > NEAR_OFFSET)
 
     async def update_conversation(
         self, owner: str, conversation_id: UUID | str, change: ConversationChange
@@ -245,9 +258,11 @@ class RowStore[R: Rows](Imports[R]):
         key = self._key(owner, conversation_id)
         leaf = None if leaf is None else valid_id(leaf)
         window = Window.of(owner, key[1], leaf, limit, before, after, order, cursor, offset)
-        if total or offset > NEAR_OFFSET:
-            return await self._read_much(key[0], lambda rows: self._history(rows, key, leaf, window, total=total))
-        return await self._read(lambda rows: self._history(rows, key, leaf, window, total=total))
+
+        async def read(rows: R, room: int) -> Page[Message]:
+            return await self._history(rows, key, leaf, window, room, total=total)
+
+        return await self._read_page(key[0], limit, read, much=total or offset > NEAR_OFFSET)
 
     async def log(
         self, owner: str, conversation_id: UUID | str, *, after: int = 0, limit: int = 1_000
@@ -273,9 +288,12 @@ class RowStore[R: Rows](Imports[R]):
         key, id_ = self._key(owner, conversation_id), valid_id(message_id)
         scope = (owner, key[1], id_)
         (after,) = (0,) if cursor is None else decode_cursor(cursor, "siblings", scope, int)
-        found, last_seq = await self._read(lambda rows: self._siblings(rows, key, id_, limit, after))
-        following = None if last_seq is None else encode_cursor("siblings", scope, last_seq)
-        return Page(items=found, next=following)
+
+        async def read(rows: R, room: int) -> Page[Message]:
+            found, last_seq = await self._siblings(rows, key, id_, PageSize(limit, room), after)
+            return Page(items=found, next=None if last_seq is None else encode_cursor("siblings", scope, last_seq))
+
+        return await self._read_page(key[0], limit, read)
 
     async def delete_message(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> bool:
         key, id_ = self._key(owner, conversation_id), valid_id(message_id)

@@ -133,18 +133,19 @@ class Transactions[R: Rows](Store):
             await self._state(rows, key)
         return found
 
-    async def _siblings(self, rows: R, key: Key, id_: UUID, limit: int, after: int) -> tuple[list[Message], int | None]:
+    async def _siblings(
+        self, rows: R, key: Key, id_: UUID, size: PageSize, after: int
+    ) -> tuple[list[Message], int | None]:
         """A page of siblings, and the seq after which the next one begins."""
         message = await self._message(rows, key, id_)
         row = await self._state(rows, key)
         seqs = [seq for seq in await self._children(rows, key, row, message.parent_id) if seq > after]
-        size = PageSize(limit + 1, self._options.max_page_bytes)
-        start, end = 0, limit + 1
+        start, end = 0, size.limit + 1
         while start < len(seqs):
-            part = await rows.messages_by_seq(key, seqs[start:end], size)
-            found = part.items[:limit]
+            part = await rows.messages_by_seq(key, seqs[start:end], size._replace(limit=size.limit + 1))
+            found = part.items[: size.limit]
             if found:
-                goes_on = part.cut or len(part.items) > limit or end < len(seqs)
+                goes_on = part.cut or len(part.items) > size.limit or end < len(seqs)
                 return found, found[-1].seq if goes_on else None
             start, end = end, end + LOOK  # all of them are deleted
         return [], None
@@ -164,17 +165,20 @@ class Transactions[R: Rows](Store):
 
     # --- paths ------------------------------------------------------------------------------------------------
 
-    async def _history(self, rows: R, key: Key, leaf: UUID | None, window: Window, *, total: bool) -> Page[Message]:
-        return await self._page(rows, key, await self._state(rows, key), leaf, window, total=total)
+    async def _history(
+        self, rows: R, key: Key, leaf: UUID | None, window: Window, room: int, *, total: bool
+    ) -> Page[Message]:
+        """A page of a path, of at most `room` bytes."""
+        return await self._page(rows, key, await self._state(rows, key), leaf, window, room, total=total)
 
     async def _page(
-        self, rows: R, key: Key, row: StateRow, leaf: UUID | None, window: Window, *, total: bool
+        self, rows: R, key: Key, row: StateRow, leaf: UUID | None, window: Window, room: int, *, total: bool
     ) -> Page[Message]:
         tree = Tree.load(row.last_seq, row.runs)
         end = await self._leaf(rows, key, tree, row, leaf, window)
         if end is None:
             return window.page([], None, None, 0 if total else None)
-        return await self._path_page(rows, key, tree, end, window, total=total)
+        return await self._path_page(rows, key, tree, end, window, room, total=total)
 
     async def _path_page(
         self,
@@ -183,12 +187,13 @@ class Transactions[R: Rows](Store):
         tree: Tree,
         end: Position,
         window: Window,
+        room: int,
         *,
         total: bool,
         first: Part[Message] | None = None,
     ) -> Page[Message]:
         """A page of the path to `end`, of whose first segment a part may have been read."""
-        reader = PathReader(rows, key, window, self._options.max_page_bytes, tree.path(end.run, end.seq))
+        reader = PathReader(rows, key, window, room, tree.path(end.run, end.seq))
         await reader.read(first)
         if not (rows.is_snapshot or reader.is_whole):
             await self._state(rows, key)  # it may be being removed since it was read

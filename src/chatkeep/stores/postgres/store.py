@@ -192,20 +192,20 @@ class PostgresStore(RowStore[PostgresRows]):
     # --- reading ------------------------------------------------------------------------------------------
 
     async def _history(
-        self, rows: PostgresRows, key: Key, leaf: UUID | None, window: Window, *, total: bool
+        self, rows: PostgresRows, key: Key, leaf: UUID | None, window: Window, room: int, *, total: bool
     ) -> Page[Message]:
         """The page in one round trip if the conversation never branched and the path ends with its head."""
         if window.offset:
-            return await super()._history(rows, key, leaf, window, total=total)
-        straight = await rows.straight_history(key, window, self._options.max_page_bytes)
+            return await super()._history(rows, key, leaf, window, room, total=total)
+        straight = await rows.straight_history(key, window, room)
         if straight is None:
             raise await self._missing(rows, key[1])
         row, found = straight
         if found is None or row.head_seq is None or leaf or window.leaf_seq not in (None, row.head_seq):
-            return await self._page(rows, key, row, leaf, window, total=total)
+            return await self._page(rows, key, row, leaf, window, room, total=total)
         if total or len(living_of(found)) < len(found):
             end, tree = Position(row.head_seq, 0, row.head_seq), Tree.load(row.last_seq, None)
-            return await self._path_page(rows, key, tree, end, window, total=total, first=Part(found))
+            return await self._path_page(rows, key, tree, end, window, room, total=total, first=Part(found))
         shown = found[: window.limit]
         return window.page(shown, row.head_seq, shown[-1].seq if len(found) > window.limit else None)
 
