@@ -45,23 +45,30 @@ def in_segment(segment: Segment) -> tuple[str, tuple[int, ...]]:
 def sized_conversations(rows: str, order: str, max_bytes: str) -> str:
     """The statement of conversations with their sizes, as `sized_messages`."""
     columns = "id, owner_id, title, context_id, external_id, {metadata}, last_seq, head_id, created_at, updated_at"
-    return _sized(rows, order, max_bytes, f"{columns}, bytes")
+    return _sized(rows, order, max_bytes, f"{columns}, bytes", "octet_length(metadata::text)")
 
 
 def sized_messages(rows: str, order: str, max_bytes: str, more: str = ", bytes") -> str:
     """The statement of messages, of which those of more than `max_bytes` come without their values.
 
-    `rows` is a statement with a LIMIT, which keeps the server from computing their column `bytes` more than once;
-    `order` is its order, `max_bytes` a parameter, and `more` are further columns.
+    `rows` is a statement with a LIMIT, `order` its order, `max_bytes` a parameter, and `more` are further columns.
     """
     columns = "id, seq, parent_id, role, {content}, status, {sources}, {metadata}, external_id, sent_at, created_at"
-    return _sized(rows, order, max_bytes, columns + more)
+    return _sized(rows, order, max_bytes, columns + more, MESSAGE_BYTES)
 
 
-def _sized(rows: str, order: str, max_bytes: str, columns: str) -> str:
+# The length of a text is known without reading it. JSON is read for it, but most messages have none.
+MESSAGE_BYTES = (
+    "octet_length(content) + coalesce(octet_length(sources::text), 0) + coalesce(octet_length(metadata::text), 0)"
+)
+
+
+def _sized(rows: str, order: str, max_bytes: str, columns: str, size: str) -> str:
     fits = f"CASE WHEN bytes <= {max_bytes} THEN"
     shown = columns.format_map({name: f"{fits} {name} END" for name in ("content", "sources", "metadata")})
-    return f"SELECT {shown} FROM ({rows}) sized ORDER BY {order}"  # noqa: S608
+    # With OFFSET the size is computed once, and only of the rows that are left after sorting and LIMIT.
+    sized = f"SELECT *, {size} AS bytes FROM ({rows}) some_rows OFFSET 0"  # noqa: S608
+    return f"SELECT {shown} FROM ({sized}) sized ORDER BY {order}"  # noqa: S608
 
 
 def to_conversation(row: Row) -> Conversation:

@@ -67,6 +67,9 @@ INDEX_SLICE_BYTES = 1 << 20
 SLICE = 5_000
 """Messages that one transaction removes at most, which bounds how long other writers wait."""
 
+MEASURED = 64
+"""Rows of which the sizes are asked for at first."""
+
 MAX_INTEGER, MAX_BIGINT = 2**31 - 1, 2**63 - 1
 
 CONVERSATION_COLUMNS = """
@@ -74,23 +77,15 @@ CONVERSATION_COLUMNS = """
     c.updated_at
 """
 CONVERSATION = f"SELECT {CONVERSATION_COLUMNS} FROM conversations c WHERE c.owner_id = $1 AND c.deleted_at IS NULL"  # noqa: S608
-LISTED = f"""
-    SELECT {CONVERSATION_COLUMNS}, octet_length(c.metadata::text) AS bytes FROM conversations c
-    WHERE c.owner_id = $1 AND c.deleted_at IS NULL
-"""  # noqa: S608
 LIST_ORDER: Mapping[ListOrder, str] = {"id": "{0}id", "updated": "{0}updated_at DESC, {0}id DESC"}
 MESSAGE_COLUMNS = """
     m.id, m.seq, m.parent_id, m.role, m.content, m.status, m.sources, m.metadata, m.external_id, m.sent_at,
     m.created_at::text AS created_at
 """
-# The length of a text is known without reading it. JSON is read for it, but most messages have none.
-MESSAGE_BYTES = """
-    octet_length(m.content) + coalesce(octet_length(m.sources::text), 0) + coalesce(octet_length(m.metadata::text), 0)
-"""
 # In one statement, so with one snapshot: messages are removed after their conversation was hidden, so a visible one
 # is whole.
 MESSAGE = f"""
-    SELECT {MESSAGE_COLUMNS}, {MESSAGE_BYTES} AS bytes FROM messages m
+    SELECT {MESSAGE_COLUMNS} FROM messages m
     WHERE m.owner_id = $1 AND m.conversation_id = $2 AND EXISTS (
         SELECT 1 FROM conversations c WHERE c.owner_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
     )
@@ -125,7 +120,7 @@ SAVE = """
               created_at, fingerprint, terms)
 """
 STRAIGHT_MESSAGES = f"""
-    SELECT {MESSAGE_COLUMNS}, {MESSAGE_BYTES} AS bytes FROM messages m
+    SELECT {MESSAGE_COLUMNS} FROM messages m
     WHERE m.owner_id = $1 AND m.conversation_id = $2 AND c.runs IS NULL
         AND m.seq > $3 AND m.seq < $4 AND m.seq <= c.head_seq
     ORDER BY m.seq {{order}} LIMIT $5
@@ -179,7 +174,7 @@ ERASE_MESSAGE = """
     WHERE owner_id = $1 AND conversation_id = $2 AND id = $3 AND status <> 'deleted'
 """
 HITS = f"""
-    SELECT {MESSAGE_COLUMNS}, {MESSAGE_BYTES} AS bytes, c.id AS conversation_id, c.title, m.created_at AS at
+    SELECT {MESSAGE_COLUMNS}, c.id AS conversation_id, c.title, m.created_at AS at
     FROM messages m
     JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id
     WHERE m.owner_id = $1 AND m.terms @> $2 AND c.deleted_at IS NULL
@@ -327,7 +322,7 @@ class PostgresRows(Rows):
             where += f" AND c.id > ${n + 1}"
             values.append(after.id)
         by, n = LIST_ORDER[order], len(values)
-        listed = f"{LISTED}{where} ORDER BY {by.format('c.')} OFFSET ${n + 1} LIMIT ${n + 2}"
+        listed = f"{CONVERSATION}{where} ORDER BY {by.format('c.')} OFFSET ${n + 1} LIMIT ${n + 2}"
         statement = sized_conversations(listed, by.format(""), f"${n + 3}")
         rows, cut = await self._fetch_page(statement, *values, offset, size=size, column=METADATA)
         return Part([to_conversation(row) for row in rows], cut)
@@ -404,13 +399,15 @@ class PostgresRows(Rows):
         """The first rows that have room in a page: mostly all, since none has more than its share.
 
         Else their sizes say how many have room, and those are read. Adding sizes up in the statement would take the
-        server a third more time for every page.
+        server a third more time for every page. To measure JSON the server has to read it: of many rows, first a part.
         """
-        found = await self._connection.fetch(statement, *values, size.limit, size.max_bytes // size.limit)
-        if None not in map(itemgetter(column), found):
-            return Part(found)
-        some, cut = within(((row, row[-1]) for row in found), size.max_bytes)
-        return Part(await self._connection.fetch(statement, *values, len(some), MAX_INTEGER), cut)
+        for count in sorted({min(size.limit, MEASURED), size.limit}):
+            found = await self._connection.fetch(statement, *values, count, size.max_bytes // count)
+            if None in map(itemgetter(column), found):
+                some, cut = within(((row, row[-1]) for row in found), size.max_bytes)
+                if cut or count == size.limit:
+                    return Part(await self._connection.fetch(statement, *values, len(some), MAX_INTEGER), cut)
+        return Part(found)
 
     async def repeated(self, key: Key, id_: UUID, fingerprint: bytes) -> Message | None:
         """The stored message that an append with this fingerprint repeats."""
