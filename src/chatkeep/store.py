@@ -269,8 +269,8 @@ class Store(ABC):
 
         Atomic and idempotent by id. Of a conversation that is there, only new messages are stored, and the receipt
         names what differs: `title`, `metadata`, `context_id`, `external_id`, `deletions`, `head`. With `update` title,
-        metadata, deletions and head are taken over. Without it the thread that is visible goes on if the import
-        continues it, and never moves to another branch.
+        metadata, deletions and head are taken over. Without it the thread that is visible goes on with new messages
+        that follow it, and never moves otherwise.
 
         Raises Conflict if a message is there with other content, NotFound if a parent is not among the messages or
         stored, InvalidInput for metadata above the store's limits.

@@ -414,9 +414,19 @@ async def test_a_long_line_is_stored_in_slices(store: Store) -> None:
     assert results[0].receipt == ImportReceipt(created=True, messages=35, known=0)
     (again,) = [result async for result in import_lines(store, OWNER, [branched("33")])]
     assert again.receipt == ImportReceipt(created=False, messages=0, known=35)
+    before = (await parsed_export(store))["c1"]["head_id"]
     (moved,) = [result async for result in import_lines(store, OWNER, [branched("34")])]
     assert moved.receipt is not None
     assert moved.receipt.differences == ("head",)
+    assert (await parsed_export(store))["c1"]["head_id"] == before
+    (taken,) = [result async for result in import_lines(store, OWNER, [branched("34")], update=True)]
+    assert taken.receipt is not None
+    assert taken.receipt.updated == ("head",)
+    assert (await parsed_export(store))["c1"]["head_id"] != before
+    await import_all(store, branched("33"))
+    assert [r.receipt and r.receipt.left async for r in import_lines(store, OWNER, [branched("33")], update=True)] == [
+        []
+    ]
     async with open_store("memory://") as other:
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr("chatkeep.formats.jsonl.SLICE_MESSAGES", 1_000)
@@ -431,6 +441,18 @@ async def all_of(store: Store) -> AsyncIterator[Conversation]:
     """The owner's conversations."""
     for conversation in (await store.list_conversations(OWNER)).items:
         yield conversation
+
+
+@pytest.mark.usefixtures("short_slices")
+async def test_a_long_line_that_has_grown_goes_on(store: Store) -> None:
+    """The thread is that of the line if new messages follow what is visible, however many slices they fill."""
+    messages = json.loads(branched("33"))["messages"]
+    await import_all(store, line(messages=messages[:12], head="11", title="T"))
+    (grown,) = [result async for result in import_lines(store, OWNER, [branched("33")])]
+    assert grown.receipt == ImportReceipt(created=False, messages=23, known=12)
+    exported = (await parsed_export(store))["c1"]
+    (head,) = (each["external_id"] for each in exported["messages"] if each["id"] == exported["head_id"])
+    assert head == "33"
 
 
 @pytest.mark.usefixtures("short_slices")

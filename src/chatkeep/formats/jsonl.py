@@ -149,6 +149,8 @@ class Line(Given):
 class ExportedMessage(ImportedMessage):
     """A message of a line of format 2."""
 
+    id: UUID
+    parent_id: UUID | None
     created_at: StoreTime
 
 
@@ -234,33 +236,34 @@ async def _store(store: Store, owner: str, line: Parsed, *, update: bool) -> Imp
     """Import a line: at once, or in slices if it is so long that others would wait and the call would time out."""
     if len(line.messages) <= SLICE_MESSAGES:
         return await store.import_conversation(owner, line.conversation, line.messages, update=update)
-    update = update or await _was_cut_off(store, owner, line)
+    path, head_id = _path(line), None
     receipts: list[ImportReceipt] = []
     for start in range(0, len(line.messages), SLICE_MESSAGES):
-        part = line.messages[start : start + SLICE_MESSAGES]
-        whole = start + SLICE_MESSAGES >= len(line.messages)
-        conversation = line.conversation if whole else _without_head(line.conversation)
-        receipts.append(await store.import_conversation(owner, conversation, part, update=update))
-        update = update or receipts[0].created
+        part, conversation = line.messages[start : start + SLICE_MESSAGES], line.conversation
+        head_id = next((message.id for message in reversed(part) if message.id in path), head_id)
+        if start + SLICE_MESSAGES < len(line.messages):  # the thread grows with the slices: one that is cut off goes on
+            conversation = _with_head(conversation, head_id)
+        takes_all = update or any(receipt.created for receipt in receipts)
+        receipts.append(await store.import_conversation(owner, conversation, part, update=takes_all))
     return _sum(receipts)
 
 
-async def _was_cut_off(store: Store, owner: str, line: Parsed) -> bool:
-    """Whether the store has just the first slices of a line: then the head is where the last of them has left it."""
-    id_ = line.conversation.id
-    assert id_ is not None  # noqa: S101 - every line has one
-    try:
-        there = await store.get_conversation(owner, id_)
-    except NotFound:
-        return False
-    sliced = 0 < there.last_seq < len(line.messages) and there.last_seq % SLICE_MESSAGES == 0
-    return sliced and there.head_id == line.messages[there.last_seq - 1].id
+def _path(line: Parsed) -> set[UUID | None]:
+    """The ids of the messages on the path to the head of a line."""
+    parents = {message.id: message.parent_id for message in line.messages}
+    names_head = "head_id" in line.conversation.model_fields_set
+    id_ = line.conversation.head_id if names_head else line.messages[-1].id
+    path: set[UUID | None] = set()
+    while id_ is not None and id_ not in path:
+        path.add(id_)
+        id_ = parents.get(id_)
+    return path
 
 
-def _without_head(conversation: ImportedConversation) -> ImportedConversation:
-    """The conversation for a slice, which ends with its last message."""
-    fields = conversation.model_fields_set - {"head_id"}
-    return stored(type(conversation), fields, {**vars(conversation), "head_id": None})
+def _with_head(conversation: ImportedConversation, head_id: UUID | None) -> ImportedConversation:
+    """The conversation for a slice, after which the history ends with this message."""
+    fields = conversation.model_fields_set | {"head_id"}
+    return stored(type(conversation), fields, {**vars(conversation), "head_id": head_id})
 
 
 def _sum(receipts: Sequence[ImportReceipt]) -> ImportReceipt:

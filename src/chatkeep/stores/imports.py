@@ -84,7 +84,7 @@ class Imports[R: Rows](Transactions[R]):
         placed = _placed(plan(key[1], state, given.messages, given.fingerprints, known, row.moment))
         state.head, state.head_id = head
         wanted = _head(given, _positions(placed, known))
-        goes_on = not row.last_seq or _continues(given, placed, before.head_id)
+        goes_on = not row.last_seq or _continues(given.head_id, placed, before.head_id)
         differences = _differences(before, given, there)
         if given.says_head and not goes_on and not _is_behind(state, wanted):
             differences.append("head")
@@ -195,14 +195,13 @@ def _head(given: Import, positions: Mapping[UUID, Position]) -> Position | None:
     return None if given.head_id is None else positions[given.head_id]
 
 
-def _continues(given: Import, placed: Sequence[Placed], head_id: UUID | None) -> bool:
-    """Whether the thread of the import goes on from the present head, so that nothing that was visible is hidden."""
-    parents = {message.id: message.parent_id for message in given.messages}
-    parents |= {each.message.id: each.message.parent_id for each in placed}
-    id_ = given.head_id
-    while id_ is not None and id_ != head_id:
-        id_ = parents.get(id_)
-    return id_ is not None
+def _continues(id_: UUID | None, placed: Sequence[Placed], head_id: UUID | None) -> bool:
+    """Whether new messages lead from the present head to another one, so that nothing that was visible is hidden."""
+    parents = {each.message.id: each.message.parent_id for each in placed}
+    is_new = id_ in parents
+    while id_ is not None and id_ in parents:
+        id_ = parents[id_]
+    return is_new and id_ is not None and id_ == head_id
 
 
 def _is_behind(state: State, position: Position | None) -> bool:

@@ -214,9 +214,13 @@ class ImportContract(Contract):
         receipt = await store.import_conversation(owner, new, messages, update=True)
         assert (receipt.messages, receipt.left) == (0, [])
         assert contents(await whole_history(store, owner, new.id)) == ["a", "c"]
-        await store.update_conversation(owner, new.id, ConversationChange(head_id=None))
-        assert (await store.import_conversation(owner, new, messages)).differences == ("head",)
-        assert await whole_history(store, owner, new.id) == []
+        for head_id, visible in ((None, []), (first.id, ["a"])):
+            await store.update_conversation(owner, new.id, ConversationChange(head_id=head_id))
+            assert (await store.import_conversation(owner, new, messages)).differences == ("head",)
+            more = imported("d", messages[-1])
+            messages = [*messages, more]
+            assert (await store.import_conversation(owner, new, messages)).differences == ("head",)
+            assert contents(await whole_history(store, owner, new.id)) == visible
 
     async def test_what_differs_is_said_and_taken_over_if_asked(self, store: Store, owner: str) -> None:
         """Title, metadata, a deletion: new messages are stored all the same; labels are said only."""
