@@ -75,6 +75,7 @@ def import_(
     out.print(
         f"{totals.messages:,} messages in {seconds:.1f} s ({rate:,.0f}/s); conversations: {totals}",
         style="red" if totals.refused else None,
+        soft_wrap=True,
     )
     if totals.refused:
         raise typer.Exit(1)
