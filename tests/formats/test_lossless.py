@@ -117,7 +117,7 @@ async def test_every_pair_of_databases(source: str, target: str, tmp_path: Path)
     owner, other = someone(), someone()
     async with opened(source, tmp_path / "a") as a:
         maker = Maker(a, owner, seed=10 * len(source) + len(target))
-        await asyncio.gather(*(maker.conversation(12) for _ in range(4)))
+        await asyncio.gather(*(maker.conversation(16) for _ in range(4)))
         if source == target != "sqlite":
             await moved(a, owner, a, other)
             assert await records(a, other) == await records(a, owner)
