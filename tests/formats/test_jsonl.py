@@ -446,13 +446,13 @@ async def all_of(store: Store) -> AsyncIterator[Conversation]:
 @pytest.mark.usefixtures("short_slices")
 async def test_a_long_line_that_has_grown_goes_on(store: Store) -> None:
     """The thread is that of the line if new messages follow what is visible, however many slices they fill."""
-    messages = json.loads(branched("33"))["messages"]
-    await import_all(store, line(messages=messages[:12], head="11", title="T"))
-    (grown,) = [result async for result in import_lines(store, OWNER, [branched("33")])]
+    messages = json.loads(branched("34"))["messages"]
+    await import_all(store, line(messages=messages[:12], head="10", title="T"))
+    (grown,) = [result async for result in import_lines(store, OWNER, [branched("34")])]
     assert grown.receipt == ImportReceipt(created=False, messages=23, known=12)
     exported = (await parsed_export(store))["c1"]
     (head,) = (each["external_id"] for each in exported["messages"] if each["id"] == exported["head_id"])
-    assert head == "33"
+    assert head == "34"
 
 
 @pytest.mark.usefixtures("short_slices")
@@ -470,13 +470,13 @@ async def test_a_long_line_that_was_cut_off_is_finished(store: Store, slices: in
 
     store.import_conversation = dies  # type: ignore[method-assign]
     with pytest.raises(StoreUnavailable):
-        await import_all(store, branched("33"))
+        await import_all(store, branched("34"))
     store.import_conversation = import_conversation  # type: ignore[method-assign]
-    assert await import_all(store, branched("33")) == [None]
+    assert await import_all(store, branched("34")) == [None]
     exported = (await parsed_export(store))["c1"]
     assert len(exported["messages"]) == 35
     (head,) = (each["external_id"] for each in exported["messages"] if each["id"] == exported["head_id"])
-    assert head == "33"
+    assert head == "34"
 
 
 async def test_a_line_of_many_values_is_refused_before_it_is_parsed(store: Store) -> None:

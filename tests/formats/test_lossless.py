@@ -237,3 +237,19 @@ async def test_what_an_export_says_of_the_rest(tmp_path: Path) -> None:
         assert (await b.get_conversation("ada", new.id)).head_id == chosen.id
         with pytest.raises(NotFound):
             await b.export_conversation("ada", new_id())
+
+
+@pytest.mark.parametrize("name", ["postgres", "mongodb", "memory"])
+async def test_a_clock_that_is_ahead_puts_nothing_on_top(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An import without times is as old as the database says, whatever this machine's clock says."""
+    owner, line = (
+        someone(),
+        b'{"id": "c", "messages": [{"id": "1", "parent_id": null, "role": "user", "content": "x"}]}',
+    )
+    async with opened(name, tmp_path / "a") as store:
+        monkeypatch.setattr("chatkeep.stores.rows.now", lambda: datetime.now(UTC) + timedelta(hours=1))
+        assert [result.error async for result in import_lines(store, owner, [line])] == [None]
+        (conversation,) = await whole_list(store, owner)
+        assert conversation.updated_at == conversation.created_at <= datetime.now(UTC) + timedelta(minutes=1)

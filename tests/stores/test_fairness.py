@@ -94,3 +94,17 @@ async def test_large_appends_of_one_owner_let_others_between(kind: str, tmp_path
         await store.append("ada", talks["ada"].id, user("hello"))
         assert len(done) - before <= 2
         await asyncio.gather(*large)
+
+
+async def test_large_pages_wait_for_their_turn(tmp_path: Path) -> None:
+    """While an owner reads all that it may at a time, another large page of its own waits, and a small one does not."""
+    async with open_store(STORES["sqlite"](tmp_path)) as store:
+        large, small = [(await store.create_conversation("eve", NewConversation())).id for _ in range(2)]
+        await store.append("eve", large, [assistant("x" * 700_000) for _ in range(4)])
+        await store.append("eve", small, user("hello"))
+        async with store._heavy.of("eve"):  # type: ignore[attr-defined]  # one of two slots, which is all of one owner's
+            waiting = asyncio.create_task(store.history("eve", large))
+            assert len((await store.history("eve", small)).items) == 1
+            await asyncio.sleep(0.1)
+            assert not waiting.done()
+        assert len((await waiting).items) == 4

@@ -40,7 +40,8 @@ from chatkeep import (
 )
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.postgres.address import written_address
-from chatkeep.stores.postgres.rows import PostgresRows
+from chatkeep.stores.postgres.columns import sized_conversations
+from chatkeep.stores.postgres.rows import CONVERSATION, PostgresRows
 from chatkeep.stores.postgres.store import PostgresStore
 from chatkeep.testing import CONVERSATION_CALLS, assistant, contents, dense, numbered, seqs, user, whole_log
 from chatkeep.values import decode_nul, encode_nul
@@ -465,6 +466,18 @@ async def test_every_query_uses_an_index(url: str, asked: Asked) -> None:
             if re.search(r"Seq Scan on (messages|conversations|users)", plan):
                 scans[text] = plan
         assert scans == {}
+
+
+async def test_json_is_measured_after_the_limit(url: str) -> None:
+    """The sizes of a page are computed of its rows, not of all that are sorted for it: JSON is read for that."""
+    listed = f"{CONVERSATION} ORDER BY c.updated_at DESC LIMIT $2"
+    statement = f"EXPLAIN (VERBOSE) {sized_conversations(listed, 'updated_at DESC', '$3')}"
+    async with raw(url) as connection:
+        for scans in ("on", "off"):  # also if the rows have to be sorted
+            await connection.execute(f"SET enable_indexscan = {scans}; SET enable_bitmapscan = {scans}")
+            plan = "\n".join(line for (line,) in await connection.fetch(statement, OWNER, 10, 1_000))
+            assert plan.count("octet_length") == 1, plan  # and once
+            assert "octet_length" not in plan[plan.index("Limit") :], plan
 
 
 async def use_everything(store: Store) -> None:

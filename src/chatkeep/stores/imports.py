@@ -1,7 +1,7 @@
 """What an import and an export do to the rows of one conversation. The same for every database."""
 
 from collections.abc import Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
 from typing import Any, NamedTuple
 from uuid import UUID
 
@@ -17,11 +17,14 @@ from chatkeep.model import (
     Status,
     stored,
 )
-from chatkeep.stores.append import Known, Placed, State, ids_to_look_up, plan, times_of
+from chatkeep.stores.append import Known, Placed, State, ids_to_look_up, plan
 from chatkeep.stores.rows import Key, Rows, unique
 from chatkeep.stores.transactions import Transactions
 from chatkeep.tree import Position, Tree
 from chatkeep.values import json_text
+
+BEGINNING = datetime.min.replace(tzinfo=UTC)
+"""Before every other time: a conversation has the one that the database gave it, or that of its last message."""
 
 
 class Import(NamedTuple):
@@ -65,8 +68,10 @@ class Imports[R: Rows](Transactions[R]):
             if await rows.conversation(key) is None:
                 raise
             return await self._merge(rows, key, given)
-        if await rows.create(key, given.new) is None:
+        created = await rows.create(key, given.new)
+        if created is None:
             return await self._merge(rows, key, given)
+        state.updated_at = created.updated_at if given.new.is_restored else max(state.updated_at, created.updated_at)
         if placed:
             await rows.save(key, state, placed)
         return ImportReceipt(created=True, messages=len(placed), known=0)
@@ -93,14 +98,16 @@ class Imports[R: Rows](Transactions[R]):
         if given.new.is_restored:
             state.title = before.title
         await self._save(rows, key, before, state, placed)
-        updated = tuple(name for name in UPDATABLE if given.update and name in differences)
-        await self._take_over(rows, key, given, there, updated)
+        taken = [name for name in UPDATABLE if given.update and name in differences]
+        await self._take_over(rows, key, given, there, taken)
+        if "deletions" in taken and _deleted_here(given, there):
+            taken.remove("deletions")
         return ImportReceipt(
             created=False,
             messages=len(placed),
             known=len(given.by_id) - len(placed),
             differences=tuple(differences),
-            updated=updated,
+            updated=tuple(taken),
         )
 
     async def _same(self, rows: R, key: Key, given: Import, there: Mapping[UUID, Known]) -> dict[UUID, Known]:
@@ -171,11 +178,10 @@ def _exported(message: Message, fingerprint: bytes) -> ImportedMessage:
 
 def _begun(key: Key, given: Import, moment: datetime) -> tuple[State, list[Placed]]:
     """A conversation that is not there yet, and its messages. Raises Conflict and NotFound."""
-    _, updated_at = times_of(given.new, moment)
-    state = State(Tree(), None, None, given.new.title, updated_at)
+    state = State(Tree(), None, None, given.new.title, BEGINNING)
     placed = _placed(plan(key[1], state, given.messages, given.fingerprints, {}, moment))
     if given.new.is_restored:
-        state.title, state.updated_at = given.new.title, updated_at
+        state.title = given.new.title
     state.head, state.head_id = _head(given, _positions(placed, {})), given.head_id
     return state, placed
 
@@ -234,6 +240,12 @@ def _deleted(given: Import, there: Mapping[UUID, Known]) -> list[UUID]:
     """The messages that are deleted in the import only."""
     deleted = {message.id for message in given.messages if message.status is Status.DELETED}
     return [id_ for id_, known in there.items() if id_ in deleted and not known.deleted]
+
+
+def _deleted_here(given: Import, there: Mapping[UUID, Known]) -> bool:
+    """Whether messages of the import are deleted here only, which is not undone."""
+    living = {message.id for message in given.messages if message.status is not Status.DELETED}
+    return any(known.deleted and id_ in living for id_, known in there.items())
 
 
 def _says_the_same(there: Message, message: ImportedMessage) -> bool:

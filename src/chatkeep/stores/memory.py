@@ -91,8 +91,6 @@ class _Data:
     """What a store holds."""
 
     owners: dict[str, dict[UUID, _Stored]] = field(default_factory=dict)
-    stored: int = 0
-    """How many messages were ever stored."""
     removed: dict[str, Removed] = field(default_factory=dict)
     """What was hidden, by owner: there is nothing to remove later, but to count."""
 

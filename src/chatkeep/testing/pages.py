@@ -66,6 +66,13 @@ class PageContract(Contract):
             assert [m for page in pages for m in page] == siblings_of(message, log)
             assert has_deleted or self._are_full(pages, limit)
 
+    async def test_a_page_of_megabytes_is_whole(self, store: Store, owner: str, conversation: Conversation) -> None:
+        """What has room in a page by default comes in one, also if that is read twice."""
+        stored = await store.append(owner, conversation.id, [assistant("x" * 700_000) for _ in range(4)])
+        page = await store.history(owner, conversation.id, limit=10)
+        assert page.next is None
+        assert page.items == stored
+
     async def _compare_log(
         self, store: Store, owner: str, conversation_id: UUID, log: Sequence[Message], limit: int
     ) -> None:
