@@ -134,13 +134,27 @@ STRAIGHT_HISTORY = f"""
     WHERE c.owner_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
 """  # noqa: S608
 STRAIGHT = {order: STRAIGHT_HISTORY.format(order=order) for order in ("desc", "asc")}
-# Each looked up for itself: for `seq = ANY($3)` the whole conversation would be read, if the table has no statistics.
-MESSAGES_BY_SEQ = f"""
-    SELECT m.* FROM unnest($3::bigint[]) AS wanted (seq), LATERAL (
-        {MESSAGE} AND m.seq = wanted.seq AND m.status <> 'deleted' LIMIT 1
-    ) m ORDER BY m.seq {{order}} LIMIT $4
-"""  # noqa: S608
+# By its statistics, fresh or not, the planner may take a long conversation for one message, and every index of it for
+# as good as the others: with `=` or `= ANY(…)` it then reads the whole conversation. The order asks for the one index.
+EACH = """
+    SELECT m.* FROM unnest($3::{0}[]) AS wanted (key), LATERAL (
+        {1} AND m.{2} BETWEEN wanted.key AND wanted.key ORDER BY m.{2} LIMIT 1
+    ) m
+"""
+MESSAGES_BY_SEQ = (
+    EACH.format("bigint", f"{MESSAGE} AND m.status <> 'deleted'", "seq") + "ORDER BY m.seq {order} LIMIT $4"
+)
 BY_SEQ = {order: sized_messages(MESSAGES_BY_SEQ.format(order=order), f"seq {order}", "$5") for order in ("desc", "asc")}
+MESSAGES_BY_ID = EACH.format("uuid", MESSAGE, "id")
+KNOWN = """
+    SELECT m.id, m.seq, m.run, m.depth, m.fingerprint, m.status = 'deleted' FROM messages m
+    WHERE m.owner_id = $1 AND m.conversation_id = $2
+"""
+KNOWN_BY_ID = EACH.format("uuid", KNOWN, "id")
+POSITION = """
+    SELECT seq, run, depth FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND seq BETWEEN $3 AND $3
+    ORDER BY seq LIMIT 1
+"""
 # A path is read run by run, in the order of the arrays, and no further than the limit.
 PLACES = """
     SELECT m.seq, m.status = 'deleted'
@@ -382,12 +396,8 @@ class PostgresRows(Rows):
         known = self._terms.get(content)
         return terms_of(content, owner) if known is None else known
 
-    async def _messages(self, key: Key, rest: str, *values: object) -> list[Message]:
-        """Messages of one conversation, `rest` being the end of the statement that selects them."""
-        return to_messages(key[1], await self._connection.fetch(f"{MESSAGE}{rest}", *key, *values))
-
     async def _part(self, key: Key, order: Order, rest: str, *values: object, size: PageSize) -> Part[Message]:
-        """The same, by seq and as many as have room."""
+        """Messages of one conversation, by seq and as many as have room; `rest` is the condition that selects them."""
         n = len(values) + 2
         statement = sized_messages(
             f"{MESSAGE}{rest} ORDER BY m.seq {order} LIMIT ${n + 1}", f"seq {order}", f"${n + 2}"
@@ -415,21 +425,15 @@ class PostgresRows(Rows):
         return to_messages(key[1], [row])[0] if row is not None and row[-1] == fingerprint else None
 
     async def known(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Known]:
-        found = await self._connection.fetch(
-            "SELECT id, seq, run, depth, fingerprint, status = 'deleted' FROM messages"
-            " WHERE owner_id = $1 AND conversation_id = $2 AND id = ANY($3)",
-            *key,
-            list(ids),
-        )
+        found = await self._connection.fetch(KNOWN_BY_ID, *key, list(ids))
         return {row[0]: Known(Position(*row[1:4]), row[4], row[5]) for row in found}
 
     async def position(self, key: Key, seq: int) -> Position:
-        statement = "SELECT seq, run, depth FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND seq = $3"
-        return Position(*cast("Row", await self._connection.fetchrow(statement, *key, seq)))
+        return Position(*cast("Row", await self._connection.fetchrow(POSITION, *key, seq)))
 
     async def messages_by_id(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Message]:
-        found = await self._messages(key, " AND m.id = ANY($3)", list(ids))
-        return {message.id: message for message in found}
+        found = await self._connection.fetch(MESSAGES_BY_ID, *key, list(ids))
+        return {message.id: message for message in to_messages(key[1], found)}
 
     async def messages_by_seq(self, key: Key, seqs: Sequence[int], size: PageSize) -> Part[Message]:
         statement = BY_SEQ[order_of(seqs)]
