@@ -18,7 +18,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
-from benchmarks.postgres_server import FAST, PASSWORD, Server
+from benchmarks.postgres_server import FAST, PASSWORD, Server, reachable
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.hazmat.primitives.hashes import SHA256
@@ -554,13 +554,20 @@ async def test_eight_processes_share_conversations(url: str, store: Store) -> No
     assert {UUID(id_): (UUID(talk), int(seq)) for talk, id_, seq in said} == stored
 
 
-@pytest.fixture
-def server() -> Iterator[Server]:
-    """A server of the test's own, which it may stop."""
+@pytest.fixture(scope="module")
+def own_server() -> Iterator[Server]:
+    """A server of these tests: to make one takes a second of the processor."""
     server = Server(**{**FAST, "full_page_writes": "on"})
-    server.start()
     yield server
     server.remove()
+
+
+@pytest.fixture
+def server(own_server: Server) -> Server:
+    """The same, running; a test may stop it."""
+    if not reachable(own_server.port):
+        own_server.start()
+    return own_server
 
 
 def two_addresses(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -631,7 +638,7 @@ ROUNDS = int(os.environ.get("CHATKEEP_CRASH_ROUNDS", "1"))
 
 
 @pytest.mark.timeout(60 + 10 * ROUNDS)
-@pytest.mark.parametrize("mode", ["fast", "immediate"])
+@pytest.mark.parametrize("mode", [pytest.param("fast", marks=pytest.mark.long), "immediate"])
 async def test_server_restarts_under_load(server: Server, mode: str) -> None:
     """Errors only while it is down; nothing acknowledged is lost, and no retry is stored twice."""
     for _ in range(ROUNDS):
