@@ -2,6 +2,7 @@
 
 import random
 import time
+from dataclasses import replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -17,17 +18,25 @@ from benchmarks.drill_writers import message
 
 from chatkeep import ConversationChange, open_store
 
-SHORT = Plan(rounds=2, writers=4, seconds_between=0.2, long_messages=1_100, quiet=20, owners=["ada"])
+SHORT = Plan(rounds=1, writers=4, seconds_between=0.2, long_messages=1_100, quiet=20, owners=["ada"])
+LONG = replace(SHORT, rounds=2)
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
-async def test_copies_of_a_store_in_use_are_whole(kind: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("kind", "plan"),
+    [
+        pytest.param("sqlite", SHORT, id="sqlite"),
+        pytest.param("sqlite", LONG, id="sqlite long", marks=pytest.mark.long),
+        pytest.param("postgresql", LONG, id="postgresql", marks=pytest.mark.long),
+    ],
+)
+async def test_copies_of_a_store_in_use_are_whole(kind: str, plan: Plan, tmp_path: Path) -> None:
     """Nothing that was acknowledged before an export or a backup began is missing, hidden or out of place in it."""
     with place(kind, tmp_path) as made:
-        result = await drill(Checkout.at(None), made, [made], SHORT)
+        result = await drill(Checkout.at(None), made, [made], plan)
     assert result.wrong == {}, result.lines()
-    assert result.in_exports.messages > SHORT.rounds * SHORT.long_messages
-    assert result.backups == SHORT.rounds
+    assert result.in_exports.messages > plan.rounds * plan.long_messages
+    assert result.backups == plan.rounds
 
 
 # --- whether it sees damage -----------------------------------------------------------------------------------

@@ -7,12 +7,11 @@ import re
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import httpx2
 import pytest
-from commands import COMMAND, SAMPLE, run, serving
+from commands import SAMPLE, run, serving
 
 from chatkeep import __main__
 from chatkeep.cli import terminal
@@ -123,7 +122,7 @@ def test_the_schema_is_managed(env: dict[str, str], url: str) -> None:
     )
 
 
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_what_was_acknowledged_survives_a_kill(env: dict[str, str], url: str, tmp_path: Path, stop: int) -> None:
     """A client stores over HTTP, the server is killed, a new one has everything, and stops cleanly when asked."""
     with serving(env, "--database-url", url) as (base, process), httpx2.Client(base_url=base) as client:
@@ -245,20 +244,3 @@ def test_a_missing_extra_is_explained(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "chatkeep.cli.app", raising=False)
     with pytest.raises(SystemExit, match=r"chatkeep\[server\]"):
         __main__.main()
-
-
-def test_an_import_that_is_killed_can_be_finished(env: dict[str, str], url: str, tmp_path: Path) -> None:
-    """An import that was killed half-way and is run again gives what one whole run gives."""
-    entries = [json.loads(SAMPLE.read_text("utf-8").splitlines()[0]) | {"id": f"c{number}"} for number in range(3_000)]
-    file = tmp_path / "many.jsonl"
-    file.write_text("".join(json.dumps(entry) + "\n" for entry in entries), "utf-8")
-    with subprocess.Popen(
-        [*COMMAND, "import", str(file), "--database-url", url], env=env, stderr=subprocess.DEVNULL
-    ) as process:
-        while not (tmp_path / "chat.db-wal").exists() or (tmp_path / "chat.db-wal").stat().st_size < 200_000:
-            time.sleep(0.002)
-        process.kill()
-    run(env, "import", file, "--database-url", url)
-    exported = [json.loads(line) for line in run(env, "export", "--database-url", url).stdout.splitlines()]
-    assert {entry["external_id"] for entry in exported} == {entry["id"] for entry in entries}
-    assert {len(entry["messages"]) for entry in exported} == {len(entries[0]["messages"])}

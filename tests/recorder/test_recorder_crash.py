@@ -1,7 +1,7 @@
 """A recording process is killed again and again, while its database comes and goes.
 
-CHATKEEP_RECORDER_ROUNDS says how many rounds, 3 unless told; `make recorder` runs 50. Run as a script, this
-file is the parent of the processes that are killed.
+CHATKEEP_RECORDER_ROUNDS says how many rounds, else there are 2, and 5 marked `long`; `make recorder` runs 50. Run as
+a script, this file is the parent of the processes that are killed.
 """
 
 import asyncio
@@ -27,8 +27,9 @@ if __name__ != "__main__":
 
 OWNER = "ada"
 CONVERSATIONS = 20
-ROUNDS = int(os.environ.get("CHATKEEP_RECORDER_ROUNDS", "3"))
-WINDOW_MS = 20 if ROUNDS >= 50 else 100
+GIVEN = os.environ.get("CHATKEEP_RECORDER_ROUNDS")
+ROUNDS = [int(GIVEN)] if GIVEN else [2, pytest.param(5, marks=pytest.mark.long)]
+WINDOW_MS = 20 if GIVEN else 100
 """A message that was recorded so long before the kill has to arrive. The short run shares its processors with the
 other tests; `make recorder` has them for itself."""
 
@@ -136,15 +137,16 @@ def server() -> Iterator["Server"]:
     made.remove()
 
 
-@pytest.mark.timeout(60 + 10 * ROUNDS)
-def test_kills_lose_nothing_that_the_journal_had(server: "Server", tmp_path: Path) -> None:
+@pytest.mark.timeout(60 + 10 * int(GIVEN or 5))
+@pytest.mark.parametrize("rounds", ROUNDS)
+def test_kills_lose_nothing_that_the_journal_had(server: "Server", tmp_path: Path, rounds: int) -> None:
     """What was recorded some milliseconds before a kill arrives once and in order; nothing at all arrives twice."""
     journal, url = tmp_path / "journal", server.url()
     conversations = asyncio.run(create(url))
     safe: set[tuple[int, str, int]] = set()
     recorded = 0
     with coming_and_going(server) as stops, Parent(url, journal, conversations) as parent:
-        for number in range(ROUNDS):
+        for number in range(rounds):
             must, count = parent.live_and_die(f"life{number}", random.uniform(0.3, 2.0))
             safe |= {(conversation, f"life{number}", turn) for conversation, turn in must}
             recorded += count
@@ -153,9 +155,9 @@ def test_kills_lose_nothing_that_the_journal_had(server: "Server", tmp_path: Pat
         order = [(int(life.removeprefix("life")), turn) for life, turn in turns]
         assert order == sorted(set(order)), f"conversation {conversation} is out of order, or has doubles"
     there = {(number, life, turn) for number, turns in enumerate(arrived) for life, turn in turns}
-    print(f"{ROUNDS} kills, {len(stops)} stops of the database: {recorded:,} recorded, {len(safe):,} of them more than"
+    print(f"{rounds} kills, {len(stops)} stops of the database: {recorded:,} recorded, {len(safe):,} of them more than"
           f" {WINDOW_MS} ms before the kill; {len(there):,} arrived, {len(safe - there)} missing")  # fmt: skip
-    assert len(safe) > 100 * ROUNDS
+    assert len(safe) > 100 * rounds
     assert stops
     assert safe <= there
 
