@@ -289,9 +289,10 @@ async def test_a_client_that_does_not_read() -> None:
         await slow.reader.readexactly(1 << 20)
 
 
-async def test_a_client_that_does_not_read_the_largest_page() -> None:
+async def test_a_client_that_does_not_read_the_largest_page(monkeypatch: pytest.MonkeyPatch) -> None:
     """Its connection is closed after its time, before it has had the page; others are served meanwhile."""
-    async with served(write_seconds=1) as api:
+    monkeypatch.setattr(protocol, "CHECK_SECONDS", 0.2)
+    async with served(write_seconds=0.5) as api:
         path = await api.conversation()
         large = [NewMessage(role=Role.ASSISTANT, content="x" * (4 << 20)) for _ in range(4)]
         await api.store.append("local", path.rpartition("/")[2], large)
@@ -299,7 +300,7 @@ async def test_a_client_that_does_not_read_the_largest_page() -> None:
             deaf.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 64 << 10)
             deaf.connect(("127.0.0.1", api.port))
             deaf.sendall(f"GET {path}/messages?limit=200 HTTP/1.1\r\nHost: localhost\r\n\r\n".encode())
-            for _ in range(30):
+            for _ in range(15):
                 assert (await api.client.get("/healthz")).status_code == 200
                 await asyncio.sleep(0.1)
             received = await asyncio.to_thread(_read_to_end, deaf)

@@ -25,9 +25,9 @@ LINES = int(os.environ.get("CHATKEEP_ROUND_TRIP_LINES", FEW))
 
 
 def sources() -> Iterator[ParameterSet]:
-    """The sample, and the real data sets where they are: two of them, and the others marked `long`."""
+    """The sample, and the real data sets where they are: one of them, and the others marked `long`."""
     for path in (SAMPLE, *sorted(DATA.glob("*.jsonl.gz"))):
-        marks = () if path.name.startswith(("conversations", "crosswoz", "tau_bench")) else pytest.mark.long
+        marks = () if path.name.startswith(("conversations", "crosswoz")) else pytest.mark.long
         yield pytest.param(path, id=path.name, marks=marks)
 
 

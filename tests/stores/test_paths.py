@@ -6,7 +6,8 @@ from pathlib import Path
 from uuid import UUID, uuid4
 
 import pytest
-from hypothesis import given
+from _pytest.mark import ParameterSet
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from chatkeep import ConversationChange, NewConversation, Status, Store, open_store
@@ -16,6 +17,7 @@ from chatkeep.stores.sqlite.rows import SqliteRows
 from chatkeep.testing import assistant, path_to, siblings_of, whole_history, whole_log, whole_siblings
 from chatkeep.testing.calls import ORDERS
 from chatkeep.testing.examples import PROPERTY
+from conftest import STORES
 
 OWNER = "ada"
 QUERIES = tuple(name for name, method in vars(Rows).items() if getattr(method, "__isabstractmethod__", False))
@@ -30,14 +32,29 @@ def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Rows, "most_segments", 3)
 
 
+def shared(*names: str) -> list[ParameterSet]:
+    """Stores with a fourth of the examples for those named, whose full number is marked `long`."""
+    short = [pytest.param(name, 4 if name in names else 1, id=name) for name in STORES]
+    return short + [pytest.param(name, 1, id=f"{name} long", marks=pytest.mark.long) for name in names]
+
+
 @pytest.mark.usefixtures("low_limits")
-@PROPERTY
-@given(seed=st.integers(0, 2**32))
-async def test_any_tree_reads_like_its_parents(store_url: str, seed: int) -> None:
+@pytest.mark.parametrize(("store_url", "share"), shared("mongodb"), indirect=["store_url"])
+def test_any_tree_reads_like_its_parents(store_url: str, share: int) -> None:
     """Pages, offsets, totals and siblings are those of the chains of parents, wherever messages were deleted."""
-    chance = random.Random(seed)
+
+    @settings(PROPERTY, max_examples=settings().max_examples // share)
+    @given(seed=st.integers(0, 2**32))
+    def reads(seed: int) -> None:
+        asyncio.run(compare(store_url, random.Random(seed)))
+
+    reads()
+
+
+async def compare(store_url: str, chance: random.Random) -> None:
+    """Grow a tree, and read it in every way."""
     async with open_store(store_url) as store:
-        owner = f"{OWNER} {seed}"
+        owner = f"{OWNER} {uuid4()}"
         id_ = (await store.create_conversation(owner, NewConversation())).id
         await grow(store, owner, id_, chance)
         log = await whole_log(store, owner, id_)
