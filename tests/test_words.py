@@ -19,11 +19,12 @@ from chatkeep.words import (
     MAX_MARKS,
     MAX_QUERY_CHARS,
     MAX_QUERY_WORDS,
+    Query,
     fold,
     holds,
     index_text,
     index_words,
-    query_phrases,
+    parse_query,
     snippet,
 )
 
@@ -60,17 +61,17 @@ def test_index_text_is_words_and_blanks(text: str) -> None:
 def test_text_finds_itself(text: str, before: str, after: str) -> None:
     """A text that has words is found in every text that holds it, set apart by blanks."""
     try:
-        phrases = query_phrases(text)
+        query = parse_query(text)
     except InvalidInput:
         return
-    assert holds(f"{before} {text} {after}", phrases)
+    assert query.excluded or holds(f"{before} {text} {after}", query)
 
 
 @pytest.mark.parametrize(("script", "sentence", "word"), SENTENCES, ids=[script for script, _, _ in SENTENCES])
 def test_words_of_every_script(script: str, sentence: str, word: str) -> None:
     """A word of a sentence is found in that sentence and in no other."""
-    phrases = query_phrases(word)
-    assert [other for _, other, _ in SENTENCES if holds(other, phrases)] == [sentence]
+    query = parse_query(word)
+    assert [other for _, other, _ in SENTENCES if holds(other, query)] == [sentence]
 
 
 @pytest.mark.parametrize(
@@ -92,46 +93,98 @@ def test_words_of_every_script(script: str, sentence: str, word: str) -> None:
         ("Straße", [["strasse"]]),
     ],
 )
-def test_query_phrases(text: str, phrases: list[list[str]]) -> None:
+def test_parse_query(text: str, phrases: list[list[str]]) -> None:
     """A query is words; in scripts without spaces a run of characters is a phrase."""
-    assert query_phrases(text) == phrases
+    assert parse_query(text) == (phrases, [])
+
+
+@pytest.mark.parametrize(
+    ("text", "phrases", "excluded"),
+    [
+        ('"green tea" mint', [["green", "tea"], ["mint"]], []),
+        ('mint "green, tea', [["mint"], ["green", "tea"]], []),
+        ("„Grüner Tee“ «thé vert» “te verde”", [["gruner", "tee"], ["the", "vert"], ["te", "verde"]], []),
+        ("＂緑茶 ミント＂", [["緑", "茶", "ミ", "ン", "ト"]], []),
+        ('say"green tea"now', [["say"], ["green", "tea"], ["now"]], []),
+        ('"" tea "!"', [["tea"]], []),
+        ("tea -mint", [["tea"]], [["mint"]]),
+        ('-"black tea" -MINT tea', [["tea"]], [["black", "tea"], ["mint"]]),
+        ("tea -„black tea", [["tea"]], [["black", "tea"]]),
+        ("茶 －花草", [["茶"]], [["花", "草"]]),
+        ("post -e-mail -15手机", [["post"]], [["e", "mail"], ["15", "手", "机"]]),
+        ("e-mail 2026-01-01", [["e"], ["mail"], ["2026"], ["01"], ["01"]], []),
+        ('"e-mail -mint"', [["e", "mail", "mint"]], []),
+        ("tea - mint --verbose -(ice) a -!", [["tea"], ["mint"], ["verbose"], ["ice"], ["a"]], []),
+        ('"tea"-mint tea\u3000-ice', [["tea"], ["mint"], ["tea"]], [["ice"]]),
+    ],
+)
+def test_quotes_and_minus(text: str, phrases: list[list[str]], excluded: list[list[str]]) -> None:
+    """Words in quotes are a phrase; a minus excludes if it begins a word or a quote."""
+    assert parse_query(text) == Query(phrases, excluded)
+
+
+@pytest.mark.parametrize("text", ["-tea", '-"green tea" -mint', "-tea !"])
+def test_query_of_excluded_words_is_refused(text: str) -> None:
+    """What is excluded goes beside what is wanted."""
+    with pytest.raises(InvalidInput, match="one word that is wanted"):
+        parse_query(text)
+
+
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ('"green tea"', True),
+        ('"tea green"', False),
+        ('"green tea with"', True),
+        ('"tea with a"', False),
+        ("tea -coffee", True),
+        ("tea -mint", False),
+        ('tea -"mint green"', True),
+        ('tea -"with mint"', False),
+    ],
+)
+def test_phrases_and_exclusions_of_a_text(query: str, expected: bool) -> None:
+    """A phrase is found where its words stand together in this order; nothing excluded may be anywhere."""
+    assert holds("Green tea, with mint", parse_query(query)) is expected
 
 
 @pytest.mark.parametrize("text", ["", " \n", "?!…", '"*"', "\x00", "\ud800", "😀"])
 def test_query_without_a_word_is_refused(text: str) -> None:
     """A query needs a letter or digit."""
     with pytest.raises(InvalidInput, match="at least one word"):
-        query_phrases(text)
+        parse_query(text)
 
 
 def test_query_with_too_many_words_is_refused() -> None:
     """A query has a bounded number of words; a sentence without spaces counts as one."""
-    assert len(query_phrases("tea " * MAX_QUERY_WORDS)) == MAX_QUERY_WORDS
-    with pytest.raises(InvalidInput, match="at most 32 words"):
-        query_phrases("tea " * (MAX_QUERY_WORDS + 1))
+    assert len(parse_query("tea " * MAX_QUERY_WORDS).phrases) == MAX_QUERY_WORDS
+    for query in ("tea " * (MAX_QUERY_WORDS + 1), "tea " + "-ice " * MAX_QUERY_WORDS):
+        with pytest.raises(InvalidInput, match="at most 32 words"):
+            parse_query(query)
 
 
 def test_long_query_is_refused() -> None:
     """A query has a bounded length, also if it is one word, or a character that stands for many."""
-    assert query_phrases("茶" * MAX_QUERY_CHARS) == [["茶"] * MAX_QUERY_CHARS]
-    for query in ("茶" * (MAX_QUERY_CHARS + 1), "a" * (MAX_QUERY_CHARS + 1), "㍿" * (MAX_QUERY_CHARS // 4 + 1)):
+    assert parse_query("茶" * MAX_QUERY_CHARS).phrases == [["茶"] * MAX_QUERY_CHARS]
+    company = "㍿" * (MAX_QUERY_CHARS // 4 + 1)
+    for query in ("茶" * (MAX_QUERY_CHARS + 1), "a" * (MAX_QUERY_CHARS + 1), company, f"tea -{company}"):
         with pytest.raises(InvalidInput, match="at most 200 characters"):
-            query_phrases(query)
+            parse_query(query)
 
 
 def test_beginning_of_long_text_is_searched() -> None:
     """The first 200,000 characters of a text are searched."""
     filler = "tea " * (MAX_INDEXED_CHARS // 4 - 1)
-    assert holds(f"{filler}sage thyme", query_phrases("sage")) is True
-    assert holds(f"{filler}sage thyme", query_phrases("thyme")) is False
+    assert holds(f"{filler}sage thyme", parse_query("sage")) is True
+    assert holds(f"{filler}sage thyme", parse_query("thyme")) is False
     assert index_text(f"{filler}sage thyme").endswith(" sage")
 
 
 def test_folded_text_is_searched_up_to_twice_its_length() -> None:
     """A character that stands for 18 is found as its words; thousands of them cost no more than other text."""
-    assert holds("ﷺ" * 20, query_phrases("وسلم"))
+    assert holds("ﷺ" * 20, parse_query("وسلم"))
     assert len(index_text("ﷺ" * 4_000)) <= 2 * 4_000 + 1_000
-    assert "ﷺ" in snippet("ﷺ" * 4_000, query_phrases("الله"))
+    assert "ﷺ" in snippet("ﷺ" * 4_000, parse_query("الله"))
 
 
 @pytest.mark.parametrize(
@@ -144,24 +197,27 @@ def test_snippet_holds_the_word(word: str) -> None:
     for filler in ("plain words here ", "这里只有普通的文字。"):
         for count in (0, 1, 5, 40):
             text = f"{filler * count} {word} {filler * count}"
-            shown = snippet(text, query_phrases(word))
+            shown = snippet(text, parse_query(word))
             assert word in shown
             assert len(shown) <= 170
 
 
+TEA = Query([["tea"]], [])
+
+
 def test_snippet_shows_where_it_was_cut() -> None:
     """A snippet begins and ends with an ellipsis where there is more, and is one line."""
-    assert snippet("How hot\n\nis  tea?", [["tea"]]) == "How hot is tea?"
-    shown = snippet("Plain words. " * 30 + "tea" + " Plain words." * 30, [["tea"]])
+    assert snippet("How hot\n\nis  tea?", TEA) == "How hot is tea?"
+    shown = snippet("Plain words. " * 30 + "tea" + " Plain words." * 30, TEA)
     assert shown.startswith("… ")
     assert shown.endswith(" …")
-    assert snippet("", [["tea"]]) == ""
+    assert snippet("", TEA) == ""
 
 
 def test_snippet_shows_the_whole_phrase() -> None:
     """A character of the phrase alone does not count: the snippet shows where all of it stands together."""
     text = "书。" * 200 + "图书馆" + "馆。" * 200
-    assert "图书馆" in snippet(text, query_phrases("图书馆"))
+    assert "图书馆" in snippet(text, parse_query("图书馆"))
 
 
 MARKS = [chr(code) for code in range(0x110000) if unicodedata.combining(chr(code))]
@@ -232,9 +288,10 @@ def test_every_class_of_marks_is_handled_in_time() -> None:
 
 def _assert_quick(text: str) -> None:
     phrases = [["茶"] * 199 + ["好"], ["a" * 200], ["b"]]
+    query = Query(phrases, phrases[:2])
     started = time.thread_time()  # what others do with the machine does not count
     index_text(text)
     index_words(text)
-    holds(text, phrases)
-    snippet(text, phrases)
+    holds(text, query)
+    snippet(text, query)
     assert time.thread_time() - started < 3

@@ -8,9 +8,10 @@ characters of them in a query are a phrase, so that any part of a Chinese, Japan
 import hashlib
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
-from itertools import islice
+from itertools import chain, islice
+from typing import NamedTuple
 
 import regex
 
@@ -31,7 +32,7 @@ MAX_TERM_CHARS = 255
 """Longest term of an index of single words, in characters: databases limit the size of an index key."""
 
 MAX_QUERY_WORDS = 32
-"""Most words of one query; a phrase counts as one."""
+"""Most words of one query, wanted and excluded; a phrase counts as one."""
 
 MAX_QUERY_CHARS = 200
 """Longest query, in characters, and most words in all its phrases."""
@@ -55,11 +56,24 @@ _WORD_TOGETHER = regex.compile(r"[\p{L}\p{N}\p{M}]+")
 _MAY_STAND_ALONE = re.compile("[\u0e00-\u11ff\u1700-\u1bff\u2e80-\uabff\uac00-\ud7ff\uf900-\ufaff\uff00-\U0003ffff]")
 """The blocks of the scripts that are tokenised by character. Text without them is split in a third of the time."""
 
+_QUOTE = re.compile('["\u201c\u201d\u201e\u201f\u00ab\u00bb]')
+_QUERY_PART = regex.compile(r'((?<!\S)-(?=[\p{L}\p{N}\p{M}"]))?(?:"([^"]*)"?|([^\s"]+))')
+"""A minus, and then a phrase in quotes, or what stands between blanks. Within a word a minus means nothing."""
+
 _ACCENTS = regex.compile(r"[\u0300-\u036f]+")
 _MARKS = regex.compile(rf"\p{{M}}{{{MAX_MARKS + 1},}}")
 _REORDERED = regex.compile(r"\P{ccc=0}+")
 _BLOCK = regex.compile(r"\X{1,256}")
 _CLUSTER = regex.compile(r"\X")
+
+
+class Query(NamedTuple):
+    """What a search asks for, in phrases: lists of words that are adjacent in a message, in this order."""
+
+    phrases: list[list[str]]
+    """A hit has all of them."""
+    excluded: list[list[str]]
+    """A hit has none of them."""
 
 
 def fold(text: str) -> str:
@@ -115,21 +129,35 @@ def index_words(content: str) -> list[str]:
     return list({word[:MAX_TERM_CHARS] for word in words_of(content)})
 
 
-def query_terms(owner: str, phrases: list[list[str]]) -> tuple[list[str], bool]:
-    """Return the terms of a query's phrases, and whether every message with these terms is a hit.
+class QueryTerms(NamedTuple):
+    """The terms of a query for an index of single words."""
 
-    If not, check the hits with `holds`: the terms do not tell which words are adjacent.
-    """
+    wanted: list[str]
+    """What a hit has all of."""
+    excluded: list[str]
+    """What a hit has none of."""
+    exact: bool
+    """Whether every message with these terms is a hit. If not, check it with `holds`: the terms do not tell which words
+    are adjacent."""
+
+
+def query_terms(owner: str, query: Query) -> QueryTerms:
+    """Return the terms of a query, each with the owner's prefix, for an index of `index_terms`."""
     prefix = _prefix(owner)
-    words, exact = query_words(phrases)
-    return [f"{prefix}{word}" for word in words], exact
+    wanted, excluded, exact = query_words(query)
+    return QueryTerms([f"{prefix}{word}" for word in wanted], [f"{prefix}{word}" for word in excluded], exact)
 
 
-def query_words(phrases: list[list[str]]) -> tuple[list[str], bool]:
+def query_words(query: Query) -> QueryTerms:
     """As `query_terms`, but without the owner's prefix: for an index of `index_words`."""
-    words = {word for phrase in phrases for word in phrase}
-    exact = all(len(phrase) == 1 for phrase in phrases) and all(len(word) <= MAX_TERM_CHARS for word in words)
-    return [word[:MAX_TERM_CHARS] for word in words], exact
+    wanted = {word[:MAX_TERM_CHARS] for word in chain(*query.phrases)}
+    excluded = {phrase[0] for phrase in query.excluded if _is_term(phrase)}
+    return QueryTerms(list(wanted), list(excluded), all(map(_is_term, chain(query.phrases, query.excluded))))
+
+
+def _is_term(phrase: list[str]) -> bool:
+    """Whether an index of single words tells which messages hold a phrase."""
+    return len(phrase) == 1 and len(phrase[0]) <= MAX_TERM_CHARS
 
 
 @lru_cache(maxsize=4096)
@@ -137,28 +165,50 @@ def _prefix(owner: str) -> str:
     return hashlib.sha256(owner.encode()).hexdigest()[:8]
 
 
-def query_phrases(query: str) -> list[list[str]]:
-    """Return the phrases of a query: lists of words that must be adjacent in a message. Raises InvalidInput."""
-    if len(query) > MAX_QUERY_CHARS:
-        raise InvalidInput(_TOO_LONG, got=f"{len(query):,} characters")
-    phrases = [_WORD.findall(phrase) for phrase in _PHRASE.findall(fold(query))]
-    if not phrases:
-        raise InvalidInput("a search needs at least one word")
+def parse_query(text: str) -> Query:
+    """Return what a query asks for. Raises InvalidInput.
+
+    Words in double quotes are adjacent; a minus before a word or a quote excludes it.
+    """
+    if len(text) > MAX_QUERY_CHARS:
+        raise InvalidInput(_TOO_LONG, got=f"{len(text):,} characters")
+    query = Query([], [])
+    for excludes, phrase in _phrases(_QUOTE.sub('"', fold(text))):
+        (query.excluded if excludes else query.phrases).append(phrase)
+    _check(query)
+    return query
+
+
+def _phrases(folded: str) -> Iterator[tuple[bool, list[str]]]:
+    """Yield the phrases of a folded query, and whether each is excluded."""
+    for minus, quoted, bare in _QUERY_PART.findall(folded):
+        # What is excluded without quotes is one phrase: of -e-mail, "mail" is not wanted.
+        parts = [quoted or bare] if minus or quoted else _PHRASE.findall(bare)
+        yield from ((bool(minus), words) for part in parts if (words := _WORD.findall(part)))
+
+
+def _check(query: Query) -> None:
+    """Raise InvalidInput for a query without a wanted word, or with too many words of both kinds."""
+    if not query.phrases:
+        rest = " that is wanted, beside those that are excluded" if query.excluded else ""
+        raise InvalidInput(f"a search needs at least one word{rest}")
+    phrases = query.phrases + query.excluded
     if len(phrases) > MAX_QUERY_WORDS:
         raise InvalidInput(f"a search can have at most {MAX_QUERY_WORDS} words", got=f"{len(phrases)} words")
     count = sum(map(len, phrases))
     if count > MAX_QUERY_CHARS:  # some characters stand for several
         raise InvalidInput(_TOO_LONG, got=f"{count:,} characters, as they are compared")
-    return phrases
 
 
 _TOO_LONG = f"a search can have at most {MAX_QUERY_CHARS} characters; take the words that matter"
 
 
-def holds(content: str, phrases: list[list[str]]) -> bool:
-    """Return whether `content` contains every phrase: the definition of a hit, for stores without an index."""
+def holds(content: str, query: Query) -> bool:
+    """Return whether `content` has every phrase and nothing excluded: what a hit is, for stores without an index."""
     text = _in_a_row(words_of(content))
-    return all(_in_a_row(phrase) in text for phrase in phrases)
+    if any(_in_a_row(phrase) in text for phrase in query.excluded):
+        return False
+    return all(_in_a_row(phrase) in text for phrase in query.phrases)
 
 
 def _in_a_row(words: Sequence[str]) -> str:
@@ -166,9 +216,9 @@ def _in_a_row(words: Sequence[str]) -> str:
     return f" {' '.join(words)} "
 
 
-def snippet(content: str, phrases: list[list[str]]) -> str:
-    """Return the text of `content` around the first match, on one line."""
-    start = max(0, _first_match(content[:MAX_INDEXED_CHARS], phrases) - SNIPPET_CHARS // 3)
+def snippet(content: str, query: Query) -> str:
+    """Return the text of `content` around the first phrase that is wanted, on one line."""
+    start = max(0, _first_match(content[:MAX_INDEXED_CHARS], query.phrases) - SNIPPET_CHARS // 3)
     end = start + SNIPPET_CHARS
     if start:
         start = content.find(" ", start, start + SNIPPET_CHARS // 4) + 1 or start

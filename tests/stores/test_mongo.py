@@ -547,7 +547,7 @@ async def test_every_command_names_the_owner(url: str, sent: Commands, sharded: 
 
 def serves(index: Mapping[str, int], where: Mapping[str, Any], by: Mapping[str, int]) -> bool:
     """Whether an index finds what a filter names, in the order that is asked for, without sorting."""
-    plain = {key for key, value in where.items() if not (isinstance(value, Mapping) and set(value) - {"$all"})}
+    plain = {key for key, value in where.items() if not (isinstance(value, Mapping) and set(value) - {"$all", "$nin"})}
     plain |= {key for key, value in where.items() if isinstance(value, Mapping) and "$in" in value and not by}
     fields, equal = list(index.items()), 0
     while equal < len(fields) and fields[equal][0] in plain:

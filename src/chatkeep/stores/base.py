@@ -28,15 +28,16 @@ from chatkeep.model import (
 from chatkeep.store import ListOrder, Order, StoreOptions
 from chatkeep.stores.append import check, listed, size_of, with_ids
 from chatkeep.stores.fairness import FairSemaphore
+from chatkeep.stores.hits import Below, HitReader
 from chatkeep.stores.imports import Import, Imports
 from chatkeep.stores.locks import KeyedLocks
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.process import PROCESS, check_process
-from chatkeep.stores.rows import Found, Hit, Key, PageSize, Removed, Rows, WordIndex, Work
+from chatkeep.stores.rows import Found, Key, PageSize, Removed, Rows, WordIndex, Work
 from chatkeep.stores.time_limit import TimeLimit
 from chatkeep.stores.window import Window, list_cursor, list_place, list_scope, valid_page
 from chatkeep.values import clean_text, now, valid_metadata, valid_owner
-from chatkeep.words import RULE, holds, query_phrases, snippet
+from chatkeep.words import RULE, parse_query
 
 logger = logging.getLogger(__name__)
 
@@ -305,14 +306,18 @@ class RowStore[R: Rows](Imports[R]):
         valid_page(limit, 0, None)
         if not self._options.search:
             raise InvalidInput("this store was opened with search=off; open it without that to search")
-        phrases = query_phrases(query)
+        reader = HitReader(self._texts, parse_query(query))
         scope = (valid_owner(owner), query)
         below = tuple(decode_cursor(cursor, "search", scope, *self.hit_place)) if cursor else None
         stored = self._owner(owner)
+
+        async def find(below: Below, size: PageSize) -> Found:
+            return await self._read(lambda rows: rows.search(stored, reader.query, below, size))
+
         with self._reads.of_call():
             async with self._heavy.of(stored):
-                hits, goes_on = await self._search(stored, phrases, below, limit)
-                items = [await self._to_search_hit(hit, phrases) for hit in hits]
+                hits, goes_on = await reader.page(find, below, limit, self._options.max_page_bytes)
+                items = [await reader.shown(hit) for hit in hits]
         following = encode_cursor("search", scope, *hits[-1].place) if goes_on else None
         return Page(items=items, next=following)
 
@@ -451,40 +456,6 @@ class RowStore[R: Rows](Imports[R]):
         return await self._write(lambda rows: self._get_or_create_in(rows, key, new), atomic=False)
 
     # --- search and removal -------------------------------------------------------------------------------
-
-    async def _search(
-        self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, limit: int
-    ) -> tuple[list[Hit], bool]:
-        """A page of hits, and whether there are more.
-
-        In parts, each from a transaction of its own: looking at them holds no connection.
-        """
-        size = PageSize(limit + 1, self._options.max_page_bytes)
-
-        async def search(rows: R) -> Found:
-            return await rows.search(owner, phrases, below, size)
-
-        hits: list[Hit] = []
-        total = 0
-        while True:
-            found = await self._read(search)
-            for hit in found.hits:
-                if not (found.exact or await self._holds(hit, phrases)):
-                    continue
-                total += hit.bytes
-                if len(hits) == limit or (hits and total > size.max_bytes):
-                    return hits, True
-                hits.append(hit)
-            if found.rest is None or (found.cut and hits):
-                return hits, found.cut
-            below = found.rest
-
-    async def _holds(self, hit: Hit, phrases: list[list[str]]) -> bool:
-        return await self._texts.run(holds, hit.message.content, phrases)
-
-    async def _to_search_hit(self, hit: Hit, phrases: list[list[str]]) -> SearchHit:
-        shown = await self._texts.run(snippet, hit.message.content, phrases)
-        return SearchHit(message=hit.message, title=hit.title, snippet=shown)
 
     async def _index(self) -> None:
         """Index what is stored and not indexed, in slices between the writes of others."""

@@ -44,7 +44,7 @@ from chatkeep.stores.rows import (
 from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
 from chatkeep.values import json_text, load_json, now, to_micros
-from chatkeep.words import RULE, holds
+from chatkeep.words import RULE, Query, holds
 
 ERASED: Mapping[str, Any] = {
     "content": "",
@@ -348,15 +348,13 @@ class MemoryRows(Rows):
 
     # --- search -------------------------------------------------------------------------------------------
 
-    async def search(
-        self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, size: PageSize
-    ) -> Found:
+    async def search(self, owner: str, query: Query, below: tuple[Any, ...] | None, size: PageSize) -> Found:
         stored = [
             (_place(entry.message), entry.message, each.conversation.title)
             for each in self._of(owner).values()
             for entry in each.log
         ]
-        there = [hit for hit in stored if (below is None or hit[0] < below) and holds(hit[1].content, phrases)]
+        there = [hit for hit in stored if (below is None or hit[0] < below) and holds(hit[1].content, query)]
         newest = sorted(there, key=itemgetter(0), reverse=True)[: size.limit]
         some, cut = within(((hit, bytes_of(hit[1])) for hit in newest), size.max_bytes)
         hits = [Hit(place, _copy(message), title, bytes_of(message)) for place, message, title in some]

@@ -17,6 +17,7 @@ from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
 from chatkeep.values import json_text, now
+from chatkeep.words import Query
 
 type Key = tuple[str, UUID]
 """The owner, as the database stores it, and the conversation."""
@@ -77,7 +78,7 @@ class Found(NamedTuple):
 
     hits: list[Hit]
     exact: bool = True
-    """Whether each hit holds every phrase. If not, it holds every word, and is to be looked at."""
+    """Whether each is a hit of the query. If not, its words are those of one, and it is to be looked at."""
     rest: tuple[int | str, ...] | None = None
     """The place where the search goes on; None at its end."""
     cut: bool = False
@@ -234,10 +235,8 @@ class Rows(ABC):
     # --- search -------------------------------------------------------------------------------------------
 
     @abstractmethod
-    async def search(
-        self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, size: PageSize
-    ) -> Found:
-        """The messages that hold every phrase, or every word of them, below a place, the last first."""
+    async def search(self, owner: str, query: Query, below: tuple[Any, ...] | None, size: PageSize) -> Found:
+        """The hits of a query, or what may be one by its words, below a place, the last first."""
 
     @abstractmethod
     async def index_slice(self) -> bool:

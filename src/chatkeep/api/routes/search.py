@@ -18,7 +18,9 @@ class SearchQuery(Given):
     """The words and the page of a search."""
 
     q: str = Field(
-        max_length=MAX_QUERY_CHARS, description="The words; a message must hold all of them.", examples=["green tea"]
+        max_length=MAX_QUERY_CHARS,
+        description="The words; a message must hold all of them, and none that has a minus.",
+        examples=['"green tea" -mint'],
     )
     limit: Limit = 20
     cursor: Cursor = None
@@ -35,6 +37,7 @@ class SearchQuery(Given):
 async def search_messages(owner: Owner, store: OpenedStore, request: Request) -> Response:
     """Find the messages that hold every word, the last created_at first.
 
+    Words in double quotes must be adjacent, in this order. A minus before a word or a quote excludes it.
     Case, accents and Unicode forms do not matter. In scripts that are written without spaces any part of a
     sentence is found.
     """

@@ -58,7 +58,7 @@ from chatkeep.stores.rows import (
 from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
 from chatkeep.values import from_micros, now
-from chatkeep.words import index_words, query_words
+from chatkeep.words import Query, index_words, query_words
 
 INDEX_SLICE = 500
 """Messages that are indexed at once at most."""
@@ -285,11 +285,10 @@ class MongoRows(Rows):
 
     # --- search -------------------------------------------------------------------------------------------
 
-    async def search(
-        self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, size: PageSize
-    ) -> Found:
-        words, exact = query_words(phrases)
-        where: Document = {"owner_id": owner, "words": {"$all": words}, **_below(below)}
+    async def search(self, owner: str, query: Query, below: tuple[Any, ...] | None, size: PageSize) -> Found:
+        wanted, excluded, exact = query_words(query)
+        words = {"$all": wanted} | ({"$nin": excluded} if excluded else {})
+        where: Document = {"owner_id": owner, "words": words, **_below(below)}
         fields, options = MESSAGE | {"conversation_id": 1}, {"sort": HIT_ORDER, "limit": size.limit}
         async with self._view.messages.find(where, fields, session=self._view.session, **options) as cursor:
             found, cut = await _within(cursor, size.max_bytes)

@@ -4,7 +4,6 @@ Owners come encoded (`encode_nul`); all other text is encoded here.
 """
 
 from collections.abc import Collection, Mapping, Sequence
-from datetime import UTC, datetime
 from operator import itemgetter
 from typing import Any, Self, cast, override
 from uuid import UUID
@@ -34,6 +33,7 @@ from chatkeep.stores.postgres.columns import (
     to_messages,
 )
 from chatkeep.stores.postgres.pool import Connection
+from chatkeep.stores.postgres.search import FIRST_PLACE, search_statements
 from chatkeep.stores.postgres.text import decode, encode, terms_of
 from chatkeep.stores.rows import (
     Found,
@@ -53,7 +53,7 @@ from chatkeep.stores.rows import (
 from chatkeep.stores.window import ListPlace, Window, cursor_time
 from chatkeep.tree import Position, Segment
 from chatkeep.values import EPOCH, decode_nul, encode_nul, json_text
-from chatkeep.words import MAX_INDEXED_CHARS, query_terms
+from chatkeep.words import MAX_INDEXED_CHARS, Query, query_terms
 
 INDEX_SLICE = 500
 """Messages that one transaction indexes at most."""
@@ -187,16 +187,7 @@ ERASE_MESSAGE = """
         status = 'deleted'
     WHERE owner_id = $1 AND conversation_id = $2 AND id = $3 AND status <> 'deleted'
 """
-HITS = f"""
-    SELECT {MESSAGE_COLUMNS}, c.id AS conversation_id, c.title, m.created_at AS at
-    FROM messages m
-    JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id
-    WHERE m.owner_id = $1 AND m.terms @> $2 AND c.deleted_at IS NULL
-        AND (m.created_at, m.conversation_id, m.seq) < ($3, $4, $5)
-    ORDER BY m.created_at DESC, m.conversation_id DESC, m.seq DESC LIMIT $6
-"""  # noqa: S608
-SEARCH = sized_messages(HITS, "at DESC, conversation_id DESC, seq DESC", "$7", ", conversation_id, title, bytes")
-FIRST_PLACE = (datetime(9999, 1, 1, tzinfo=UTC), UUID(int=2**128 - 1), MAX_BIGINT)
+SEARCH = search_statements(MESSAGE_COLUMNS)
 UNINDEXED = """
     SELECT owner_id, conversation_id, seq, left(content, $2) FROM (
         SELECT *, sum(octet_length(content)) OVER (ORDER BY owner_id, conversation_id, seq) AS total FROM (
@@ -505,12 +496,11 @@ class PostgresRows(Rows):
 
     # --- search -------------------------------------------------------------------------------------------
 
-    async def search(
-        self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, size: PageSize
-    ) -> Found:
-        terms, exact = query_terms(owner, phrases)
+    async def search(self, owner: str, query: Query, below: tuple[Any, ...] | None, size: PageSize) -> Found:
+        wanted, excluded, exact = query_terms(owner, query)
         place = (cursor_time(below[0]), valid_id(below[1]), below[2]) if below else FIRST_PLACE
-        rows, cut = await self._fetch_page(SEARCH, owner, terms, *place, size=size)
+        more = (excluded,) if excluded else ()
+        rows, cut = await self._fetch_page(SEARCH[bool(excluded)], owner, wanted, *place, *more, size=size)
         hits = [to_hit(row) for row in rows]
         return Found(hits, exact, hits[-1].place if cut or len(hits) == size.limit else None, cut)
 

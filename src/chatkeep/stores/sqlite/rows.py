@@ -51,10 +51,11 @@ from chatkeep.stores.sqlite.columns import (
 )
 from chatkeep.stores.sqlite.database import Transaction, Values
 from chatkeep.stores.sqlite.rewrites import count_removal
+from chatkeep.stores.sqlite.search import FIRST_PLACE, RESTORED, match_of, search_statements
 from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
 from chatkeep.values import EPOCH, from_micros, json_text, to_micros
-from chatkeep.words import MAX_INDEXED_CHARS, index_text
+from chatkeep.words import MAX_INDEXED_CHARS, Query, index_text
 
 SLICE = 1_000
 """Messages that one transaction removes, about, so that other writers need not wait long."""
@@ -106,30 +107,7 @@ ERASE_MESSAGE = """
     UPDATE messages SET content = '', sources = NULL, metadata = NULL, external_id = NULL, status = 'deleted'
     WHERE owner_id = ? AND conversation_id = ? AND id = ? AND status <> 'deleted' RETURNING rid
 """
-HIT_COLUMNS = f"SELECT m.rid, c.title, {MESSAGE_COLUMNS}"
-# Rowids are in the order of time, but up to that of the last message that was restored with a time of its own.
-SEARCH = f"""
-    {HIT_COLUMNS} FROM message_words w
-    JOIN messages m ON m.rid = w.rowid
-    JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id
-    WHERE message_words MATCH ? AND w.rowid > ? AND w.rowid < ? AND m.owner_id = ? AND c.deleted_at IS NULL
-    ORDER BY w.rowid DESC LIMIT ?
-"""
-BY_TIME = "ORDER BY m.created_at DESC, m.conversation_id DESC, m.seq DESC"
-# What is sorted is only where the hits are: half a microsecond each.
-SEARCH_RESTORED = f"""
-    {HIT_COLUMNS} FROM messages m
-    JOIN conversations c ON c.owner_id = m.owner_id AND c.id = m.conversation_id
-    WHERE m.rid IN (
-        SELECT m.rid FROM message_words w JOIN messages m ON m.rid = w.rowid
-        WHERE message_words MATCH ? AND w.rowid <= ? AND m.owner_id = ?
-            AND (m.created_at, m.conversation_id, m.seq) < (?, ?, ?) AND m.conversation_id NOT IN (
-                SELECT id FROM conversations WHERE owner_id = ? AND deleted_at IS NOT NULL)
-        {BY_TIME} LIMIT ?)
-    {BY_TIME}
-"""  # noqa: S608
-FIRST_PLACE = (2**63 - 1, 2**63 - 1, "f" * 32, 2**63 - 1)
-RESTORED = "SELECT coalesce((SELECT value FROM store_state WHERE name = 'restored_to'), 0)"
+SEARCH, SEARCH_RESTORED = search_statements(MESSAGE_COLUMNS)
 RESTORED_TO = """
     INSERT INTO store_state VALUES ('restored_to', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
 """
@@ -414,11 +392,8 @@ class SqliteRows(Rows):
 
     # --- search -------------------------------------------------------------------------------------------
 
-    async def search(
-        self, owner: str, phrases: list[list[str]], below: tuple[Any, ...] | None, size: PageSize
-    ) -> Found:
-        match = " AND ".join(f'words : "{" ".join(phrase)}"' for phrase in phrases)
-        match = f'owner : "{owner_word(owner)}" AND {match}'
+    async def search(self, owner: str, query: Query, below: tuple[Any, ...] | None, size: PageSize) -> Found:
+        match = match_of(owner, query)
         with closing(self._hits(owner, match, below or FIRST_PLACE, size.limit)) as rows:
             return found_within(rows, size)
 
