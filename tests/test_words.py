@@ -1,6 +1,5 @@
 """What a word is, in every script."""
 
-import re
 import time
 import unicodedata
 from itertools import pairwise
@@ -13,8 +12,13 @@ from hypothesis import strategies as st
 from chatkeep.errors import InvalidInput
 from chatkeep.testing import SENTENCES
 from chatkeep.words import (
+    _ACCENTS,
     _ALONE,
+    _INVISIBLE,
     _MAY_STAND_ALONE,
+    _PLAIN,
+    _RARE,
+    _TATWEEL,
     MAX_INDEXED_CHARS,
     MAX_MARKS,
     MAX_QUERY_CHARS,
@@ -148,7 +152,58 @@ def test_phrases_and_exclusions_of_a_text(query: str, expected: bool) -> None:
     assert holds("Green tea, with mint", parse_query(query)) is expected
 
 
-@pytest.mark.parametrize("text", ["", " \n", "?!…", '"*"', "\x00", "\ud800", "😀"])
+ALIKE = {
+    "soft hyphens": ("Donau\u00addampf\u00adschiff", "donaudampfschiff"),
+    "a zero width space": ("super\u200bcali", "supercali"),
+    "joiners": ("می\u200cخواهم क\u094d\u200dष", "میخواهم क्ष"),
+    "a word joiner and a byte order mark": ("\ufefftea\u2060time", "teatime"),
+    "direction marks": ("\u200fשלום\u200e", "שלום"),
+    "Thai with zero width spaces": ("ทะเล\u200bสวย", "ทะเลสวย"),
+    "Khmer with zero width spaces": ("ខ្ញុំ\u200bស្រឡាញ់", "ខ្ញុំស្រឡាញ់"),
+    "a variation selector": ("葛\U000e0100城", "葛城"),
+    "harakat": ("الشَّايُ الأَخْضَرُ", "الشاي الأخضر"),
+    "tatweel": ("كـتـــاب ﹷ", "كتاب"),
+    "niqqud": ("תֵּה יָרוֹק", "תה ירוק"),
+    "Hebrew presentation forms": ("תּה", "תה"),
+    "d and l with a stroke": ("Đorđe Łódź żółty", "dorde lodz zolty"),
+    "o with a stroke and ae": ("SMØRREBRØD ǿ Ærø cœur", "smorrebrod o aero coeur"),
+    "i without a dot": ("IĞDIR ısı İzmir", "ığdır isi izmir"),
+}
+"""Two ways to write the same words."""
+
+
+@pytest.mark.parametrize(("one", "other"), ALIKE.values(), ids=ALIKE)
+def test_two_ways_to_write_words_are_alike(one: str, other: str) -> None:
+    """What is invisible, vowel signs and strokes make no other word: each way to write it finds the other."""
+    assert fold(one).strip() == fold(other)
+    for content, query in ((one, other), (other, one)):
+        assert holds(f"before {content} after", parse_query(f'"{query}"'))
+
+
+def test_other_letters_stay_apart() -> None:
+    """Marks that make another letter are kept: hamza and madda, vowels of Indic scripts, the voicing of kana."""
+    for one, other in (("سأل", "سال"), ("القرآن", "القران"), ("कि", "क"), ("が", "か"), ("ð", "d")):
+        assert fold(one) != fold(other)
+
+
+def test_normalising_makes_nothing_invisible() -> None:
+    """What is removed at first does not come back, so that no marks become one run after they were sorted."""
+    for character in map(chr, range(0x110000)):
+        if not _INVISIBLE.match(character) and not _TATWEEL.match(character):
+            made = unicodedata.normalize("NFKD", character)
+            assert not _INVISIBLE.search(made)
+            assert "\u0640" not in made
+
+
+def test_removed_signs_leave_marks_sorted() -> None:
+    """Every mark that is removed after sorting has a class: those around it stay in order without it."""
+    rare = [character for code in range(0x110000) if _RARE.match(character := chr(code)) and character not in _PLAIN]
+    accents = [chr(code) for code in range(0x300, 0x370) if not _INVISIBLE.match(chr(code))]
+    assert len(rare) > 100
+    assert [sign for sign in rare + accents if not unicodedata.combining(sign)] == []
+
+
+@pytest.mark.parametrize("text", ["", " \n", "?!…", '"*"', "\x00", "\ud800", "😀", "❤\ufe0f", "\u200b", "ـ"])
 def test_query_without_a_word_is_refused(text: str) -> None:
     """A query needs a letter or digit."""
     with pytest.raises(InvalidInput, match="at least one word"):
@@ -205,6 +260,19 @@ def test_snippet_holds_the_word(word: str) -> None:
 TEA = Query([["tea"]], [])
 
 
+@pytest.mark.parametrize(
+    "filler", ["soft\u00adhyphens\u00ad ", "Ærø ", "æ\u200b ", "كـتَاب ", "\u200b", "ﬁn\u00ad\u00ad "]
+)
+@pytest.mark.parametrize("count", [1, 50, 200])
+def test_snippet_after_what_folds_to_another_length(filler: str, count: int) -> None:
+    """The snippet holds the word, also if as many characters are removed before it as others become two behind it."""
+    equal = "\u00ad" * 300 * count + "saffron " + "æ" * 300 * count
+    assert len(fold(equal)) == len(equal)
+    assert "saffron" in snippet(equal, parse_query("saffron"))
+    for text in (filler * count, "\u00ad" * 150 * count + filler * count, "æ" * 150 * count + "\u200b" * 300 * count):
+        assert "saffron" in snippet(f"{text} saff\u00adron saffron {text}", parse_query("saffron"))
+
+
 def test_snippet_shows_where_it_was_cut() -> None:
     """A snippet begins and ends with an ellipsis where there is more, and is one line."""
     assert snippet("How hot\n\nis  tea?", TEA) == "How hot is tea?"
@@ -239,6 +307,14 @@ HOSTILE = {
     "blanks": " ",
     "musical notes of three": "\U0001d160",
     "viramas and nuktas": "क\u094d\u093c",
+    "soft hyphens": "\u00ad",
+    "letters between zero width spaces": "a\u200b",
+    "marks around a joiner": "\u1dc4\u034f\u302a\u200d",
+    "tatweel": "ـ",
+    "harakat": "بَّ",
+    "niqqud and cantillation": "ש\u05c1\u0591",
+    "ae": "æ",
+    "d with a stroke": "Đ",
 }
 
 
@@ -246,7 +322,9 @@ HOSTILE = {
 def test_long_runs_of_marks_fold_as_short_ones(marks: list[str], base: str) -> None:
     """Marks are ordered as Unicode says, however many there are: each way to write a text folds alike."""
     text = base + "".join(marks)
-    plain = re.sub("[\u0300-\u036f]", "", unicodedata.normalize("NFKD", text.casefold()))
+    plain = unicodedata.normalize("NFKD", _INVISIBLE.sub("", text).casefold())
+    for removed in (_ACCENTS, _RARE):
+        plain = removed.sub("", plain)
     assert fold(text) == unicodedata.normalize("NFC", plain).casefold()
 
 
@@ -275,6 +353,8 @@ def test_unordered_marks_are_handled_in_time(order: str) -> None:
     half = MANY // 2
     _assert_quick("a" + order[0] * half + order[1] * half)
     _assert_quick("é" + order * half)
+    for invisible in ("\u034f", "\u200d", "\u0640", "\ufe77", "\u00ad"):  # which is removed, and makes one run of two
+        _assert_quick("a" + order[0] * half + invisible + order[1] * half)
 
 
 def test_every_class_of_marks_is_handled_in_time() -> None:

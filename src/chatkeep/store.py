@@ -366,10 +366,10 @@ class Store(ABC):
         Words in double quotes (also „ “ ” « ») must be adjacent, in this order; a quote that is not closed
         reaches to the end. A minus before a word or a quote excludes the messages that hold it: `tea -mint`.
 
-        Words are compared without regard to case, accents and Unicode form; in scripts written without
-        spaces (Chinese, Japanese, Thai …) any part of a sentence is found. The first 200,000 characters
-        of a message are searched. SQLite indexes imported messages in the background; all others are found at
-        once. limit is 1 to 1,000. Raises InvalidInput for a query without a word that is wanted, or if the store was
+        Words are compared without regard to case, accents, Arabic and Hebrew vowel signs, invisible characters and
+        Unicode form; in scripts written without spaces (Chinese, Japanese, Thai …) any part of a sentence is found.
+        The first 200,000 characters of a message are searched. SQLite indexes imported messages in the background;
+        all others are found at once. limit is 1 to 1,000. Raises InvalidInput for a query without a word that is wanted, or if the store was
         opened with search=off.
         """
 

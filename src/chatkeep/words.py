@@ -1,6 +1,7 @@
 """The tokenizer of full-text search, the same for all stores and scripts.
 
-Text is normalised: compatibility forms and case are folded, accents of Latin, Greek and Cyrillic letters removed.
+Text is normalised: compatibility forms and case are folded; what is invisible, accents of Latin, Greek and Cyrillic
+letters, and vowel signs of Hebrew and Arabic are removed; Latin letters with a stroke and ligatures are made plain.
 Scripts without spaces between words, and Korean, whose words have endings, are tokenised by character. Consecutive
 characters of them in a query are a phrase, so that any part of a Chinese, Japanese, Thai or Korean sentence is found.
 """
@@ -17,7 +18,7 @@ import regex
 
 from chatkeep.errors import InvalidInput
 
-RULE = 1
+RULE = 2
 """The version of the rule of what a word is. Raise it with every change of `fold` or of what a word is: stores index
 anew what an older rule has indexed."""
 
@@ -60,7 +61,25 @@ _QUOTE = re.compile('["\u201c\u201d\u201e\u201f\u00ab\u00bb]')
 _QUERY_PART = regex.compile(r'((?<!\S)-(?=[\p{L}\p{N}\p{M}"]))?(?:"([^"]*)"?|([^\s"]+))')
 """A minus, and then a phrase in quotes, or what stands between blanks. Within a word a minus means nothing."""
 
-_ACCENTS = regex.compile(r"[\u0300-\u036f]+")
+_INVISIBLE = regex.compile(r"\p{Default_Ignorable_Code_Point}+")
+"""Soft hyphens, joiners, direction marks, variation selectors …"""
+
+_TATWEEL = re.compile("[\u0640\ufcf2-\ufcf4\ufe71\ufe77\ufe79\ufe7b\ufe7d\ufe7f]")
+"""The Arabic tatweel, alone or with a sign."""
+
+_ACCENTS = regex.compile("[\u0300-\u036f]+")
+_HEBREW_POINTS = "\u0591-\u05bd\u05bf\u05c1\u05c2\u05c4\u05c5\u05c7\ufb1e"
+_ARABIC_SIGNS = (
+    "\u0610-\u061a\u064b-\u0652\u0656-\u065f\u0670\u06d6-\u06dc\u06df-\u06e4\u06e7\u06e8\u06ea-\u06ed\u08d3-\u08e1"
+    "\u08e3-\u08ff"
+)
+"""Vowels and signs of recitation. Madda and hamza make another letter of one: they are kept."""
+
+_STROKES = {"æ": "ae", "đ": "d", "ħ": "h", "\u0131": "i", "ł": "l", "ø": "o", "œ": "oe", "ŧ": "t"}
+_PLAIN = {form: plain for letter, plain in _STROKES.items() for form in (letter, letter.upper())}
+"""Letters that Unicode does not decompose, as they are typed where a keyboard lacks them. Capitals: NFKD makes some."""
+
+_RARE = re.compile(f"[{_HEBREW_POINTS}{_ARABIC_SIGNS}{''.join(_PLAIN)}]")
 _MARKS = regex.compile(rf"\p{{M}}{{{MAX_MARKS + 1},}}")
 _REORDERED = regex.compile(r"\P{ccc=0}+")
 _BLOCK = regex.compile(r"\X{1,256}")
@@ -80,8 +99,11 @@ def fold(text: str) -> str:
     """Return `text` normalised for comparison, in linear time."""
     if text.isascii():
         return text.lower()
-    ordered = _MARKS.sub(_in_canonical_order, text.casefold())
+    # At first what has no class: the marks on both sides become one run, which has to be sorted.
+    seen = _TATWEEL.sub("", _INVISIBLE.sub("", text))
+    ordered = _MARKS.sub(_in_canonical_order, seen.casefold())
     plain = _ACCENTS.sub("", unicodedata.normalize("NFKD", ordered))
+    plain = _RARE.sub(lambda rare: _PLAIN.get(rare[0], ""), plain)
     return unicodedata.normalize("NFC", plain).casefold()
 
 
@@ -234,7 +256,9 @@ def _first_match(content: str, phrases: list[list[str]]) -> int:
     if not places:
         return 0
     word = next(islice(_WORD.finditer(folded), text.count(" ", 0, min(places)), None))
-    return word.start() if len(folded) == len(content) else _unfolded(content, word.start())
+    start = word.start()
+    is_same = fold(content[: start + 1]) == folded[: start + 1]
+    return start if is_same else _unfolded(content, start)
 
 
 def _unfolded(text: str, place: int) -> int:

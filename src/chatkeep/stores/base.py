@@ -375,7 +375,10 @@ class RowStore[R: Rows](Imports[R]):
             for owner in await self._read(lambda rows: rows.owners_with_remains()):
                 await self._purge(owner)
             await self._index()
-            self._begin(self._index_again())
+            if await self._read(lambda rows: rows.keys_above(None, 1)):
+                self._begin(self._index_again())
+            else:
+                await self._index_again()  # a new database: only today's rule is noted
 
     async def schema_revision(self) -> str | None:
         self._open()

@@ -38,8 +38,8 @@ async def search_messages(owner: Owner, store: OpenedStore, request: Request) ->
     """Find the messages that hold every word, the last created_at first.
 
     Words in double quotes must be adjacent, in this order. A minus before a word or a quote excludes it.
-    Case, accents and Unicode forms do not matter. In scripts that are written without spaces any part of a
-    sentence is found.
+    Case, accents, vowel signs of Arabic and Hebrew, invisible characters and Unicode forms do not matter. In scripts
+    that are written without spaces any part of a sentence is found.
     """
     query = read_query(SearchQuery, request)
     return reply(await store.search_messages(owner, query.q, limit=query.limit, cursor=query.cursor))

@@ -132,8 +132,11 @@ KEYS_ABOVE = """
     SELECT owner_id, id FROM conversations
     WHERE id IN (SELECT DISTINCT id FROM conversations WHERE id > ? ORDER BY id LIMIT ?) ORDER BY id
 """
+# substr() and length() stop at NUL: such text, and text that is not ASCII, is cut by index_text.
 INDEXED_AFTER = """
-    SELECT m.rid, m.seq, substr(m.content, 1, ?) FROM messages m JOIN message_words_docsize d ON d.id = m.rid
+    SELECT m.rid, m.seq, CASE
+        WHEN octet_length(m.content) = length(m.content) THEN substr(m.content, 1, ?) ELSE m.content END
+    FROM messages m JOIN message_words_docsize d ON d.id = m.rid
     WHERE m.owner_id = ? AND m.conversation_id = ? AND m.seq > ? ORDER BY m.seq LIMIT ?
 """
 HIDE_SLICE = """
