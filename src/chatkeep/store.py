@@ -356,9 +356,17 @@ class Store(ABC):
 
     @abstractmethod
     async def search_messages(
-        self, owner: str, query: str, *, limit: int = 20, cursor: str | None = None
+        self,
+        owner: str,
+        query: str,
+        *,
+        conversation_id: UUID | str | None = None,
+        limit: int = 20,
+        cursor: str | None = None,
     ) -> Page[SearchHit]:
         """Return the owner's messages that hold every word of `query`, the last created_at first.
+
+        With `conversation_id` only those of one conversation, on all its branches. Raises NotFound or NotYours.
 
         Messages of one moment are ordered by conversation and seq, the highest first. The order is the same on all
         databases, and after a restore.
@@ -369,8 +377,8 @@ class Store(ABC):
         Words are compared without regard to case, accents, Arabic and Hebrew vowel signs, invisible characters and
         Unicode form; in scripts written without spaces (Chinese, Japanese, Thai …) any part of a sentence is found.
         The first 200,000 characters of a message are searched. SQLite indexes imported messages in the background;
-        all others are found at once. limit is 1 to 1,000. Raises InvalidInput for a query without a word that is wanted, or if the store was
-        opened with search=off.
+        all others are found at once. limit is 1 to 1,000. Raises InvalidInput for a query without a word that is
+        wanted, or if the store was opened with search=off.
         """
 
     @abstractmethod

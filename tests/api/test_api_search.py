@@ -53,6 +53,33 @@ async def test_search_pages(api: Api) -> None:
     assert_problem(other, 422, "sencha", first["next"])
 
 
+async def test_search_in_a_conversation(api: Api) -> None:
+    """Only the messages of a conversation are found; one that is not there is 404, and what is no id 422."""
+    path, other = await api.conversation(), await api.conversation()
+    message = await api.say(path, "oolong and milk")
+    await api.say(other, "oolong")
+
+    where = {"q": "oolong", "conversation_id": message["conversation_id"]}
+    hits = (await api.client.get("/api/search", params=where)).json()["items"]
+
+    assert [hit["message"] for hit in hits] == [message]
+    missing = await api.client.get("/api/search", params=where | {"conversation_id": str(uuid.uuid4())})
+    assert_problem(missing, 404)
+    assert_problem(await api.client.get("/api/search", params=where | {"conversation_id": "zq7marker"}), 422, "zq7")
+
+
+async def test_search_with_phrases_and_exclusions(api: Api) -> None:
+    """Quotes and a minus in `q` mean what they mean in the store; only excluding is refused, and says so."""
+    path = await api.conversation()
+    said = [await api.say(path, text) for text in ("hojicha with rice", "hojicha, rice and salt", "rice, hojicha")]
+
+    hits = (await api.client.get("/api/search", params={"q": '"hojicha rice" -sugar'})).json()["items"]
+
+    assert [hit["message"] for hit in hits] == [said[1]]
+    refused = await api.client.get("/api/search", params={"q": "-zq7marker"})
+    assert "wanted" in assert_problem(refused, 422, "zq7")["detail"]
+
+
 @pytest.mark.parametrize("query", ["", "q=", "q=%20", "q=...", "q=a&limit=0", "q=a&limit=201", "q=a&zq7marker=1"])
 async def test_search_refuses(api: Api, query: str) -> None:
     """A search needs a word, and a limit of 1 to 200."""

@@ -396,6 +396,7 @@ NOT_OF_AN_OWNER = (
     "SELECT DISTINCT owner_id FROM conversations WHERE deleted_at IS NOT NULL",  # when it is opened
     "SELECT owner_id, conversation_id, seq, left(content, $2) FROM (",  # when it is opened
     "SELECT rule, target, place FROM word_index",  # when it is opened
+    "SELECT owner_id, id FROM conversations WHERE id IN ( SELECT DISTINCT id",  # when it is opened, with an older rule
 )
 
 
@@ -499,6 +500,7 @@ async def use_everything(store: Store) -> None:
     await store.log(OWNER, talk.id)
     await store.update_conversation(OWNER, talk.id, ConversationChange(head_id=first.id, title="t", metadata={"a": 1}))
     await store.search_messages(OWNER, "pebble")
+    await store.search_messages(OWNER, "pebble -sand", conversation_id=talk.id)
     await store.delete_message(OWNER, talk.id, first.id)
     for order in ("updated", "id"):
         listed = await store.list_conversations(OWNER, order=order, limit=1, total=True)  # type: ignore[arg-type]

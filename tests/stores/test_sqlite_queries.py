@@ -84,6 +84,7 @@ async def use_lists(store: Store) -> None:
                 await store.list_conversations(OWNER, cursor=page.next, **arguments)
     hits = await store.search_messages(OWNER, "turn 3", limit=1)
     await store.search_messages(OWNER, "turn 3", limit=1, cursor=hits.next)
+    await store.search_messages(OWNER, "turn -3", conversation_id=hits.items[0].message.conversation_id)
 
 
 def plan(connection: apsw.Connection, statement: str, values: Any) -> list[str]:

@@ -33,7 +33,7 @@ from chatkeep.stores.imports import Import, Imports
 from chatkeep.stores.locks import KeyedLocks
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.process import PROCESS, check_process
-from chatkeep.stores.rows import Found, Key, PageSize, Removed, Rows, WordIndex, Work
+from chatkeep.stores.rows import Found, Key, PageSize, Removed, Rows, Within, WordIndex, Work
 from chatkeep.stores.time_limit import TimeLimit
 from chatkeep.stores.window import Window, list_cursor, list_place, list_scope, valid_page
 from chatkeep.values import clean_text, now, valid_metadata, valid_owner
@@ -301,18 +301,29 @@ class RowStore[R: Rows](Imports[R]):
         return await self._write_to(key, lambda rows: self._delete_message(rows, key, id_))
 
     async def search_messages(
-        self, owner: str, query: str, *, limit: int = 20, cursor: str | None = None
+        self,
+        owner: str,
+        query: str,
+        *,
+        conversation_id: UUID | str | None = None,
+        limit: int = 20,
+        cursor: str | None = None,
     ) -> Page[SearchHit]:
         valid_page(limit, 0, None)
         if not self._options.search:
             raise InvalidInput("this store was opened with search=off; open it without that to search")
         reader = HitReader(self._texts, parse_query(query))
-        scope = (valid_owner(owner), query)
+        conversation = () if conversation_id is None else (valid_id(conversation_id),)
+        scope = (valid_owner(owner), query, *conversation)
         below = tuple(decode_cursor(cursor, "search", scope, *self.hit_place)) if cursor else None
         stored = self._owner(owner)
 
+        async def search(rows: R, below: Below, size: PageSize) -> Found:
+            within = [Within(id_, (await self._state(rows, (stored, id_))).last_seq) for id_ in conversation]
+            return await rows.search(stored, reader.query, below, size, *within)
+
         async def find(below: Below, size: PageSize) -> Found:
-            return await self._read(lambda rows: rows.search(stored, reader.query, below, size))
+            return await self._read(lambda rows: search(rows, below, size))
 
         with self._reads.of_call():
             async with self._heavy.of(stored):
@@ -375,10 +386,7 @@ class RowStore[R: Rows](Imports[R]):
             for owner in await self._read(lambda rows: rows.owners_with_remains()):
                 await self._purge(owner)
             await self._index()
-            if await self._read(lambda rows: rows.keys_above(None, 1)):
-                self._begin(self._index_again())
-            else:
-                await self._index_again()  # a new database: only today's rule is noted
+            await self._begin_rule()
 
     async def schema_revision(self) -> str | None:
         self._open()
@@ -464,6 +472,12 @@ class RowStore[R: Rows](Imports[R]):
         """Index what is stored and not indexed, in slices between the writes of others."""
         while self._options.search and await self._write(lambda rows: rows.index_slice(), atomic=False):
             pass
+
+    async def _begin_rule(self) -> None:
+        """Index anew in the background what an older rule of words has indexed; a new database notes today's rule."""
+        if self._options.search and (await self._read(lambda rows: rows.word_index())).rule < RULE:
+            is_empty = not await self._read(lambda rows: rows.keys_above(None, 1))
+            await self._index_again() if is_empty else self._begin(self._index_again())
 
     async def _index_again(self) -> None:
         """Index anew what an older rule of words has indexed. If it is cut off, the next process goes on."""

@@ -34,6 +34,7 @@ from chatkeep.stores.rows import (
     Removed,
     Rows,
     StateRow,
+    Within,
     WordIndex,
     Work,
     bytes_of,
@@ -348,10 +349,13 @@ class MemoryRows(Rows):
 
     # --- search -------------------------------------------------------------------------------------------
 
-    async def search(self, owner: str, query: Query, below: tuple[Any, ...] | None, size: PageSize) -> Found:
+    async def search(
+        self, owner: str, query: Query, below: tuple[Any, ...] | None, size: PageSize, only: Within | None = None
+    ) -> Found:
         stored = [
             (_place(entry.message), entry.message, each.conversation.title)
-            for each in self._of(owner).values()
+            for id_, each in self._of(owner).items()
+            if only is None or id_ == only.id
             for entry in each.log
         ]
         there = [hit for hit in stored if (below is None or hit[0] < below) and holds(hit[1].content, query)]

@@ -73,6 +73,23 @@ class Hit(NamedTuple):
     bytes: int = 0
 
 
+SMALL_CONVERSATION = 10_000
+"""Messages of a conversation that a search may look at one by one: tens of milliseconds."""
+
+
+class Within(NamedTuple):
+    """The one conversation that is searched."""
+
+    id: UUID
+    messages: int
+    """How many it has."""
+
+    @property
+    def is_small(self) -> bool:
+        """Whether a search may look at every message, whatever else holds the words."""
+        return self.messages <= SMALL_CONVERSATION
+
+
 class Found(NamedTuple):
     """A part of a search's hits, in the order of Store.search_messages."""
 
@@ -235,8 +252,13 @@ class Rows(ABC):
     # --- search -------------------------------------------------------------------------------------------
 
     @abstractmethod
-    async def search(self, owner: str, query: Query, below: tuple[Any, ...] | None, size: PageSize) -> Found:
-        """The hits of a query, or what may be one by its words, below a place, the last first."""
+    async def search(
+        self, owner: str, query: Query, below: tuple[Any, ...] | None, size: PageSize, only: Within | None = None
+    ) -> Found:
+        """The hits of a query, or what may be one by its words, below a place, the last first.
+
+        In one conversation, reads at most all that the owner has with these words, and of a small one at most its own.
+        """
 
     @abstractmethod
     async def index_slice(self) -> bool:

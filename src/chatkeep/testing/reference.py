@@ -51,12 +51,14 @@ async def whole_siblings(
     return messages
 
 
-async def whole_search(store: Store, owner: str, query: str, limit: int = 20) -> list[SearchHit]:
+async def whole_search(
+    store: Store, owner: str, query: str, limit: int = 20, *, conversation_id: UUID | str | None = None
+) -> list[SearchHit]:
     """Return all pages of a search, followed by cursor."""
-    page = await store.search_messages(owner, query, limit=limit)
+    page = await store.search_messages(owner, query, conversation_id=conversation_id, limit=limit)
     hits = page.items
     while page.next:
-        page = await store.search_messages(owner, query, limit=limit, cursor=page.next)
+        page = await store.search_messages(owner, query, conversation_id=conversation_id, limit=limit, cursor=page.next)
         hits = hits + page.items
     return hits
 

@@ -1,10 +1,12 @@
 """Full-text search."""
 
+from uuid import uuid4
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chatkeep.errors import InvalidInput
+from chatkeep.errors import InvalidId, InvalidInput, NotFound, NotYours
 from chatkeep.model import Conversation, NewConversation
 from chatkeep.store import Store
 from chatkeep.testing.contract import Contract, Opener
@@ -177,14 +179,52 @@ class SearchContract(Contract):
         assert [hit.title for hit in hits[:3]] == ["Talk 0", "Talk 2", "Talk 1"]
         assert len(await whole_search(store, owner, "tea", limit=1)) == 32
 
+    async def test_search_in_one_conversation(self, store: Store, owner: str, conversation: Conversation) -> None:
+        """With a conversation only its messages are found, on all branches, deleted ones not, page by page."""
+        other = await store.create_conversation(owner, NewConversation())
+        stored = await store.append(owner, conversation.id, [user(f"tea {number}") for number in range(7)])
+        await store.append(owner, other.id, [user(f"tea {number}") for number in range(20, 30)])
+        await store.append(owner, conversation.id, [user("mint tea 8", parent_id=stored[2].id)])
+        await store.delete_message(owner, conversation.id, stored[1].id)
+        for limit in (2, 20):
+            hits = await whole_search(store, owner, "tea", limit, conversation_id=conversation.id)
+            assert [hit.message.seq for hit in hits] == [8, 7, 6, 5, 4, 3, 1]
+            assert {hit.message.conversation_id for hit in hits} == {conversation.id}
+            hits = await whole_search(store, owner, '"tea 8" -ice', limit, conversation_id=str(conversation.id))
+            assert [hit.message.content for hit in hits] == ["mint tea 8"]
+        assert len(await whole_search(store, owner, "tea")) == 17
+        empty = await store.create_conversation(owner, NewConversation())
+        assert await whole_search(store, owner, "tea", conversation_id=empty.id) == []
+
+    async def test_search_in_a_conversation_that_is_not_there(self, open_store_with: Opener, owner: str) -> None:
+        """A conversation that nobody has, or somebody else, is answered as everywhere."""
+        async with open_store_with(hide_foreign=False) as store:
+            theirs = await store.create_conversation(someone(), NewConversation())
+            gone = await store.create_conversation(owner, NewConversation())
+            await store.delete_conversation(owner, gone.id)
+            for id_, error in ((uuid4(), NotFound), (gone.id, NotFound), (theirs.id, NotYours)):
+                with pytest.raises(error):
+                    await store.search_messages(owner, "tea", conversation_id=id_)
+            with pytest.raises(InvalidId):
+                await store.search_messages(owner, "tea", conversation_id="tea")
+        async with open_store_with(hide_foreign=True) as store:
+            theirs = await store.create_conversation(someone(), NewConversation())
+            with pytest.raises(NotFound):
+                await store.search_messages(owner, "tea", conversation_id=theirs.id)
+
     async def test_cursor_belongs_to_its_search(self, store: Store, owner: str, conversation: Conversation) -> None:
-        """A cursor is refused for another query or owner."""
+        """A cursor is refused for another query, owner or conversation."""
         await store.append(owner, conversation.id, [user("tea 1"), user("tea 2")])
         cursor = (await store.search_messages(owner, "tea", limit=1)).next
         assert cursor is not None
         for who, query in ((owner, "tea 1"), (someone(), "tea")):
             with pytest.raises(InvalidInput):
                 await store.search_messages(who, query, cursor=cursor)
+        with pytest.raises(InvalidInput):
+            await store.search_messages(owner, "tea", cursor=cursor, conversation_id=conversation.id)
+        within = (await store.search_messages(owner, "tea", limit=1, conversation_id=conversation.id)).next
+        with pytest.raises(InvalidInput):
+            await store.search_messages(owner, "tea", cursor=within)
 
     async def test_snippet_shows_the_place(self, store: Store, owner: str, conversation: Conversation) -> None:
         """The snippet is one line around the first match, cut to a readable length."""

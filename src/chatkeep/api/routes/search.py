@@ -1,5 +1,7 @@
 """Full-text search over HTTP."""
 
+from uuid import UUID
+
 from fastapi import APIRouter, Request, Response
 from pydantic import Field
 
@@ -22,6 +24,7 @@ class SearchQuery(Given):
         description="The words; a message must hold all of them, and none that has a minus.",
         examples=['"green tea" -mint'],
     )
+    conversation_id: UUID | None = Field(None, description="Search this conversation only.")
     limit: Limit = 20
     cursor: Cursor = None
 
@@ -29,17 +32,20 @@ class SearchQuery(Given):
 @router.get(
     "",
     response_model=Page[SearchHit],
-    responses=api_problems(422),
+    responses=api_problems(403, 404, 422),
     response_description="A page of search hits.",
     summary="Search all messages",
     openapi_extra=openapi_query(SearchQuery),
 )
 async def search_messages(owner: Owner, store: OpenedStore, request: Request) -> Response:
-    """Find the messages that hold every word, the last created_at first.
+    """Find the messages that hold every word, the last created_at first, in all conversations or in one.
 
     Words in double quotes must be adjacent, in this order. A minus before a word or a quote excludes it.
     Case, accents, vowel signs of Arabic and Hebrew, invisible characters and Unicode forms do not matter. In scripts
     that are written without spaces any part of a sentence is found.
     """
     query = read_query(SearchQuery, request)
-    return reply(await store.search_messages(owner, query.q, limit=query.limit, cursor=query.cursor))
+    found = await store.search_messages(
+        owner, query.q, conversation_id=query.conversation_id, limit=query.limit, cursor=query.cursor
+    )
+    return reply(found)

@@ -51,6 +51,7 @@ from chatkeep.stores.rows import (
     Removed,
     Rows,
     StateRow,
+    Within,
     WordIndex,
     order_of,
     that_fit,
@@ -285,11 +286,17 @@ class MongoRows(Rows):
 
     # --- search -------------------------------------------------------------------------------------------
 
-    async def search(self, owner: str, query: Query, below: tuple[Any, ...] | None, size: PageSize) -> Found:
+    async def search(
+        self, owner: str, query: Query, below: tuple[Any, ...] | None, size: PageSize, only: Within | None = None
+    ) -> Found:
         wanted, excluded, exact = query_words(query)
         words = {"$all": wanted} | ({"$nin": excluded} if excluded else {})
         where: Document = {"owner_id": owner, "words": words, **_below(below)}
         fields, options = MESSAGE | {"conversation_id": 1}, {"sort": HIT_ORDER, "limit": size.limit}
+        if only is not None:
+            where["conversation_id"] = to_binary(only.id)
+            if only.is_small:  # else MongoDB tries both indexes and goes on with the one that is done first
+                options |= {"hint": "seq", "allow_disk_use": True}
         async with self._view.messages.find(where, fields, session=self._view.session, **options) as cursor:
             found, cut = await _within(cursor, size.max_bytes)
         there = await self._titles(owner, {each["conversation_id"] for each in found}) if found else {}
@@ -346,6 +353,8 @@ class MongoRows(Rows):
         conversations = self._view.conversations
         above = {} if id_ is None else {"id": {"$gt": to_binary(id_)}}
         found = await conversations.find(above, {"_id": 0, "id": 1}, sort=BY_ID, limit=limit).to_list()
+        if not found:
+            return []
         ids = {"id": {"$in": [each["id"] for each in found]}}
         keys = await conversations.find(ids, {"_id": 0, "owner_id": 1, "id": 1}, sort=BY_ID).to_list()
         return [(each["owner_id"], to_uuid(each["id"])) for each in keys]

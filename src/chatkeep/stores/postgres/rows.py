@@ -45,6 +45,7 @@ from chatkeep.stores.rows import (
     Row,
     Rows,
     StateRow,
+    Within,
     WordIndex,
     order_of,
     that_fit,
@@ -496,11 +497,14 @@ class PostgresRows(Rows):
 
     # --- search -------------------------------------------------------------------------------------------
 
-    async def search(self, owner: str, query: Query, below: tuple[Any, ...] | None, size: PageSize) -> Found:
+    async def search(
+        self, owner: str, query: Query, below: tuple[Any, ...] | None, size: PageSize, only: Within | None = None
+    ) -> Found:
         wanted, excluded, exact = query_terms(owner, query)
         place = (cursor_time(below[0]), valid_id(below[1]), below[2]) if below else FIRST_PLACE
-        more = (excluded,) if excluded else ()
-        rows, cut = await self._fetch_page(SEARCH[bool(excluded)], owner, wanted, *place, *more, size=size)
+        statement = SEARCH[bool(excluded), only and only.is_small]
+        more = (*([excluded] if excluded else ()), *([only.id] if only else ()))
+        rows, cut = await self._fetch_page(statement, owner, wanted, *place, *more, size=size)
         hits = [to_hit(row) for row in rows]
         return Found(hits, exact, hits[-1].place if cut or len(hits) == size.limit else None, cut)
 

@@ -31,6 +31,7 @@ from chatkeep.stores.rows import (
     Row,
     Rows,
     StateRow,
+    Within,
     WordIndex,
     that_fit,
 )
@@ -51,7 +52,15 @@ from chatkeep.stores.sqlite.columns import (
 )
 from chatkeep.stores.sqlite.database import Transaction, Values
 from chatkeep.stores.sqlite.rewrites import count_removal
-from chatkeep.stores.sqlite.search import FIRST_PLACE, RESTORED, match_of, search_statements
+from chatkeep.stores.sqlite.search import (
+    COUNT_HITS,
+    FIRST_PLACE,
+    HITS_FOR_A_MESSAGE,
+    RESTORED,
+    match_of,
+    search_statements,
+    small_values,
+)
 from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
 from chatkeep.values import EPOCH, from_micros, json_text, to_micros
@@ -107,7 +116,7 @@ ERASE_MESSAGE = """
     UPDATE messages SET content = '', sources = NULL, metadata = NULL, external_id = NULL, status = 'deleted'
     WHERE owner_id = ? AND conversation_id = ? AND id = ? AND status <> 'deleted' RETURNING rid
 """
-SEARCH, SEARCH_RESTORED = search_statements(MESSAGE_COLUMNS)
+SEARCH, SEARCH_RESTORED, SEARCH_SMALL = search_statements(MESSAGE_COLUMNS)
 RESTORED_TO = """
     INSERT INTO store_state VALUES ('restored_to', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
 """
@@ -395,23 +404,35 @@ class SqliteRows(Rows):
 
     # --- search -------------------------------------------------------------------------------------------
 
-    async def search(self, owner: str, query: Query, below: tuple[Any, ...] | None, size: PageSize) -> Found:
+    async def search(
+        self, owner: str, query: Query, below: tuple[Any, ...] | None, size: PageSize, only: Within | None = None
+    ) -> Found:
         match = match_of(owner, query)
-        with closing(self._hits(owner, match, below or FIRST_PLACE, size.limit)) as rows:
+        place = below or FIRST_PLACE
+        if only and only.is_small and self._are_many(match, only.messages * HITS_FOR_A_MESSAGE):
+            with self._rows(SEARCH_SMALL, small_values(owner, match, place, size.limit, only)) as rows:
+                return found_within(rows, size)
+        with closing(self._hits(owner, match, place, size.limit, only)) as rows:
             return found_within(rows, size)
 
-    def _hits(self, owner: str, match: str, below: tuple[Any, ...], limit: int) -> Generator[Row]:
+    def _are_many(self, match: str, number: int) -> bool:
+        """Whether there are so many hits in all conversations."""
+        return cast("int", self._connection.execute(COUNT_HITS, (match, number)).get) == number
+
+    def _hits(self, owner: str, match: str, below: tuple[Any, ...], limit: int, only: Within | None) -> Generator[Row]:
         """The hits one by one: those in the order of their rowids, then those that were restored."""
+        conversation = only and only.id.bytes
         rid, created_at, id_, seq = below
         restored, count = cast("int", self._connection.execute(RESTORED).get), 0
         if rid > restored:
-            with self._rows(SEARCH, (match, restored, rid, owner, limit)) as rows:
+            with self._rows(SEARCH, (match, restored, rid, owner, conversation, limit)) as rows:
                 for row in rows:
                     count += 1
                     yield row
         if restored and count < limit:
             behind = (created_at, valid_id(id_).bytes, seq)
-            with self._rows(SEARCH_RESTORED, (match, restored, owner, *behind, owner, limit - count)) as rows:
+            values = (match, restored, owner, conversation, *behind, owner, limit - count)
+            with self._rows(SEARCH_RESTORED, values) as rows:
                 yield from rows
 
     def _mark_unindexed(self, rid: int) -> None:
