@@ -109,6 +109,7 @@ def test_parse_query(text: str, phrases: list[list[str]]) -> None:
         ('mint "green, tea', [["mint"], ["green", "tea"]], []),
         ("„Grüner Tee“ «thé vert» “te verde”", [["gruner", "tee"], ["the", "vert"], ["te", "verde"]], []),
         ("＂緑茶 ミント＂", [["緑", "茶", "ミ", "ン", "ト"]], []),
+        ("gre* tea*", [["gre"], ["tea"]], []),
         ('say"green tea"now', [["say"], ["green", "tea"], ["now"]], []),
         ('"" tea "!"', [["tea"]], []),
         ("tea -mint", [["tea"]], [["mint"]]),
