@@ -119,9 +119,7 @@ def _statuses(outcome: Outcome, server: str) -> str:
 def drill(source: Source, given: argparse.Namespace, wanted: Wanted) -> Table:
     """Run the parts that are wanted on databases of one kind."""
     table, content = Table(), filled(source, wanted)
-    table.add(
-        "content", f"{content.messages:,} messages, {content.conversations:,} conversations of {wanted.origin.commit}"
-    )
+    table.add("content", f"{content.messages:,} messages, {content.conversations:,} conversations of {given.origin}")
     if isinstance(source, MongoSource):
         table.add("server", source.description)
     head = checkout_of(given.head, given.cache) if given.head else Checkout.at(None)
@@ -132,7 +130,7 @@ def drill(source: Source, given: argparse.Namespace, wanted: Wanted) -> Table:
         describe_kills(table, tested.kill(reference, given.kills))
     plan = Plan(writers=given.writers, calm=given.calm, seconds=given.seconds)
     rolling = Rolling(source, wanted.previous, head, content, plan)
-    table.add("commit before the head", wanted.previous.commit)
+    table.add("commit before the head", given.previous)
     if "use" in given.parts:
         describe_use(table, source, rolling.migrate_in_use())
     if "both" in given.parts:

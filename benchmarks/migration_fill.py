@@ -180,12 +180,12 @@ class Filling:
                 group.create_task(writer())
 
 
-async def guard(store: Any) -> None:
-    """Write API keys, kept replies and conversations that get-or-create made."""
+async def guard(store: Any, owners: int) -> None:
+    """Write API keys, kept replies and conversations that get-or-create made, for some owners."""
     from chatkeep import NewConversation
     from chatkeep.access import ApiKey, Reply
 
-    for number in range(OWNERS):
+    for number in range(owners):
         name = owner(number)
         key = ApiKey(id=f"key{number}", owner_id=name, name=f"key \u0000 {number}", scopes=(), created_at=BEGAN)
         await store.access.create_key(key, hashlib.sha256(key.id.encode()).digest())
@@ -202,15 +202,16 @@ async def main(url: str, target: int, seconds: float) -> None:
     off = f"{url}{'&' if '?' in url else '?'}search=off"
     wanted = list(shapes(target))
     half, last = len(wanted) // 2, len(wanted) - len(wanted) // 100
-    filling = Filling(target, seconds)
+    guarded = OWNERS if seconds == float("inf") else OWNERS // 20
     async with open_store(url) as store:
-        await guard(store)
+        await guard(store, guarded)
+    filling = Filling(target, seconds)
     await filling.write_all(off, wanted[:half])
     await filling.write_all(url, wanted[half:last])
     async with open_store(url) as store:
         await store.migrate()
     await filling.write_all(off, wanted[last:])
-    conversations = filling.conversations + 2 * OWNERS
+    conversations = filling.conversations + 2 * guarded
     owners = [owner(number) for number in range(OWNERS)]
     print(json.dumps({"owners": owners, "conversations": conversations, "messages": filling.messages}))
 

@@ -14,7 +14,8 @@ from urllib.parse import urlsplit
 
 import apsw
 import asyncpg
-from bson import json_util
+import bson
+from bson.codec_options import CodecOptions
 from pymongo import MongoClient
 
 from benchmarks.postgres_server import plain
@@ -139,8 +140,8 @@ def file_of(url: str) -> Path:
     return Path(url.removeprefix("sqlite:///").partition("?")[0])
 
 
-def _hash(text: str) -> int:
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+def _hash(text: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest())
 
 
 # --- SQLite -------------------------------------------------------------------------------------------------------
@@ -158,7 +159,7 @@ def _sqlite_sums(connection: apsw.Connection, columns: Columns) -> Mapping[str, 
     for table, names in columns.items():
         count = hashes = 0
         for row in connection.execute(f"SELECT {', '.join(names)} FROM {table}"):
-            count, hashes = count + 1, hashes + _hash(repr(row))
+            count, hashes = count + 1, hashes + _hash(repr(row).encode())
         sums[table] = Sum(count, hashes)
     return sums
 
@@ -242,6 +243,8 @@ async def _postgres_size(connection: Any) -> int:
 
 # --- MongoDB ------------------------------------------------------------------------------------------------------
 
+CODEC: CodecOptions[dict[str, Any]] = CodecOptions(uuid_representation=bson.binary.UuidRepresentation.STANDARD)
+
 
 def _mongo_columns(database: Any) -> Columns:
     names: dict[str, dict[str, None]] = {table: {} for table in TABLES}
@@ -257,7 +260,7 @@ def _mongo_sums(database: Any, columns: Columns) -> Mapping[str, Sum]:
         count = hashes = 0
         for document in database[table].find():
             kept = {name: document[name] for name in names if name in document}
-            count, hashes = count + 1, hashes + _hash(json_util.dumps(kept, sort_keys=True))
+            count, hashes = count + 1, hashes + _hash(bson.encode(kept, codec_options=CODEC))
         sums[table] = Sum(count, hashes)
     return sums
 

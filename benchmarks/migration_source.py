@@ -87,6 +87,9 @@ class Source(Place):
         shutil.copyfile(self.kept / f"{name}.db", url.removeprefix("sqlite:///"))
         return url
 
+    def prepare(self, url: str) -> None:
+        """Make what a server needs beside the schema, which is there."""
+
     def keep(self) -> None:
         """Keep the named databases for the next run."""
 
@@ -160,9 +163,12 @@ class MongoSource(Source, MongoPlace):
         """The URL of the database of this name, which is made if it is not there."""
         if name not in self._named:
             self._named[name] = self._databases.empty()
-            if self.emulated:  # it reads whole collections where a compound index would serve
-                self._databases.database(self._named[name]).messages.create_index("conversation_id", name="emulator")
         return self._named[name]
+
+    def prepare(self, url: str) -> None:
+        """Give the emulator an index: it reads whole collections where a compound one would serve."""
+        if self.emulated:
+            self._databases.database(url).messages.create_index("conversation_id", name="emulator")
 
     def copy(self, name: str) -> str:
         """The URL of a copy of the database of this name: its validators, indexes and documents."""
@@ -252,20 +258,27 @@ def _fill(source: Source, wanted: Wanted) -> str:
     """Have the old commit fill a database and read it; return its manifest."""
     url = source.named(ORIGIN)
     seconds = [str(wanted.seconds)] if wanted.seconds else []
-    print(f"{source.kind}: {wanted.origin.commit} writes {wanted.messages:,} messages", flush=True)
+    _upgrade(wanted.origin, url)
+    source.prepare(url)
+    print(f"{source.kind}: the old commit writes {wanted.messages:,} messages", flush=True)
     said = wanted.origin.run(str(HERE / "migration_fill.py"), url, str(wanted.messages), *seconds).splitlines()[-1]
-    print(f"{source.kind}: {wanted.origin.commit} reads them", flush=True)
+    print(f"{source.kind}: the old commit reads them", flush=True)
     (source.kept / "read.txt").write_text(read_text(wanted.origin, url, json.loads(said)["owners"]))
     return said
 
 
 def _upgrade_previous(source: Source, previous: Checkout) -> None:
     """Make the database of the commit before the head."""
-    print(f"{source.kind}: {previous.commit} migrates a copy", flush=True)
+    print(f"{source.kind}: the commit before the head migrates a copy", flush=True)
     copied = source.copy(ORIGIN)
-    command = chatkeep(previous, "db", "upgrade", "--database-url", copied)
-    subprocess.run(command, check=True, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
+    _upgrade(previous, copied)
     _rename(source, copied)
+
+
+def _upgrade(checkout: Checkout, url: str) -> None:
+    """Have a chatkeep migrate a database."""
+    command = chatkeep(checkout, "db", "upgrade", "--database-url", url)
+    subprocess.run(command, check=True, cwd=ROOT, env=environment(), stdout=subprocess.DEVNULL)
 
 
 def _rename(source: Source, url: str) -> None:
