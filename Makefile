@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_COMPILE_BYTECODE := 1
 RUN := $(UV) run --frozen
 
-.PHONY: demo test coverage lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill import-kills
+.PHONY: demo test coverage lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill import-kills migration-drill
 
 demo: $(UV)  ## import a sample, serve it, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
@@ -49,6 +49,11 @@ import-kills: $(UV)  ## 50 imports killed and run again, on SQLite and PostgreSQ
 	$(RUN) python -m benchmarks.import_kills --database sqlite
 	$(RUN) python -m benchmarks.import_kills --database postgresql
 	$(RUN) python -m benchmarks.import_kills --database mongodb --kills 5 --seeded 100 --no-real
+
+migration-drill: $(UV)  ## 1,000,000 messages of an old commit: migrations killed 20 times, in use, and beside the version before
+	$(RUN) python -m benchmarks.migration_drill --database sqlite
+	$(RUN) python -m benchmarks.migration_drill --database postgresql
+	$(RUN) python -m benchmarks.migration_drill --database mongodb --fill-seconds 180 --kills 5 --writers 4 --seconds 20
 
 torture-mongodb: $(UV)  ## URL=… of a database on a replica set: 20 rounds each of clients and, with KILL='command', servers killed
 	$(RUN) python -m benchmarks.torture_mongodb $(if $(URL),"$(URL)") $(if $(KILL),--kill "$(KILL)")
