@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks.attack_server import Checkout, end_at_sigterm
 from benchmarks.drill_places import KINDS
 from benchmarks.migration_rolling import NEW, OLD, Outcome, Plan, Rolling
-from benchmarks.migration_source import ORIGIN, MongoSource, Source, Wanted, checkout_of, filled, opened
+from benchmarks.migration_source import ORIGIN, MongoSource, Source, Wanted, checkout_of, filled, opened, scripts
 from benchmarks.migration_upgrade import Drill, Kills, Reference
 from chatkeep import open_store
 
@@ -166,7 +166,7 @@ def main() -> int:
     end_at_sigterm()
     origin, previous = (checkout_of(commit, given.cache) for commit in (given.origin, given.previous))
     wanted = Wanted(origin, previous, given.messages, given.fill_seconds)
-    name = f"{Path(given.origin).name}-{Path(given.previous).name}-{given.messages}"
+    name = f"{Path(given.origin).name}-{Path(given.previous).name}-{given.messages}-{scripts()}"
     with opened(given.database, given.cache, name) as source:
         table = drill(source, given, wanted)
     print(f"\n{table.text(given.database)}\n")

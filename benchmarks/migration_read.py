@@ -17,8 +17,8 @@ CONVERSATION = ("id", "owner_id", "title", "context_id", "external_id", "metadat
 MESSAGE = ("id", "conversation_id", "seq", "parent_id", "role", "content", "status", "sources", "metadata",
            "external_id", "sent_at", "created_at")  # fmt: skip
 QUERIES = ("kalo", "miter", "图书", "soso")
-SEARCHED = 10
-"""How many owners search: each for every query."""
+SEARCHING = 20
+"""One owner of so many searches, for every query; not the first ones, who have the most."""
 
 PAGE = 1_000
 READERS = 4
@@ -90,7 +90,7 @@ async def main(url: str, every: int) -> None:
         for _ in range(READERS):
             group.create_task(reader())
     async with open_store(url, migrate=False) as store:
-        for owner in owners[:SEARCHED]:
+        for owner in owners[len(owners) // SEARCHING :: SEARCHING]:
             await search(store, owner)
 
 

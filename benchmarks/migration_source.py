@@ -6,6 +6,7 @@ in MongoDB is filled anew in each run.
 """
 
 import asyncio
+import hashlib
 import json
 import os
 import shutil
@@ -191,6 +192,12 @@ def _copy(source: Path, target: Path) -> None:
     """Copy a folder with its owners."""
     target.parent.mkdir(parents=True, exist_ok=True)
     subprocess.run(["cp", "-a", str(source), str(target)], check=True)
+
+
+def scripts() -> str:
+    """A hash of what fills and reads a database: what is kept is of no use to others."""
+    texts = [(HERE / f"migration_{name}.py").read_bytes() for name in ("fill", "read")]
+    return hashlib.sha256(b"".join(texts)).hexdigest()[:8]
 
 
 @contextmanager
