@@ -107,9 +107,9 @@ class Rolling:
             ended = asyncio.Event()
             async with asyncio.TaskGroup() as group:
                 group.create_task(call(self._callers(clients, keys, ledger, outcome.seen), ended))
-                group.create_task(_look_ready(clients, outcome, ended))
+                group.create_task(watch_ready(clients, outcome, ended))
                 if url.startswith("postgresql"):
-                    group.create_task(_look_at_locks(url, outcome, ended))
+                    group.create_task(watch_locks(url, outcome, ended))
                 await work(url, outcome)
                 ended.set()
         outcome.written = sum(len(trail.requests) for trail in ledger)
@@ -151,7 +151,7 @@ async def _clients(ports: Mapping[str, int], callers: int) -> AsyncIterator[Mapp
             await client.aclose()
 
 
-async def _look_ready(clients: Mapping[str, httpx2.AsyncClient], outcome: Outcome, ended: asyncio.Event) -> None:
+async def watch_ready(clients: Mapping[str, httpx2.AsyncClient], outcome: Outcome, ended: asyncio.Event) -> None:
     """Count the answers of /readyz after the migration."""
     while not ended.is_set():
         for name, client in clients.items():
@@ -161,7 +161,7 @@ async def _look_ready(clients: Mapping[str, httpx2.AsyncClient], outcome: Outcom
         await asyncio.sleep(READY_SECONDS)
 
 
-async def _look_at_locks(url: str, outcome: Outcome, ended: asyncio.Event) -> None:
+async def watch_locks(url: str, outcome: Outcome, ended: asyncio.Event) -> None:
     """Note the longest wait for a lock on a table or index."""
     connection = await asyncpg.connect(plain(url))
     waits = """

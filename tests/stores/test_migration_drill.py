@@ -16,7 +16,7 @@ import pytest
 from benchmarks.attack_server import Checkout
 from benchmarks.migration_clients import Asked
 from benchmarks.migration_read import CONVERSATION, MESSAGE, digest
-from benchmarks.migration_rolling import NEW, OLD, Outcome, Plan, Rolling
+from benchmarks.migration_rolling import NEW, OLD, Outcome, Plan, Rolling, watch_locks
 from benchmarks.migration_rows import Columns, file_of, rows, soundness
 from benchmarks.migration_source import ORIGIN, PREVIOUS, Filled, Read, Source, opened
 from benchmarks.migration_upgrade import Cost, Drill, compared, upgrade
@@ -198,6 +198,26 @@ async def test_an_invalid_index_is_seen(tmp_path: Path) -> None:
         await connection.close()
         found = (await soundness(url)).faults
         assert found == ["invalid index: conversations_by_id", "constraint not validated: users.short"]
+
+
+@pytest.mark.long
+async def test_a_wait_for_a_table_is_seen(tmp_path: Path) -> None:
+    """PostgreSQL: how long a reader waited for a table that another session had locked."""
+    with opened("postgresql", tmp_path, "empty") as source:
+        url = await asyncio.to_thread(source.fresh)
+        async with open_store(url) as store:
+            outcome, ended = Outcome(), asyncio.Event()
+            watching = asyncio.create_task(watch_locks(url, outcome, ended))
+            connection = await asyncpg.connect(plain(url))
+            async with connection.transaction():
+                await connection.execute("LOCK TABLE conversations IN ACCESS EXCLUSIVE MODE")
+                reading = asyncio.create_task(store.list_conversations("ada"))
+                await asyncio.sleep(1)
+            await connection.close()
+            await reading
+            ended.set()
+            await watching
+    assert 0.3 < outcome.lock_seconds < 5
 
 
 def test_differing_conversations_are_named() -> None:
