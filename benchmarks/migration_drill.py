@@ -122,7 +122,7 @@ def drill(source: Source, given: argparse.Namespace, wanted: Wanted) -> Table:
     table.add("content", f"{content.messages:,} messages, {content.conversations:,} conversations of {given.origin}")
     if isinstance(source, MongoSource):
         table.add("server", source.description)
-    head = checkout_of(given.head, given.cache) if given.head else Checkout.at(None)
+    head = Checkout.at(None)
     if "kills" in given.parts:
         tested = Drill.of(source, head, asyncio.run(_newest(source.named(ORIGIN))), content)
         reference = tested.once()
@@ -159,7 +159,6 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=Plan.seconds, help="how long two versions serve")
     parser.add_argument("--origin", default=FIRST, help="the commit whose database is migrated")
     parser.add_argument("--previous", default=BEFORE, help="the commit that serves meanwhile and afterwards")
-    parser.add_argument("--head", help="the chatkeep that migrates; this one if absent")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS)
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of filled databases and unpacked commits")
     given = parser.parse_args()

@@ -148,6 +148,8 @@ class Filling:
         await store.create_conversation(shape.owner, NewConversation(**conversation(shape)))
         self.conversations += 1
         await self._append(store, shape)
+        if time.monotonic() > self.deadline:  # some of its messages may be missing
+            return
         if shape.branched and shape.length > 3:
             head = None if shape.number % 21 == 0 else shape.message_id(shape.length // 2)
             await store.update_conversation(shape.owner, shape.id, ConversationChange(head_id=head))
@@ -158,7 +160,7 @@ class Filling:
         from chatkeep import NewMessage
 
         rest = messages(shape)
-        while some := [NewMessage(**values) for values in islice(rest, BATCH)]:
+        while time.monotonic() < self.deadline and (some := [NewMessage(**each) for each in islice(rest, BATCH)]):
             await store.append(shape.owner, shape.id, some)
             before, self.messages = self.messages, self.messages + len(some)
             if self.messages * 50 // self.target > before * 50 // self.target:

@@ -16,11 +16,11 @@ from benchmarks.attack_run import Keys
 from benchmarks.attack_server import Checkout, served
 from benchmarks.drill_copy import compare
 from benchmarks.drill_ledger import Trail
-from benchmarks.migration_clients import Browser, Caller, Seen, call
+from benchmarks.migration_clients import Browser, Caller, Seen, call, common
 from benchmarks.migration_source import PREVIOUS, Filled, Source
 from benchmarks.migration_upgrade import Cost, upgrade
 from benchmarks.postgres_server import plain
-from chatkeep import open_store
+from chatkeep import Message, Status, open_store
 from chatkeep.testing import dense, seqs, whole_log
 
 OLD, NEW = "old", "new"
@@ -179,10 +179,16 @@ async def _look(url: str, ledger: Sequence[Trail], outcome: Outcome) -> None:
     """Compare what is stored with what was acknowledged."""
     now = time.monotonic()
     counts = await compare(url, ledger, now, now)
-    outcome.stored = counts.wrong(torn=True)
+    outcome.stored, found = counts.wrong(torn=True), Counter[str]()
     async with open_store(url) as store:
-        open_ = [trail for trail in ledger if trail.state.exists]
-        logs = [await whole_log(store, trail.owner, trail.id) for trail in open_]
-        gaps = sum(seqs(log) != dense(len(log)) for log in logs)
-    if gaps:
-        outcome.stored["conversations without dense seqs"] = gaps
+        for trail in ledger:
+            if trail.state.exists:
+                log = await whole_log(store, trail.owner, trail.id)
+                found["conversations without dense seqs"] += seqs(log) != dense(len(log))
+                found["differing messages"] += sum(_differs(message, outcome.seen) for message in log)
+    outcome.stored |= +found
+
+
+def _differs(message: Message, seen: Seen) -> bool:
+    """Whether a message that was not deleted is other than it was acknowledged."""
+    return message.status is not Status.DELETED and common(message.model_dump(mode="json")) != seen.messages[message.id]

@@ -79,6 +79,11 @@ async def soundness(url: str) -> Soundness:
     return await _dispatch(url, _sqlite_soundness, _postgres_soundness, _mongo_soundness)
 
 
+async def schema(url: str) -> frozenset[str]:
+    """The tables, columns, indexes and constraints of a database."""
+    return await _dispatch(url, _sqlite_schema, _postgres_schema, _mongo_schema)
+
+
 async def size(url: str) -> int:
     """Bytes that a database takes on the disk; 0 if nothing tells."""
     return await _dispatch(url, _sqlite_size, _postgres_size, _mongo_size)
@@ -167,8 +172,11 @@ def _sqlite_sums(connection: apsw.Connection, columns: Columns) -> Mapping[str, 
 def _sqlite_soundness(connection: apsw.Connection) -> Soundness:
     faults = [str(row[0]) for row in connection.execute("PRAGMA integrity_check") if row[0] != "ok"]
     faults += [f"foreign key: {row}" for row in connection.execute("PRAGMA foreign_key_check")]
-    schema = connection.execute("SELECT type, name, sql FROM sqlite_schema")
-    return Soundness(_sqlite_revision(connection), faults, frozenset(repr(row) for row in schema))
+    return Soundness(_sqlite_revision(connection), faults, _sqlite_schema(connection))
+
+
+def _sqlite_schema(connection: apsw.Connection) -> frozenset[str]:
+    return frozenset(repr(row) for row in connection.execute("SELECT type, name, sql FROM sqlite_schema"))
 
 
 def _sqlite_revision(connection: apsw.Connection) -> str | None:
@@ -228,8 +236,12 @@ async def _postgres_sums(connection: Any, columns: Columns) -> Mapping[str, Sum]
 
 async def _postgres_soundness(connection: Any) -> Soundness:
     faults = [f"{name}: {row[0]}" for name, query in BROKEN.items() for row in await connection.fetch(query)]
-    schema = [repr(tuple(map(str, row))) for query in SCHEMA for row in await connection.fetch(query)]
-    return Soundness(await _postgres_revision(connection), faults, frozenset(schema))
+    return Soundness(await _postgres_revision(connection), faults, await _postgres_schema(connection))
+
+
+async def _postgres_schema(connection: Any) -> frozenset[str]:
+    found = [repr(tuple(map(str, row))) for query in SCHEMA for row in await connection.fetch(query)]
+    return frozenset(found)
 
 
 async def _postgres_revision(connection: Any) -> str | None:
@@ -271,8 +283,12 @@ def _mongo_soundness(database: Any) -> Soundness:
         for table in TABLES
         if not next(database.list_collections(filter={"name": table}))["options"].get("validator")
     ]
-    indexes = {f"{table}: {index['name']}" for table in TABLES for index in database[table].list_indexes()}
-    return Soundness(_mongo_revision(database), broken, frozenset(indexes))
+    return Soundness(_mongo_revision(database), broken, _mongo_schema(database))
+
+
+def _mongo_schema(database: Any) -> frozenset[str]:
+    collections = [each["name"] for each in database.list_collections()]
+    return frozenset(f"{name}: {index['name']}" for name in collections for index in database[name].list_indexes())
 
 
 def _mongo_revision(database: Any) -> str | None:

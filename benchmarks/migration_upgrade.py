@@ -19,7 +19,7 @@ from uuid import UUID
 from benchmarks.attack_server import Checkout, Usage, environment
 from benchmarks.children import ROOT
 from benchmarks.drill_places import chatkeep
-from benchmarks.migration_rows import Rows, Soundness, file_of, revision, rows, size, soundness
+from benchmarks.migration_rows import Rows, Soundness, file_of, revision, rows, schema, size, soundness
 from benchmarks.migration_source import ORIGIN, Filled, Read, Source, parsed, read_text
 
 POLL_SECONDS = 0.005
@@ -153,11 +153,13 @@ class Drill:
     newest: str
     filled: Filled
     before: Rows
+    schema: frozenset[str]
 
     @classmethod
     def of(cls, source: Source, head: Checkout, newest: str, filled: Filled) -> "Drill":
         """A drill of a filled database."""
-        return cls(source, head, newest, filled, asyncio.run(rows(source.named(ORIGIN))))
+        url = source.named(ORIGIN)
+        return cls(source, head, newest, filled, asyncio.run(rows(url)), asyncio.run(schema(url)))
 
     def once(self) -> Reference:
         """Migrate a copy, and compare all of it with what was there."""
@@ -190,7 +192,9 @@ class Drill:
         """Kill an upgrade, and at once run it again; every conversation is read after the last one."""
         url, every = self.source.copy(ORIGIN), 1 if last else SAMPLED
         killed = upgrade(self.head, url, kill_after=moment)
-        left = asyncio.run(revision(url))
+        left = f"left {asyncio.run(revision(url))}" if killed.code else "had ended"
+        if asyncio.run(schema(url)) not in {self.schema, reference.state.soundness.schema}:
+            left += ", half-way"
         cost = upgrade(self.head, url)
         asyncio.run(self.source.settle(url))
         state = self._state(url, every=every)
@@ -200,7 +204,7 @@ class Drill:
             faults.append(f"schema: {sorted(state.soundness.schema ^ reference.state.soundness.schema)[:3]}")
         if state.searches != reference.state.searches:
             faults.append("searches find something else")
-        return f"left {left}" if killed.code else "had ended", faults
+        return left, faults
 
     def _state(self, url: str, *, every: int) -> State:
         sound, after = asyncio.run(soundness(url)), asyncio.run(rows(url, self.before.columns))
