@@ -11,6 +11,7 @@ be others: `--origin 07e9ee1`, or a folder with a .venv.
 
 import argparse
 import asyncio
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -58,7 +59,7 @@ class Table:
 def describe(table: Table, source: Source, reference: Reference) -> None:
     """Add what one migration took."""
     cost, state = reference.cost, reference.state
-    table.add("migrated to revision", f"{state.soundness.revision}, {cost.seconds:.1f} s")
+    table.add("migrated", f"from {reference.started} to {state.soundness.revision} in {cost.seconds:.1f} s")
     table.add("until the schema was the newest", f"{cost.schema_seconds:.1f} s")
     server = f"; the database server {cost.server_cpu:.1f} s" if source.pid else ""
     table.add("CPU", f"{cost.cpu:.1f} s{server}")
@@ -163,6 +164,7 @@ def main() -> int:
     parser.add_argument("--cache", type=Path, default=CACHE, help="folder of filled databases and unpacked commits")
     given = parser.parse_args()
     end_at_sigterm()
+    os.environ.pop("PYTHONPATH", None)  # every commit would run the same chatkeep
     origin, previous = (checkout_of(commit, given.cache) for commit in (given.origin, given.previous))
     wanted = Wanted(origin, previous, given.messages, given.fill_seconds)
     name = f"{Path(given.origin).name}-{Path(given.previous).name}-{given.messages}-{scripts()}"

@@ -129,6 +129,8 @@ class State:
 class Reference:
     """A database that was migrated in one go."""
 
+    started: str | None
+    """The revision before."""
     cost: Cost
     state: State
     faults: list[str]
@@ -165,7 +167,7 @@ class Drill:
         """Migrate a copy, and compare all of it with what was there."""
         url, moments = self.source.copy(ORIGIN), list[float]()
         _compile(self.head, url)
-        before = asyncio.run(size(url))
+        started, before = asyncio.run(revision(url)), asyncio.run(size(url))
         with _watching(url, self.newest, moments):
             cost = upgrade(self.head, url, pid=self.source.pid)
         cost.before, cost.after = before, asyncio.run(size(url))
@@ -174,7 +176,7 @@ class Drill:
         if state.rows.gone:  # they cannot be compared, the others can
             self.before = asyncio.run(rows(self.source.named(ORIGIN), state.rows.columns))
         self.source.drop(url)
-        return Reference(cost, state, self._faults(cost, state, every=1))
+        return Reference(started, cost, state, self._faults(cost, state, every=1))
 
     def kill(self, reference: Reference, count: int) -> Kills:
         """Kill so many upgrades, run each again, and compare."""
