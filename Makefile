@@ -53,7 +53,7 @@ import-kills: $(UV)  ## 50 imports killed and run again, on SQLite and PostgreSQ
 migration-drill: $(UV)  ## 1,000,000 messages of an old commit: migrations killed 20 times, in use, and beside the version before
 	$(RUN) python -m benchmarks.migration_drill --database sqlite
 	$(RUN) python -m benchmarks.migration_drill --database postgresql
-	$(RUN) python -m benchmarks.migration_drill --database mongodb --messages 100000 --fill-seconds 180 --kills 5 --writers 4 --seconds 20
+	$(RUN) python -m benchmarks.migration_drill --database mongodb --messages 20000 --fill-seconds 180 --kills 5 --writers 4 --seconds 20
 
 torture-mongodb: $(UV)  ## URL=… of a database on a replica set: 20 rounds each of clients and, with KILL='command', servers killed
 	$(RUN) python -m benchmarks.torture_mongodb $(if $(URL),"$(URL)") $(if $(KILL),--kill "$(KILL)")
