@@ -22,6 +22,11 @@ HAN = "的一是不了人我在有他这中大来上国个到说们为子和你�
 HISTORY = 50
 LIST_MESSAGES = 100_000
 LOAD_CONVERSATIONS = 10_000
+FOREIGN, FOREIGN_CONVERSATIONS = "shared", 100_000
+"""An external id, and how many conversations of the attacker have it."""
+
+LABELS = [f"label {number}" for number in range(31)]
+LABELLED_CONVERSATIONS = 20_000
 LOAD_READ = 200
 """How many conversations of the load have messages, and are read."""
 
@@ -114,6 +119,25 @@ async def _pages(store: Any) -> None:
         await store.create_conversation(ATTACKER, NewConversation(metadata=metadata))
 
 
+async def _foreign(store: Any) -> None:
+    from chatkeep import NewConversation
+
+    for _ in range(0, FOREIGN_CONVERSATIONS, 500):
+        new = NewConversation(external_id=FOREIGN)
+        await asyncio.gather(*(store.create_conversation(ATTACKER, new) for _ in range(500)))
+
+
+async def _labels(store: Any) -> None:
+    """All have the same labels, so that every one of them has to be looked at."""
+    from chatkeep import NewConversation
+
+    for _ in range(0, LABELLED_CONVERSATIONS, 500):
+        new = NewConversation(labels=tuple(LABELS))
+        await asyncio.gather(*(store.create_conversation(ATTACKER, new) for _ in range(500)))
+    for _ in range(500):
+        await store.create_conversation(ATTACKER, NewConversation(labels=("apart",)))
+
+
 async def _create(store: Any, owner: str, id_: UUID) -> None:
     from chatkeep import NewConversation
 
@@ -137,6 +161,8 @@ KINDS: dict[str, Callable[[Any], Awaitable[None]]] = {
     "list": _list,
     "load": _load,
     "pages": _pages,
+    "foreign": _foreign,
+    "labels": _labels,
 }
 
 

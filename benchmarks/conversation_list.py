@@ -1,4 +1,4 @@
-"""What the number of conversations costs: the newest 20 of an owner's 100,000 against of 100."""
+"""What the number of conversations costs: the newest 20 of an owner's 100,000 against of 100, and by a label."""
 
 import asyncio
 import random
@@ -10,6 +10,9 @@ from benchmarks.stores import opened
 from chatkeep import Conversation, ImportedConversation, Page, Store
 
 GATE = Gate(1.5, at_most=True)
+LABEL_GATE = Gate(3.0, at_most=True)
+RARE, FREQUENT = "rare", "frequent"
+FEW_LABELLED = 5
 FEW = 100
 PAIRS = 300
 CHUNK = 200
@@ -31,11 +34,20 @@ async def _run(plan: Plan) -> Report:
             for owner, count in (("many", many), ("few", FEW)):
                 say(f"list: storing {count:,} conversations")
                 await _fill(store, owner, count)
-            runs = await _rounds(plan, store)
+            runs = await _rounds(plan, _newest(store, "many"), _newest(store, "few"))
+            by_label = {
+                label: await _rounds(plan, _newest(store, "many", label), _newest(store, "many"))
+                for label in (RARE, FREQUENT)
+            }
     names = (f"{many:,}", f"{FEW}")
     latencies = [Latency.of(f"list 20 of {name}", side) for name, side in zip(names, runs, strict=True)]
     row = time_row(f"list 20 of an owner's {names[0]} conversations, no total", f"of {FEW}", *runs, GATE)
-    return Report(rows=[row], latencies=latencies, notes=[NOTE])
+    counts = {RARE: FEW_LABELLED, FREQUENT: many * 9 // 10}
+    rows = [row]
+    for label, sides in by_label.items():
+        work = f"list 20 by a label of {counts[label]:,} among {many:,} conversations"
+        rows.append(time_row(work, "the list without a label", *sides, LABEL_GATE))
+    return Report(rows=rows, latencies=latencies, notes=[NOTE])
 
 
 async def _fill(store: Store, owner: str, count: int) -> None:
@@ -47,17 +59,21 @@ async def _fill(store: Store, owner: str, count: int) -> None:
 
 def _conversation(minute: int) -> ImportedConversation:
     moment = datetime(2025, 1, 1, tzinfo=UTC) + timedelta(minutes=minute)
-    return ImportedConversation(title=f"What was said at minute {minute}", updated_at=moment)
+    frequent = (FREQUENT,) if minute % 10 else ()
+    labels = (RARE, *frequent) if minute < FEW_LABELLED else frequent
+    return ImportedConversation(title=f"What was said at minute {minute}", updated_at=moment, labels=labels)
 
 
-async def _rounds(plan: Plan, store: Store) -> tuple[list[Run], list[Run]]:
-    await in_turn(PAIRS, _newest(store, "many"), _newest(store, "few"))
-    runs = [await in_turn(PAIRS, _newest(store, "many"), _newest(store, "few")) for _ in range(plan.rounds)]
-    return [many for many, _ in runs], [few for _, few in runs]
+async def _rounds(plan: Plan, one: Work, other: Work) -> tuple[list[Run], list[Run]]:
+    await in_turn(PAIRS, one, other)
+    runs = [await in_turn(PAIRS, one, other) for _ in range(plan.rounds)]
+    return [first for first, _ in runs], [second for _, second in runs]
 
 
-def _newest(store: Store, owner: str) -> Work:
+def _newest(store: Store, owner: str, label: str | None = None) -> Work:
+    labels = () if label is None else (label,)
+
     async def newest(_writer: int, _number: int) -> Page[Conversation]:
-        return await store.list_conversations(owner, limit=20)
+        return await store.list_conversations(owner, labels=labels, limit=20)
 
     return newest

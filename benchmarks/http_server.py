@@ -16,9 +16,9 @@ from chatkeep.api.app import create_app
 from chatkeep.api.logs import configure
 from chatkeep.api.server import HttpServer
 from chatkeep.ids import new_id, valid_id
+from chatkeep.options import StoreOptions
 from chatkeep.settings import Settings
-from chatkeep.store import StoreOptions
-from chatkeep.stores.append import check, listed
+from chatkeep.stores.append import as_stored, check, listed
 from chatkeep.values import MAX_METADATA, now, valid_owner
 
 
@@ -46,20 +46,7 @@ def forget(store: Store) -> None:
 
 
 def _answer(conversation_id: UUID, message: NewMessage) -> Message:
-    return Message.model_construct(
-        id=message.id or new_id(),
-        conversation_id=conversation_id,
-        seq=1,
-        parent_id=None,
-        role=message.role,
-        content=message.content,
-        status=message.status,
-        sources=message.sources,
-        metadata=message.metadata,
-        external_id=message.external_id,
-        sent_at=message.sent_at,
-        created_at=now(),
-    )
+    return as_stored(message, message.id or new_id(), conversation_id, 1, None, now())
 
 
 async def _serve(url: str, *, forgets: bool) -> None:

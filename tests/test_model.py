@@ -336,7 +336,7 @@ def test_an_unknown_role_is_refused_in_words() -> None:
 
 def test_a_new_message_is_not_deleted_and_an_imported_one_may_be() -> None:
     """The mark of a deleted message comes with an import only, and without content."""
-    with pytest.raises(ValidationError, match="new and deleted"):
+    with pytest.raises(ValidationError, match="a new message cannot be deleted"):
         NewMessage(role=Role.USER, content="x", status=Status.DELETED)
     with pytest.raises(ValidationError, match="deleted message has no content"):
         ImportedMessage(role=Role.USER, content="x", status=Status.DELETED)
@@ -441,6 +441,16 @@ def test_a_fingerprint_says_what_the_caller_sent() -> None:
         base | {"metadata": {"a": 1}},
         base | {"metadata": {"a": 1.0}},
         base | {"sources": [{"document_id": parent, "file_path": "a", "similarity_score": 1}]},
+        base | {"parts": [{"type": "text", "text": "hello"}]},
+        base | {"parts": [{"type": "text", "text": "hello"}, {"type": "data", "data": 1}]},
+        base | {"parts": [{"type": "data", "data": 1}, {"type": "text", "text": "hello"}]},
+        base | {"parts": [{"type": "data", "data": 1.0}, {"type": "text", "text": "hello"}]},
+        base | {"model": "m"},
+        base | {"model": "m\ninput_tokens=0"},
+        base | {"input_tokens": 0},
+        base | {"output_tokens": 0},
+        base | {"duration_ms": 0},
+        base | {"duration_ms": 1},
         {"role": "user", "content": "\nhello"},
     ]
     prints = [NewMessage.model_validate(variant).fingerprint() for variant in variants]
@@ -449,6 +459,87 @@ def test_a_fingerprint_says_what_the_caller_sent() -> None:
     assert NewMessage.model_validate(base | {"id": other_id}).fingerprint() == prints[0]
     swapped = [NewMessage.model_validate(base | {"metadata": m}) for m in ({"a": 1, "b": 2}, {"b": 2, "a": 1})]
     assert swapped[0].fingerprint() == swapped[1].fingerprint()
+    parts = ([{"type": "data", "data": 1}], [{"data": 1, "type": "data"}])
+    assert len({NewMessage.model_validate(base | {"parts": each}).fingerprint() for each in parts}) == 1
+    absent: list[dict[str, Any]] = [{"parts": []}, {"parts": None}, {"model": None, "input_tokens": None}]
+    for nothing in absent:
+        assert NewMessage.model_validate(base | nothing).fingerprint() == prints[0]
+
+
+def test_a_fingerprint_of_a_conversation_says_what_the_caller_sent() -> None:
+    """The same for conversations, whose labels count in their order."""
+    variants: list[dict[str, Any]] = [
+        {},
+        {"title": "T"},
+        {"context_id": "T"},
+        {"external_id": "T"},
+        {"project_id": UUID(int=1)},
+        {"project_id": UUID(int=2)},
+        {"labels": ["a"]},
+        {"labels": ["a", "b"]},
+        {"labels": ["b", "a"]},
+        {"labels": ['a","b']},
+        {"metadata": {"a": 1}},
+    ]
+    prints = [NewConversation.model_validate(variant).fingerprint() for variant in variants]
+
+    assert len(set(prints)) == len(variants)
+    assert NewConversation(labels=("a", "b", "a")).fingerprint() == prints[7]
+    assert NewConversation(id=new_id(), labels=()).fingerprint() == prints[0]
+
+
+EARLIER: dict[str, dict[str, Any]] = {
+    "63ef0a280dfdc0688830061a46c5574b": {"role": "user", "content": "How hot?"},
+    "1cb5e10127b4b9e49775024d35b8bc70": {"role": "assistant", "content": "", "parent_id": None},
+    "6e654a55ade89591dc18a70c69dbed78": {
+        "role": "tool",
+        "content": "line\nline\x00 😀",
+        "parent_id": UUID(int=7),
+        "status": "interrupted",
+    },
+    "855e627393af7f02eb8fba79ac31fdca": {
+        "role": "assistant",
+        "content": "80 °C",
+        "metadata": {"z": 10**40, "a": [1.0, -0.0, None, True], "é": {"b": 1, "a": 2}},
+        "external_id": "e\nx",
+        "sent_at": "2026-01-31T12:00:00.000001Z",
+    },
+    "712f1ecd277886b0e08af7e756658864": {
+        "role": "assistant",
+        "content": "x",
+        "sources": [{"document_id": UUID(int=1), "file_path": "a.md", "similarity_score": 0.25}],
+        "status": "failed",
+    },
+}
+"""Messages by the fingerprints that commit 4209e41, which knew no parts, models and counts, made of them."""
+
+EARLIER_CONVERSATIONS: dict[str, dict[str, Any]] = {
+    "61a01f954278415b04bc80ba0add24c8": {"title": "Tea"},
+    "01ba4719c80b6fe911b091a7c05124b6": {},
+    "2d353fbc397c2f5577f0521aef830e41": {
+        "title": "T\nea",
+        "context_id": "c",
+        "external_id": "e\x00",
+        "metadata": {"b": 1, "a": [None]},
+    },
+}
+"""The same of conversations, before there were labels and projects."""
+
+
+@pytest.mark.parametrize("kind", [NewMessage, ImportedMessage])
+@pytest.mark.parametrize("fingerprint", EARLIER)
+def test_messages_without_new_fields_have_the_fingerprints_of_before(fingerprint: str, kind: type[NewMessage]) -> None:
+    """A retry of a message that an earlier version stored is known: fields that it did not know count only if given."""
+    assert kind.model_validate(EARLIER[fingerprint]).fingerprint().hex() == fingerprint
+
+
+@pytest.mark.parametrize("kind", [NewConversation, ImportedConversation])
+@pytest.mark.parametrize("fingerprint", EARLIER_CONVERSATIONS)
+def test_conversations_without_new_fields_have_the_fingerprints_of_before(
+    fingerprint: str, kind: type[NewConversation]
+) -> None:
+    """The same for conversations."""
+    assert kind.model_validate(EARLIER_CONVERSATIONS[fingerprint]).fingerprint().hex() == fingerprint
 
 
 def test_a_fingerprint_never_changes() -> None:
@@ -468,8 +559,9 @@ def test_stored_records_are_like_validated_ones() -> None:
     """A record built without validation equals the validated one, and copies and serialises alike."""
     values = {
         "id": new_id(), "conversation_id": new_id(), "seq": 1, "parent_id": None, "role": Role.USER, "content": "x",
-        "status": Status.COMPLETE, "sources": (), "metadata": {}, "external_id": None, "sent_at": None,
-        "created_at": datetime(2026, 1, 1, tzinfo=UTC),
+        "status": Status.COMPLETE, "parts": ({"type": "data", "data": [10**40]},), "sources": (), "metadata": {},
+        "model": None, "input_tokens": 0, "output_tokens": None, "duration_ms": 7, "external_id": None,
+        "sent_at": None, "created_at": datetime(2026, 1, 1, tzinfo=UTC),
     }  # fmt: skip
     quick, slow = stored(Message, MESSAGE_FIELDS, values), Message.model_validate(values)
 

@@ -19,7 +19,7 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "chatkeep"
 
 LAYERS = (
-    {"errors", "ids", "values", "model", "tree", "words", "cursor", "urls", "migrations"},  # no I/O
+    {"errors", "ids", "values", "parts", "model", "options", "tree", "words", "cursor", "urls", "migrations"},  # no I/O
     {"access", "store", "keys"},  # the ports
     {"stores"},
     {"recorder", "formats", "settings"},

@@ -30,6 +30,7 @@ from chatkeep.model import (
     ImportedMessage,
     ImportReceipt,
     Message,
+    MessageChange,
     NewConversation,
     NewMessage,
     Page,
@@ -38,8 +39,9 @@ from chatkeep.model import (
     Source,
     Status,
 )
+from chatkeep.options import StoreOptions
 from chatkeep.recorder import DeadLetter, Recorder, RecorderStats, recording
-from chatkeep.store import Store, StoreOptions, open_store
+from chatkeep.store import Store, open_store
 
 __version__ = "0.1.0"
 
@@ -57,6 +59,7 @@ __all__ = [
     "InvalidInput",
     "JournalInUse",
     "Message",
+    "MessageChange",
     "NewConversation",
     "NewMessage",
     "NotFound",

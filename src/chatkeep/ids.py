@@ -1,10 +1,12 @@
 """Makes and parses ids, which are UUIDs. No I/O."""
 
+import hashlib
 import os
 import re
 import struct
 import time
-from uuid import UUID, SafeUUID
+from functools import lru_cache
+from uuid import UUID, SafeUUID, uuid5
 
 from chatkeep.errors import InvalidId
 
@@ -78,3 +80,22 @@ def valid_id(value: UUID | str) -> UUID:
     if not isinstance(value, str) or not UUID_TEXT.fullmatch(value):
         raise InvalidId("an id must be a UUID, such as 0190f0f0-7a3c-7cc2-b1c3-2f6c1d9e8a75", got=value)
     return UUID(value)
+
+
+NAMESPACE = UUID("5e1c7a0e-0d5b-5f0c-9d5a-6b1f2a7c4e93")
+"""Namespace of the UUIDs that are derived from foreign ids. It must never change."""
+
+
+@lru_cache(maxsize=1024)
+def namespace_of(owner: str, source: str | None = None) -> UUID:
+    """Return the namespace of the ids that an owner's conversations have in another system, `source` if it is named."""
+    return uuid5(NAMESPACE, f"{owner}\n{source or ''}")
+
+
+def foreign_id(namespace: UUID, text: str) -> tuple[UUID, str | None]:
+    """Return the UUID of a foreign id, and the external_id to store with it: None if the foreign id is that UUID."""
+    if len(text) == 36 and UUID_TEXT.fullmatch(text) and text == text.lower():
+        return UUID(text), None
+    digest = hashlib.sha1(namespace.bytes + text.encode(), usedforsecurity=False).digest()
+    value = int.from_bytes(digest[:16]) & ~(0xF << 76) & ~(0x3 << 62)
+    return uuid_of(value | 0x5 << 76 | 0x2 << 62), text

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from collections.abc import Sequence
 from datetime import datetime
 from enum import StrEnum
 from typing import Annotated, Any, Self
@@ -10,16 +11,21 @@ from uuid import UUID
 from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from chatkeep.errors import InvalidInput
+from chatkeep.parts import PARTS, GivenParts, Part, says_more, text_of
 from chatkeep.values import (
     MAX_INTEGER_DIGITS,
     MAX_JSON_DEPTH,
+    MAX_LABEL_CHARS,
+    MAX_LABELS,
     MAX_METADATA_BYTES,
     MAX_METADATA_VALUES,
+    Count,
     FilePath,
     JsonObject,
-    Label,
+    Labels,
+    ShortText,
     StoreTime,
-    Text,
+    TextOrNothing,
     Time,
     canonical_json,
     to_micros,
@@ -34,6 +40,11 @@ MAX_SOURCES = 1_000
 METADATA = (
     f"Any JSON object of at most {MAX_JSON_DEPTH} levels, {MAX_METADATA_VALUES:,} values, {MAX_METADATA_BYTES:,} bytes"
     f" as JSON, and {MAX_INTEGER_DIGITS:,} digits in an integer."
+)
+
+LABELS = (
+    f"At most {MAX_LABELS}, such as `pinned` or `archived`: each of at most {MAX_LABEL_CHARS} characters, without"
+    " control characters, and not beginning with '!'."
 )
 
 
@@ -80,8 +91,9 @@ class Role(StrEnum):
 
 
 class Status(StrEnum):
-    """How a message ended. Only `deleted` may follow another status."""
+    """How a message ended. Only `deleted` may follow another status, but for `in_progress`, which only a turn makes."""
 
+    IN_PROGRESS = "in_progress"
     COMPLETE = "complete"
     INTERRUPTED = "interrupted"
     FAILED = "failed"
@@ -98,7 +110,7 @@ class Source(Given):
 
     document_id: UUID
     file_path: FilePath
-    header_anchor: Label | None = None
+    header_anchor: ShortText | None = None
     similarity_score: Annotated[float, Field(strict=True, ge=-1, le=1, allow_inf_nan=False)]
 
 
@@ -123,15 +135,21 @@ class NewConversation(Given):
     """A conversation to be created. Creating it again with the same id and the same values changes nothing."""
 
     id: UUID | None = Field(None, description="Made by the store (UUID version 7) when absent.")
-    title: Label | None = Field(None, description="Made from the first user message when absent.")
-    context_id: Label | None = Field(None, description="The application's own label to list conversations by.")
-    external_id: Label | None = Field(None, description="The id that another system knows the conversation by.")
+    title: ShortText | None = Field(None, description="Made from the first user message when absent.")
+    context_id: ShortText | None = Field(None, description="The application's own scope to list conversations by.")
+    project_id: UUID | None = Field(None, description="The project that it belongs to.")
+    external_id: ShortText | None = Field(None, description="The id that another system knows the conversation by.")
+    labels: Labels = Field((), description=LABELS)
     metadata: JsonObject = Field(default_factory=dict, description=METADATA)
 
     def fingerprint(self) -> bytes:
         """Return a hash of 16 bytes of the values that the caller sent, without the id."""
         texts = {"title": self.title, "context_id": self.context_id, "external_id": self.external_id}
         lines = [f"{name}={_one_line(text)}" for name, text in texts.items() if text is not None]
+        if self.project_id is not None:
+            lines.append(f"project_id={self.project_id.int:x}")
+        if self.labels:
+            lines.append(f"labels={canonical_json(list(self.labels))}")
         return _digest(lines, self.metadata, "")
 
 
@@ -146,6 +164,9 @@ class ImportedConversation(NewConversation):
 
     updated_at: Time | None = Field(
         None, description="When it was last active; the time of import when absent, or when it lies in the future."
+    )
+    project_name: ShortText | None = Field(
+        None, description="The name of its project, which is made if there is none with project_id."
     )
     head_id: UUID | None = Field(None, description="The message that history ends with. Absent: the last. Null: none.")
     created_at: StoreTime | None = Field(
@@ -174,7 +195,10 @@ class Conversation(Record):
     owner_id: str
     title: str | None
     context_id: str | None
+    project_id: UUID | None
+    llm_provider_id: UUID | None
     external_id: str | None
+    labels: tuple[str, ...]
     metadata: dict[str, Any]
     last_seq: int = Field(description="How many messages were ever appended, on all branches.")
     head_id: UUID | None = Field(description="The message that history ends with and the next one follows.")
@@ -185,7 +209,9 @@ class Conversation(Record):
 class ConversationChange(Given):
     """Fields of a conversation to change; omitted fields keep their value. JSON Merge Patch (RFC 7396)."""
 
-    title: Label | None = None
+    title: ShortText | None = None
+    context_id: ShortText | None = None
+    labels: Labels = Field((), description=f"All of its labels from now on. {LABELS}")
     metadata: JsonObject | None = Field(None, description="Merged into the metadata: null removes a key.")
     head_id: UUID | None = Field(None, description="The message to continue after; null starts anew.")
 
@@ -198,21 +224,42 @@ class NewMessage(Given):
 
     id: UUID | None = Field(None, description="Made by the store (UUID version 7) when absent.")
     role: Role
-    content: Text = Field(description="Never blank for user and system messages.")
+    content: TextOrNothing = Field(
+        "",
+        description="The plain text, which is read and searched; made from the parts of the type `text` if it is absent"
+        " or empty. Never blank for user and system messages, unless there is a part such as a file.",
+    )
     parent_id: UUID | None = Field(None, description="The message it follows. Absent: the head. Null: none.")
     status: Status = Status.COMPLETE
+    parts: GivenParts | None = Field(None, description=PARTS)
     sources: Sources = ()
     metadata: JsonObject = Field(default_factory=dict, description=METADATA)
-    external_id: Label | None = Field(None, description="The id that another system knows the message by.")
+    model: ShortText | None = Field(None, description="The model that made it.")
+    input_tokens: Count | None = Field(None, description="Tokens that the model read for it.")
+    output_tokens: Count | None = Field(None, description="Tokens that the model wrote for it.")
+    duration_ms: Count | None = Field(None, description="Milliseconds that it took to make.")
+    external_id: ShortText | None = Field(None, description="The id that another system knows the message by.")
     sent_at: Time | None = Field(None, description="When it was said, if the writer knows.")
 
     @model_validator(mode="after")
     def _has_something_to_say(self) -> Self:
-        if self.status == Status.DELETED:
-            raise ValueError("a message cannot be new and deleted")
-        if self.role in (Role.USER, Role.SYSTEM) and (not self.content or self.content.isspace()):
+        self._take_content()
+        if self.status in (Status.DELETED, Status.IN_PROGRESS):
+            raise ValueError(f"a new message cannot be {self.status.replace('_', ' ')}")
+        if (
+            self.role in (Role.USER, Role.SYSTEM)
+            and (not self.content or self.content.isspace())
+            and not says_more(self.parts)
+        ):
             raise ValueError(f"the content of a {self.role} message must not be blank")
         return self
+
+    def _take_content(self) -> None:
+        """Make the content from the parts if it is not given. Raises ValueError if neither is."""
+        if self.parts and not self.content:
+            self.__dict__["content"] = content_of(self.role, self.parts)
+        elif self.parts is None and "content" not in self.__pydantic_fields_set__:
+            raise ValueError("content or parts must be given")
 
     def check_length(self, max_content_chars: int) -> None:
         """Raise InvalidInput if a user's or system's content is longer than the store allows (0: no limit)."""
@@ -240,7 +287,21 @@ class NewMessage(Given):
             lines.append(f"sent_at={to_micros(self.sent_at)}")
         if self.sources:
             lines.append(f"sources={canonical_json([source.model_dump(mode='json') for source in self.sources])}")
+        if self.parts:
+            lines.append(f"parts={canonical_json(list(self.parts))}")
+        if self.model is not None:
+            lines.append("model=" + _one_line(self.model))
+        lines += [f"{name}={count}" for name in COUNTS if (count := getattr(self, name)) is not None]
         return _digest(lines, self.metadata, self.content)
+
+
+def content_of(role: Role, parts: Sequence[Part]) -> str:
+    """Return the content of a message that has only parts."""
+    # Blocks of one answer go on within a sentence; what others send stands for itself.
+    return text_of(parts, joined_by="" if role is Role.ASSISTANT else "\n")
+
+
+COUNTS = ("input_tokens", "output_tokens", "duration_ms")
 
 
 class ImportedMessage(NewMessage):
@@ -258,8 +319,11 @@ class ImportedMessage(NewMessage):
 
     @model_validator(mode="after")
     def _has_something_to_say(self) -> Self:
-        if self.status == Status.DELETED and (self.content or self.metadata or self.sources):
-            raise ValueError("a deleted message has no content, metadata or sources")
+        self._take_content()
+        if self.status is Status.IN_PROGRESS:
+            raise ValueError("an imported message cannot be in progress; one that was cut off is interrupted")
+        if self.status is Status.DELETED and (self.content or self.metadata or self.sources or self.parts):
+            raise ValueError("a deleted message has no content, parts, metadata or sources")
         return self
 
     def check_length(self, max_content_chars: int) -> None:  # noqa: ARG002 - imports are never cut
@@ -280,11 +344,22 @@ class Message(Record):
     role: Role
     content: str
     status: Status
+    parts: tuple[Part, ...] | None
     sources: tuple[Source, ...]
     metadata: dict[str, Any]
+    model: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    duration_ms: int | None
     external_id: str | None
     sent_at: datetime | None
     created_at: datetime = Field(description="The store's time.")
+
+
+class MessageChange(Given):
+    """What may be changed of a message: its metadata, such as feedback. JSON Merge Patch (RFC 7396)."""
+
+    metadata: JsonObject | None = Field(None, description="Merged into the metadata: null removes a key.")
 
 
 CONVERSATION_FIELDS = set(Conversation.model_fields)
@@ -300,7 +375,7 @@ class SearchHit(Record):
     snippet: str = Field(description="The text around the first word found.")
 
 
-UPDATABLE = ("title", "metadata", "deletions", "head")
+UPDATABLE = ("title", "context_id", "labels", "metadata", "deletions", "head")
 """The differences that an import takes over if it is asked to."""
 
 
@@ -337,6 +412,8 @@ class ErasureReceipt(Record):
     conversations: int
     messages: int
     search_entries: int
+    labels: int = 0
+    projects: int = 0
     api_keys: int = 0
     requests: int = Field(0, description="Replies that were kept for requests that might be sent again.")
     remaining: int = Field(description="Rows of this owner that a re-count found when all was removed.")

@@ -20,7 +20,8 @@ import importlib
 import inspect
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Awaitable, Callable, Generator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Mapping, Sequence
+from datetime import datetime
 from functools import wraps
 from pathlib import Path
 from types import TracebackType
@@ -28,35 +29,26 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlencode
 from uuid import UUID
 
-from pydantic import Field, ValidationError
+from pydantic import ValidationError
 
 from chatkeep.access import Access
 from chatkeep.errors import ChatkeepError, InvalidInput
 from chatkeep.model import (
-    MAX_CONTENT_CHARS,
-    MAX_SOURCES,
     Conversation,
     ConversationChange,
     ErasureReceipt,
-    Given,
     ImportedConversation,
     ImportedMessage,
     ImportReceipt,
     Message,
+    MessageChange,
     NewConversation,
     NewMessage,
     Page,
     SearchHit,
 )
+from chatkeep.options import StoreOptions
 from chatkeep.urls import split_url
-from chatkeep.values import (
-    MAX_INTEGER_DIGITS,
-    MAX_JSON_DEPTH,
-    MAX_METADATA,
-    MAX_METADATA_BYTES,
-    MAX_METADATA_VALUES,
-    MetadataLimits,
-)
 
 MAX_LIMIT = 1_000
 """Most items of one page, most messages of one append's result page; the HTTP API allows 200."""
@@ -66,61 +58,6 @@ MAX_OFFSET = 10_000
 
 Order = Literal["desc", "asc"]
 ListOrder = Literal["updated", "id"]
-
-
-class StoreOptions(Given):
-    """Options of a store: keywords of `open_store`, or in the query of the URL."""
-
-    max_content_chars: int = Field(MAX_CONTENT_CHARS, ge=0)
-    """Longest content of a user or system message, in characters; 0 means no limit."""
-    max_metadata_bytes: int = Field(MAX_METADATA_BYTES, ge=2, le=MAX_METADATA_BYTES)
-    """Most bytes of metadata, as compact JSON. This and the next three can only be lower than the default."""
-    max_metadata_values: int = Field(MAX_METADATA_VALUES, ge=1, le=MAX_METADATA_VALUES)
-    """Most values in metadata: the items of all its lists and objects."""
-    max_metadata_depth: int = Field(MAX_JSON_DEPTH, ge=1, le=MAX_JSON_DEPTH)
-    """Deepest nesting of metadata, in levels; the metadata itself is the first."""
-    max_metadata_digits: int = Field(MAX_INTEGER_DIGITS, ge=19, le=MAX_INTEGER_DIGITS)
-    """Most digits of an integer in metadata; every integer of 64 bits has at most 19."""
-    max_sources: int = Field(MAX_SOURCES, ge=0, le=MAX_SOURCES)
-    """Most sources of a message. It can only be lower than the default."""
-    hide_foreign: bool | None = None
-    """Answer NotFound for somebody else's conversation, instead of NotYours. Default: false; true if sharded, because
-    checking would query every shard."""
-    max_page_bytes: int = Field(8 << 20, ge=1, le=1 << 30)
-    """Most bytes of one page of conversations, messages or hits: their contents, and their sources and metadata as
-    JSON. A page that reaches it ends there, with a cursor; one item alone may be larger."""
-    search: bool = True
-    """Keep the full-text index up to date with every write. `?search=off` makes appends cheaper."""
-    synchronous: Literal["full", "normal"] = "full"
-    """SQLite: `full` syncs the disk at every commit; `normal` may lose the last commits when power fails."""
-    write_timeout: float = Field(10.0, gt=0)
-    """Seconds that a call that writes may take; then it raises StoreUnavailable, and may have been executed: retry it
-    with the same ids. Erasing, deleting and importing: each step. Closing waits as long for writes in progress."""
-    read_timeout: float = Field(10.0, gt=0)
-    """Seconds that a call that reads may take; then it raises StoreUnavailable."""
-    readers: int = Field(4, ge=1, le=64)
-    """SQLite: number of reading connections. Searches, totals and late pages have half as many more, one owner half of
-    those."""
-    durability: Literal["full", "relaxed"] = "full"
-    """PostgreSQL: with `full` every commit waits for the disk, whatever synchronous_commit is set to, and a server with
-    fsync or full_page_writes off is refused; `relaxed` takes the server as it is set.
-    MongoDB: `relaxed` takes a weaker write concern, read concern or read preference from the URL, which may
-    lose or hide what was acknowledged; `full` refuses it."""
-    pool_size: int = Field(10, ge=3, le=1_000)
-    """PostgreSQL, MongoDB: most open connections. Fewer are used if PostgreSQL has no more left. Searches, totals and
-    late pages use half of them at most, those of one owner a quarter. On PostgreSQL `ping` has one more of its own."""
-    pool_timeout: float = Field(10.0, gt=0)
-    """PostgreSQL, MongoDB: seconds until a call that waits for a connection raises StoreUnavailable."""
-    pgbouncer: bool | None = None
-    """PostgreSQL: whether it is behind a pooler in transaction mode. Default: detected when connecting."""
-
-    @property
-    def metadata_limits(self) -> MetadataLimits:
-        """The most that metadata of a message or a conversation may hold."""
-        limits = MetadataLimits(
-            self.max_metadata_depth, self.max_metadata_values, self.max_metadata_bytes, self.max_metadata_digits
-        )
-        return MAX_METADATA if limits == MAX_METADATA else limits
 
 
 class Observer:
@@ -175,15 +112,19 @@ class Store(ABC):
         """Store an empty conversation and return it.
 
         Idempotent by id: the same id with the same values returns the stored conversation as it is now.
-        Raises Conflict when the owner used the id for other values. An id that another owner uses is free.
+        Raises Conflict when the owner used the id for other values, NotFound if there is no such project. An id that
+        another owner uses is free.
         """
 
     @abstractmethod
     async def get_or_create_conversation(self, owner: str, new: NewConversation) -> Conversation:
-        """Return the owner's most recently updated conversation in `new.context_id`, or create `new`.
+        """Return the conversation that `new` names, the most recently updated one, or create `new`.
 
-        The scope of context None is the conversations without a context. Concurrent callers, on any number of
-        processes, create one conversation. The values of `new` are used if it is created, and ignored otherwise.
+        With an external_id that is the conversation with this external_id; a new one gets an id that is made of it,
+        as an import without a source makes it. Else it is one in `new.context_id` and `new.project_id`; conversations
+        without a context, and without a project, are a scope of their own. Concurrent callers, on any number of
+        processes, create one conversation. The other values of `new` are used if it is created, and ignored otherwise.
+        Raises NotFound if there is no such project, InvalidInput for an id beside an external_id.
         """
 
     @abstractmethod
@@ -191,31 +132,45 @@ class Store(ABC):
         """Return one conversation."""
 
     @abstractmethod
+    async def find_conversation(self, owner: str, external_id: str) -> Conversation:
+        """Return the most recently updated conversation with an external_id. Raises NotFound if there is none."""
+
+    @abstractmethod
     async def list_conversations(
         self,
         owner: str,
         *,
         context_id: str | None = None,
+        project_id: UUID | str | None = None,
+        external_id: str | None = None,
+        labels: Sequence[str] = (),
+        updated_after: datetime | None = None,
+        updated_before: datetime | None = None,
         order: ListOrder = "updated",
         limit: int = 10,
         cursor: str | None = None,
         offset: int = 0,
         total: bool = False,
     ) -> Page[Conversation]:
-        """Return a page of the owner's conversations, of one context if it is named.
+        """Return a page of the owner's conversations: of one context, one project, with one external_id, if these are
+        named; with all of `labels`, where "!archived" stands for those without that label; and updated after or before
+        a time, exclusive.
 
         order="updated": most recently updated first. With the cursor nothing is returned twice; a
         conversation that is updated while you page moves to the front and may be missed.
         order="id": by id, stable. `cursor` is the `next` of the page before, with the other arguments
         unchanged. limit is 1 to 1,000, offset 0 to 10,000 and not together with a cursor. `total` counts
-        the whole list, which costs more than the page. Raises InvalidInput.
+        the whole list, which costs more than the page. Raises InvalidInput, also for a list by time in another order
+        than "updated".
         """
 
     @abstractmethod
     async def update_conversation(
         self, owner: str, conversation_id: UUID | str, change: ConversationChange
     ) -> Conversation:
-        """Change title, metadata or head, and return the conversation. Omitted fields keep their value.
+        """Change title, context_id, labels, metadata or head, and return the conversation.
+
+        Omitted fields keep their value; labels are replaced.
 
         Metadata is merged (RFC 7396) in the same transaction: concurrent changes of different keys both apply.
         Moving the head makes history follow another path, and the next message continue there.
@@ -268,8 +223,9 @@ class Store(ABC):
         """Store a conversation from another system, or from a store's export, with all its messages in order.
 
         Atomic and idempotent by id. Of a conversation that is there, only new messages are stored, and the receipt
-        names what differs: `title`, `metadata`, `context_id`, `external_id`, `deletions`, `head`. With `update` title,
-        metadata, deletions and head are taken over. Without it the thread that is visible goes on with new messages
+        names what differs: `title`, `context_id`, `project_id`, `external_id`, `labels`, `metadata`, `deletions`,
+        `head`. With `update` title, context_id, labels, metadata, deletions and head are taken over. A project of a new
+        conversation is made if there is none. Without it the thread that is visible goes on with new messages
         that follow it, and never moves otherwise.
 
         Raises Conflict if a message is there with other content, NotFound if a parent is not among the messages or
@@ -314,6 +270,31 @@ class Store(ABC):
         10,000 and not together with a cursor. Raises InvalidInput, NotFound for an unknown leaf.
         """
 
+    async def messages(
+        self,
+        owner: str,
+        conversation_id: UUID | str,
+        *,
+        before: int | None = None,
+        after: int | None = None,
+        order: Order = "asc",
+        leaf: UUID | str | None = None,
+        page: int = 200,
+    ) -> AsyncIterator[Message]:
+        """Iterate over the messages of the path that ends with `leaf`, or with the head, however many there are.
+
+        order="asc" begins with the oldest, order="desc" with the newest. They are read in pages of `page`, 1 to 1,000:
+        a long loop holds no connection. The path is that of the first page, as in `history`, which says the rest.
+        """
+        bounds: dict[str, Any] = {"before": before, "after": after, "order": order, "leaf": leaf, "limit": page}
+        cursor: str | None = None
+        while True:
+            found = await self.history(owner, conversation_id, cursor=cursor, **bounds)
+            for message in found.items if order == "asc" else reversed(found.items):
+                yield message
+            if (cursor := found.next) is None:
+                return
+
     @abstractmethod
     async def log(
         self, owner: str, conversation_id: UUID | str, *, after: int = 0, limit: int = 1_000
@@ -346,8 +327,19 @@ class Store(ABC):
         """
 
     @abstractmethod
+    async def update_message(
+        self, owner: str, conversation_id: UUID | str, message_id: UUID | str, change: MessageChange
+    ) -> Message:
+        """Change the metadata of a message, such as feedback, and return the message.
+
+        Merged (RFC 7396) in one transaction: concurrent changes of different keys both apply. Nothing else of a
+        message changes, nor does the conversation's updated_at; a late retry of its append is known as before. Raises
+        NotFound also for a deleted message, InvalidInput when the metadata would be larger than the store allows.
+        """
+
+    @abstractmethod
     async def delete_message(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> bool:
-        """Erase a message's content, sources and metadata, and return whether there was one.
+        """Erase a message's content, parts, sources and metadata, and return whether there was one.
 
         A tombstone stays: seqs remain dense, messages that follow it keep their parent, and a late retry of its
         append is not a new message. A title of the conversation that was made from it goes, too. Does not move

@@ -7,17 +7,24 @@ joined if they form a pair, and become U+FFFD otherwise (`clean_text`).
 import json
 import math
 import re
+from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
 from itertools import accumulate, zip_longest
 from typing import Annotated, Any, NamedTuple
 
-from pydantic import AfterValidator, AwareDatetime, BeforeValidator, StringConstraints
+from pydantic import AfterValidator, AwareDatetime, BeforeValidator, Field, StringConstraints
 from pydantic_core import to_json
 
 from chatkeep.errors import InvalidInput
 
-MAX_LABEL_CHARS = 255
+MAX_SHORT_TEXT_CHARS = 255
 """Longest title, context_id and external_id, in characters."""
+
+MAX_LABELS = 32
+"""Most labels of a conversation."""
+
+MAX_LABEL_CHARS = 64
+"""Longest label of a conversation, in characters."""
 
 MAX_OWNER_BYTES = 255
 """Longest owner, in bytes of UTF-8."""
@@ -35,6 +42,9 @@ MAX_METADATA_VALUES = 100_000
 
 MAX_METADATA_BYTES = 1 << 20
 """Most bytes of metadata, as compact JSON in UTF-8."""
+
+MAX_PARTS_BYTES = 8 << 20
+"""Most bytes of the parts of a message, as compact JSON in UTF-8. Their other limits are those of metadata."""
 
 MAX_INTEGER_DIGITS = 4_300
 """Most digits of an integer in metadata: as many as Python reads, which takes quadratic time."""
@@ -184,6 +194,7 @@ class MetadataLimits(NamedTuple):
 
 
 MAX_METADATA = MetadataLimits()
+MAX_PARTS = MetadataLimits(size=MAX_PARTS_BYTES)
 
 
 class BeyondLimits(ValueError):
@@ -375,12 +386,50 @@ def _to_utc(time_: datetime) -> datetime:
 
 
 Text = Annotated[str, BeforeValidator(_clean)]
+TextOrNothing = Annotated[
+    str, BeforeValidator(lambda value: "" if value is None else _clean(value), json_schema_input_type=str | None)
+]
+"""Text, empty if null is given."""
+
+ShortText = Annotated[
+    str,
+    BeforeValidator(_clean),
+    StringConstraints(min_length=1, max_length=MAX_SHORT_TEXT_CHARS),
+    AfterValidator(_not_blank),
+]
+NOT_A_LABEL = "!"
+"""What stands before a label in a filter that leaves out the conversations that have it."""
+
+
+_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+
+
+def _label(text: str) -> str:
+    if text.startswith(NOT_A_LABEL):
+        raise ValueError("must not begin with '!'")
+    if _CONTROL.search(text):
+        raise ValueError("must have no control characters, such as line breaks")
+    return text
+
+
+def _without_repetition(labels: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(labels))
+
+
+LABEL_PATTERN = "^[^!{0}][^{0}]*$".format(r"\x00-\x1f\x7f-\x9f\u2028\u2029")
+
 Label = Annotated[
     str,
     BeforeValidator(_clean),
     StringConstraints(min_length=1, max_length=MAX_LABEL_CHARS),
+    Field(json_schema_extra={"pattern": LABEL_PATTERN}),
     AfterValidator(_not_blank),
+    AfterValidator(_label),
 ]
+Labels = Annotated[tuple[Label, ...], Field(max_length=MAX_LABELS, fail_fast=True), AfterValidator(_without_repetition)]
+"""The labels of a conversation, each once, in the order in which they were given."""
+
+Count = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
 FilePath = Annotated[str, BeforeValidator(_clean), StringConstraints(max_length=4096), AfterValidator(_not_blank)]
 JsonObject = Annotated[dict[str, Any], BeforeValidator(copy_json)]
 AnyTime = Annotated[AwareDatetime, AfterValidator(_to_utc)]
@@ -405,9 +454,20 @@ def to_micros(moment: datetime) -> int:
     return (since.days * 86_400 + since.seconds) * 1_000_000 + since.microseconds
 
 
+def labels_text(labels: Iterable[str]) -> str | None:
+    """Return the labels of a conversation as SQL databases store them: each on a line of its own; None without any."""
+    text = "\n".join(labels)
+    return f"\n{text}\n" if text else None
+
+
+def labels_of(text: str | None) -> tuple[str, ...]:
+    """Return the labels that `labels_text` made a text of."""
+    return tuple(text[1:-1].split("\n")) if text else ()
+
+
 def from_micros(micros: int) -> datetime:
     """Return the time of `micros`: the inverse of `to_micros`."""
-    return EPOCH + timedelta(microseconds=micros)
+    return EPOCH + timedelta(0, 0, micros)  # by position, which takes two thirds of the time
 
 
 def now() -> datetime:
@@ -432,14 +492,14 @@ def valid_owner(owner: str) -> str:
     return owner
 
 
-def valid_metadata(metadata: object, limits: MetadataLimits) -> None:
-    """Raise InvalidInput if a record's metadata is beyond `limits`, which are a store's."""
-    if limits is MAX_METADATA:
+def valid_json(name: str, value: object, limits: MetadataLimits) -> None:
+    """Raise InvalidInput if metadata or parts of a record are beyond `limits`, which are a store's."""
+    if limits in (MAX_METADATA, MAX_PARTS):
         return  # every record keeps these
     try:
-        copy_json(metadata, limits)
+        copy_json(value, limits)
     except ValueError as error:
-        raise InvalidInput(f"metadata {error}") from None
+        raise InvalidInput(f"{name} {error}") from None
 
 
 _ESCAPE_CHAR = "\ufdd0"

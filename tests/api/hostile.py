@@ -91,6 +91,18 @@ MOST = 99_900
 
 SOURCE = '{"document_id":"0190f0f0-0000-7000-8000-000000000001","file_path":"f","similarity_score":0.5}'
 
+
+def parts(item: str, count: int) -> bytes:
+    """The body of a message of so many parts, which fill 8 MiB with the text that each of them has at `%`."""
+    width = (BODY_BYTES - 200) // count - len(item)
+    return message(content="null", parts=listed(item.replace("%", "x" * width), count=count))
+
+
+def batch(body: bytes, count: int = 1) -> bytes:
+    """The body of a batch of a message."""
+    return b'{"messages":[%b]}' % b",".join([body] * count)
+
+
 BODIES: dict[str, Callable[[], bytes]] = {
     "millions of sources": lambda: message(sources=listed("1")),
     "100,000 sources": lambda: message(sources=listed("1", count=MOST)),
@@ -138,5 +150,37 @@ BODIES: dict[str, Callable[[], bytes]] = {
         f"content of {name}": (lambda make=make: message(content=f'"{make(BODY_BYTES - 200)}"'))  # type: ignore[misc]
         for name, make in SURROGATES.items()
     },
+    "a part of one text": lambda: parts('{"type":"text","text":"%"}', 1),
+    "a part of surrogates": lambda: message(
+        content="null", parts=f'[{{"type":"text","text":"{SURROGATES["lone surrogates"](BODY_BYTES - 200)}"}}]'
+    ),
+    "text parts": lambda: parts('{"type":"text","text":"%"}', MOST // 3),
+    "empty text parts": lambda: message(content="null", parts=listed('{"type":"text","text":""}', count=MOST // 3)),
+    "small parts": lambda: message(parts=listed('{"type":"x"}', count=MOST // 2)),
+    "a million small parts": lambda: message(parts=listed('{"type":"x"}')),
+    "parts of numbers": lambda: message(parts=listed("1", count=MOST)),
+    "parts without a type": lambda: message(parts=listed("{}", count=MOST)),
+    "deep parts": lambda: parts('{"type":"x","k":' + "[" * 98 + '"%"' + "]" * 98 + "}", MOST // 101),
+    "parts that are too deep": lambda: parts('{"type":"x","k":' + "[" * 99 + '"%"' + "]" * 99 + "}", MOST // 101),
+    "deep parts without an end": lambda: message(parts="[" * (BODY_BYTES - 100)),
+    "a wide part": lambda: message(parts=f'[{{"type":"x","k":{{{keyed(MOST - 10, 76)}}}}}]'),
+    "parts of integers": lambda: message(parts=listed(f'{{"type":"x","k":{"9" * 4_300}}}')),
 }
 """Bodies for the route that takes messages, most of 8 MiB."""
+
+BATCHES: dict[str, Callable[[], bytes]] = {
+    "large messages": lambda: batch(message(content=f'"{"x" * 41_000}"'), 200),
+    "messages of parts": lambda: batch(
+        message(content="null", parts=listed('{"type":"text","text":""}', count=160)), 200
+    ),
+    "a million small messages": lambda: batch(message(), 200_000),
+    "30,000 small messages": lambda: batch(message(), 30_000),
+    "nulls": lambda: batch(b"null", MOST),
+    "objects": lambda: batch(b"{}", MOST),
+    "a message of unknown fields": lambda: batch(message()[:-1] + f",{keyed(MOST, 75)}}}".encode()),
+    "200 messages of unknown fields": lambda: batch(message()[:-1] + f",{keyed(490)}}}".encode(), 200),
+    "messages with a wrong last one": lambda: batch(message(), 199)[:-2] + b",1]}",
+    "a message of deep parts": lambda: batch(BODIES["deep parts"]()),
+    "one id": lambda: batch(message(id='"0190f0f0-0000-7000-8000-000000000001"', content=f'"{"x" * 41_000}"'), 200),
+}
+"""Bodies for the route that takes batches of messages."""

@@ -105,16 +105,17 @@ async def test_unknown_method(api: Api, method: str, path: str, allowed: str) ->
 )
 async def test_bodies_have_to_be_declared_json(api: Api, headers: dict[str, str]) -> None:
     """A POST that does not say application/json is refused, and so is a compressed one."""
-    for path in ("/api/conversations", f"{CONVERSATION}/messages"):
+    for path in ("/api/conversations", f"{CONVERSATION}/messages", f"{CONVERSATION}/messages/batch"):
         problem = assert_problem(await api.client.post(path, content=b"{}", headers=headers), 415, "zq7marker")
         assert "application/json" in problem["detail"]
 
 
 async def test_patches_have_to_be_declared_json(api: Api) -> None:
     """A PATCH takes the two types that its refusal names."""
-    reply = await api.client.patch(CONVERSATION, content=b"{}", headers={"Content-Type": "text/plain"})
+    for path in (CONVERSATION, f"{CONVERSATION}/messages/0190f0f0-0000-7000-8000-000000000002"):
+        reply = await api.client.patch(path, content=b"{}", headers={"Content-Type": "text/plain"})
 
-    assert "application/json or application/merge-patch+json" in assert_problem(reply, 415)["detail"]
+        assert "application/json or application/merge-patch+json" in assert_problem(reply, 415)["detail"]
 
 
 @pytest.mark.parametrize(

@@ -189,7 +189,7 @@ async def test_idempotency_key_has_bounds(api: Api, key: str) -> None:
         ({"role": "zq7marker"}, "role"),
         ({"role": None}, "role"),
         ({"role": ...}, "role"),
-        ({"content": ...}, "content"),
+        ({"content": ...}, "body"),
         ({"content": 7}, "content"),
         ({"content": ""}, "body"),
         ({"content": " \n\t "}, "body"),
@@ -199,6 +199,7 @@ async def test_idempotency_key_has_bounds(api: Api, key: str) -> None:
         ({"id": 7}, "id"),
         ({"parent_id": "zq7marker"}, "parent_id"),
         ({"status": "deleted"}, "body"),
+        ({"status": "in_progress"}, "body"),
         ({"status": "zq7marker"}, "status"),
         ({"metadata": "zq7marker"}, "metadata"),
         ({"metadata": None}, "metadata"),
@@ -244,7 +245,10 @@ async def test_unknown_field_is_answered_with_the_known_ones(api: Api) -> None:
 
 
 CROWD = {f"zq7{number}": 1 for number in range(5_000)}
-KNOWN = "id, role, content, parent_id, status, sources, metadata, external_id, sent_at"
+KNOWN = (
+    "id, role, content, parent_id, status, parts, sources, metadata, model, input_tokens, output_tokens, duration_ms,"
+    " external_id, sent_at"
+)
 KNOWN_OF_SOURCE = "document_id, file_path, header_anchor, similarity_score"
 
 
@@ -507,8 +511,8 @@ async def test_message_is_looked_up_inside_its_conversation(api: Api) -> None:
     path, elsewhere = await api.conversation(), await api.conversation()
     message = await api.say(path, "x")
 
-    for method, tail in (("GET", ""), ("DELETE", ""), ("GET", "/siblings")):
-        reply = await api.client.request(method, f"{elsewhere}/messages/{message['id']}{tail}")
+    for method, tail, body in (("GET", "", None), ("DELETE", "", None), ("PATCH", "", {}), ("GET", "/siblings", None)):
+        reply = await api.client.request(method, f"{elsewhere}/messages/{message['id']}{tail}", json=body)
         assert_problem(reply, 404, message["id"])
 
 

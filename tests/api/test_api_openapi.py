@@ -12,6 +12,7 @@ import pytest
 
 from chatkeep import Conversation, Message, NewConversation, NewMessage, Page, Source, StoreOptions, open_store
 from chatkeep.api.app import create_app
+from chatkeep.api.routes.messages import MessageBatch
 from chatkeep.settings import Settings
 from chatkeep.stores.memory import MemoryStore
 from servers.api import Api, serving
@@ -63,8 +64,10 @@ def test_the_operations() -> None:
         "PATCH /api/conversations/{conversation_id}": "update_conversation",
         "DELETE /api/conversations/{conversation_id}": "delete_conversation",
         "POST /api/conversations/{conversation_id}/messages": "append_message",
+        "POST /api/conversations/{conversation_id}/messages/batch": "append_messages",
         "GET /api/conversations/{conversation_id}/messages": "list_messages",
         "GET /api/conversations/{conversation_id}/messages/{message_id}": "get_message",
+        "PATCH /api/conversations/{conversation_id}/messages/{message_id}": "update_message",
         "DELETE /api/conversations/{conversation_id}/messages/{message_id}": "delete_message",
         "GET /api/conversations/{conversation_id}/messages/{message_id}/siblings": "list_siblings",
         "GET /api/search": "search_messages",
@@ -124,9 +127,29 @@ def test_every_error_is_a_problem(name: str, operation: dict[str, Any]) -> None:
 
 def test_patch_takes_two_types() -> None:
     """A merge patch may be sent as what it is, or as JSON."""
-    content = DOCUMENT["paths"]["/api/conversations/{conversation_id}"]["patch"]["requestBody"]["content"]
+    patches = [operation["requestBody"]["content"] for name, operation in OPERATIONS if name.startswith("PATCH")]
 
-    assert set(content) == {"application/json", "application/merge-patch+json"}
+    assert len(patches) == 2
+    for content in patches:
+        assert set(content) == {"application/json", "application/merge-patch+json"}
+
+
+def test_created_things_have_a_path() -> None:
+    """What is created alone has a Location; messages that are appended together are found in their page."""
+    for name, operation in OPERATIONS:
+        if "201" in operation["responses"]:
+            headers = set(operation["responses"]["201"]["headers"])
+            assert headers == ({"Idempotency-Replayed"} | (set() if name.endswith("/batch") else {"Location"}))
+
+
+def test_filters_are_parameters() -> None:
+    """A list can be filtered by what the store can filter by, with bounds; a label may be given several times."""
+    parameters = {each["name"]: each["schema"] for each in DOCUMENT["paths"]["/api/conversations"]["get"]["parameters"]}
+
+    assert {"context_id", "project_id", "external_id", "label", "updated_after", "updated_before"} <= set(parameters)
+    label = parameters["label"]
+    assert (label["type"], label["maxItems"]) == ("array", 32)
+    assert label["items"]["maxLength"] == 65
 
 
 def test_the_schemas_are_the_records() -> None:
@@ -144,9 +167,17 @@ def test_the_examples_are_valid() -> None:
     """What the document shows can be sent, and is what comes back."""
     paths = DOCUMENT["paths"]
     message = paths["/api/conversations/{conversation_id}/messages"]["post"]
-    for example in message["requestBody"]["content"]["application/json"]["examples"].values():
+    sent = [
         NewMessage.model_validate(example["value"])
+        for example in message["requestBody"]["content"]["application/json"]["examples"].values()
+    ]
+    shown = {part["type"] for each in sent for part in each.parts or ()}
+    assert shown >= {"text", "reasoning", "tool_call", "tool_result", "file", "source", "data"}
     Message.model_validate(message["responses"]["201"]["content"]["application/json"]["example"])
+    batch = paths["/api/conversations/{conversation_id}/messages/batch"]["post"]
+    for example in batch["requestBody"]["content"]["application/json"]["examples"].values():
+        MessageBatch.model_validate(example["value"])
+    Page[Message].model_validate(batch["responses"]["201"]["content"]["application/json"]["example"])
     listed = paths["/api/conversations"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
     Page[Conversation].model_validate(listed)
 

@@ -13,7 +13,7 @@ from typing import Any
 import httpx2
 import pytest
 import pytest_asyncio
-from hostile import BODIES, BODY_BYTES, SURROGATES, message
+from hostile import BATCHES, BODIES, BODY_BYTES, SURROGATES, batch, message
 from hypothesis import given
 from hypothesis import strategies as st
 from test_server import served
@@ -32,6 +32,9 @@ WORST_WAIT = 1.0
 
 MOST_GROWTH = 250 << 20
 """Most bytes of memory that an attack may take."""
+
+MOST_GROWTH_OF_PARTS = 320 << 20
+"""The same of parts, whose text is the content, too."""
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -112,6 +115,37 @@ async def test_most_values_of_a_body(api: Api, item: str) -> None:
             body = f'{{{fields}"metadata":{{"k":[{listed}]}}}}'.encode()
             reply = await api.client.request(method, where, content=body, headers=JSON)
             assert reply.status_code == status, reply.text[:200]
+    assert assert_problem(reply, 422)["detail"] == "the body may have at most 100,000 values"
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("name", BATCHES)
+async def test_large_batches(api: Api, name: str) -> None:
+    """A large batch is taken whole, or refused whole in a few words that name the first message that is wrong."""
+    path, body = await api.conversation(), BATCHES[name]()
+    assert len(body) <= BODY_BYTES
+
+    reply = await api.client.post(f"{path}/messages/batch", content=body, headers=JSON, timeout=60)
+
+    if reply.status_code == 201:
+        assert len(reply.json()["items"]) == max(1, body.count(b"role"))
+    else:
+        problem = assert_problem(reply, 422)
+        assert len(reply.content) < 1_000
+        assert [error["field"].split(".")[0] for error in problem.get("errors", [])] in ([], ["messages"])
+        assert (await api.client.get(f"{path}/messages")).json()["items"] == []
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_most_values_of_a_batch(api: Api) -> None:
+    """The limit of values holds for the whole of a batch."""
+    path = await api.conversation()
+    for more, status in ((0, 201), (1, 422)):
+        one = message(metadata=f'{{"k":[{",".join(["0"] * 49_995)}]}}')
+        other = message(metadata=f'{{"k":[{",".join(["0"] * (49_994 + more))}]}}')
+        body = batch(one + b"," + other)
+        reply = await api.client.post(f"{path}/messages/batch", content=body, headers=JSON)
+        assert reply.status_code == status, reply.text[:200]
     assert assert_problem(reply, 422)["detail"] == "the body may have at most 100,000 values"
 
 
@@ -215,6 +249,10 @@ ATTACKS = (
     "deep lists",
     "integers of 4,300 digits",
     "content of lone surrogates",
+    "text parts",
+    "deep parts",
+    "parts without a type",
+    "a million small parts",
 )
 
 
@@ -230,6 +268,24 @@ def test_a_body_does_not_stop_the_others(server: tuple[int, httpx2.Client], name
         statuses = {client.post(path, content=body, headers=headers).status_code for _ in range(3)}
 
     assert statuses <= {201, 422}
+    assert others.worst < WORST_WAIT
+    assert others.cpu / 3 < 1.0
+    assert others.grown < (MOST_GROWTH_OF_PARTS if "part" in name else MOST_GROWTH)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", BATCHES)
+def test_a_batch_does_not_stop_the_others(server: tuple[int, httpx2.Client], name: str) -> None:
+    """The same of batches, which are stored, or refused at the first message that is wrong."""
+    _, client = server
+    path = f"/api/conversations/{client.post('/api/conversations', json={}).json()['id']}/messages/batch"
+    body, headers = BATCHES[name](), {**JSON, "Idempotency-Key": name}
+
+    with watched(server) as others:
+        replies = [client.post(path, content=body, headers=headers) for _ in range(3)]
+
+    assert {reply.status_code for reply in replies} <= {201, 422}
+    assert {len(reply.content) < 1_000 for reply in replies if reply.status_code == 422} <= {True}
     assert others.worst < WORST_WAIT
     assert others.cpu / 3 < 1.0
     assert others.grown < MOST_GROWTH

@@ -32,6 +32,10 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/api/conversations"): {},
     ("PATCH", "/api/conversations/{conversation_id}"): {"title": "zq7 taken over"},
     ("POST", "/api/conversations/{conversation_id}/messages"): {"role": "user", "content": "let me in"},
+    ("POST", "/api/conversations/{conversation_id}/messages/batch"): {
+        "messages": [{"role": "user", "content": "let us in"}] * 2
+    },
+    ("PATCH", "/api/conversations/{conversation_id}/messages/{message_id}"): {"metadata": {"zq7": "taken over"}},
 }
 QUERIES = {("GET", "/api/search"): {"q": "secret"}}
 DONE = {"POST": 201, "DELETE": 204}
@@ -46,7 +50,7 @@ MATRIX = [
 def test_the_matrix_is_whole() -> None:
     """Every operation of the document is in it, with every credential, and who is let in with every kind of id."""
     with_id = sum("{" in path for _, path in ROUTES)
-    assert with_id >= 8
+    assert with_id >= 10
     assert len(MATRIX) == (6 + 2 * 4) * with_id + 8 * (len(ROUTES) - with_id)
 
 
@@ -137,7 +141,7 @@ async def test_matrix(world: World, *, hides: bool) -> None:
         owner = "bob" if who == "another owner" else "ada"
         other = "ada" if owner == "bob" else "bob"
         kept = await world.store.log(other, world.ids[other]["conversation_id"])
-        if [message.content for message in kept] != ["secret 0", "secret 1"]:
+        if [(message.content, message.metadata) for message in kept] != [("secret 0", {}), ("secret 1", {})]:
             wrong.append(f"{method} {path} by {who} with {id_} id changed what is {other}'s")
         if who in REFUSED:
             kept = await world.store.log("ada", world.ids["ada"]["conversation_id"])

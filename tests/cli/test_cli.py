@@ -1,5 +1,6 @@
 """The command line: in this process, and as a process of its own where it is killed or serves."""
 
+import asyncio
 import gzip
 import json
 import os
@@ -8,14 +9,16 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from uuid import UUID, uuid4
 
 import httpx2
 import pytest
 from commands import SAMPLE, run, serving
 
-from chatkeep import __main__
+from chatkeep import NewConversation, __main__, open_store
 from chatkeep.cli import terminal
 from chatkeep.migrations import HEAD
+from chatkeep.model import ImportedConversation
 from chatkeep.settings import Settings
 
 
@@ -199,6 +202,32 @@ def test_serving_other_machines_is_refused(env: dict[str, str], url: str, host: 
     """Without authentication only this machine is served, and the refusal says why."""
     done = run(env, "serve", "--host", host, "--database-url", url, code=2)
     assert "CHATKEEP_AUTH=jwt" in " ".join(done.stderr.replace("│", " ").split())
+
+
+async def fill(url: str) -> UUID:
+    """Store three conversations with labels, one of them in a project, and return its id."""
+    project = uuid4()
+    async with open_store(url) as store:
+        one = ImportedConversation(title="One", labels=("pinned",), project_id=project, project_name="Tea")
+        await store.import_conversation("local", one)
+        await store.create_conversation("local", NewConversation(title="Two", labels=("pinned", "archived")))
+        await store.create_conversation("local", NewConversation(title="Three"))
+    return project
+
+
+def test_list_takes_filters(env: dict[str, str], url: str) -> None:
+    """A list may be of a project, and with and without labels."""
+    project = asyncio.run(fill(url))
+
+    def titles(*arguments: str) -> set[str]:
+        listed = run(env, "list", "--database-url", url, *arguments).stdout
+        return {title for title in ("One", "Two", "Three") if title in listed}
+
+    assert titles("--label", "pinned") == {"One", "Two"}
+    assert titles("--label", "pinned", "--label", "!archived") == {"One"}
+    assert titles("--label", "!archived") == {"One", "Three"}
+    assert titles("--project", str(project)) == {"One"}
+    assert "UUID" in run(env, "list", "--database-url", url, "--project", "x", code=1).stderr
 
 
 def test_help_and_version(env: dict[str, str]) -> None:

@@ -36,10 +36,36 @@ from chatkeep import (
     Store,
     open_store,
 )
+from chatkeep.model import MessageChange
 from chatkeep.store import Order
-from chatkeep.testing import dense, path_to, seqs, siblings_of, whole_history, whole_list, whole_log, whole_search
+from chatkeep.testing import (
+    by_time,
+    dense,
+    path_to,
+    selected,
+    seqs,
+    siblings_of,
+    whole_history,
+    whole_list,
+    whole_log,
+    whole_search,
+)
 
 WORDS = ("tea", "sage", "茶", "花茶")
+LABELS = st.lists(st.sampled_from(["a", "b", "!".join("ab"), "ä b"]), max_size=3, unique=True).map(tuple)
+FILTER = st.lists(st.sampled_from(["a", "b", "!a", "!b", "!ä b"]), max_size=3)
+CONTEXT = st.sampled_from([None, "k"])
+PARTS = st.none() | st.lists(
+    st.sampled_from(
+        [
+            {"type": "text", "text": "tea"},
+            {"type": "text", "text": "花茶"},
+            {"type": "tool_call", "id": "1", "name": "tea", "arguments": {"b": 10**30, "a": [None, "\x00"]}},
+            {"type": "file", "url": "tea://"},
+        ]
+    ),
+    max_size=3,
+)
 
 
 @dataclass
@@ -126,7 +152,12 @@ MESSAGE = st.fixed_dictionaries(
         "content": st.lists(st.sampled_from(WORDS), min_size=1, max_size=3).map(" ".join),
         "metadata": st.sampled_from([{}, {}, {"a": 1}]),
     },
-    optional={"parent_id": st.none() | PLACE},
+    optional={
+        "parent_id": st.none() | PLACE,
+        "parts": PARTS,
+        "model": st.none() | st.just("small"),
+        "output_tokens": st.none() | st.just(0),
+    },
 )
 
 
@@ -180,12 +211,18 @@ class StoreMachine(RuleBasedStateMachine):
     # --- steps ----------------------------------------------------------------------------------------------
 
     @rule(
-        owner=OWNER, id_=st.integers(0, 2), title=st.sampled_from([None, "Tea"]), context=st.sampled_from([None, "k"])
+        owner=OWNER,
+        id_=st.integers(0, 2),
+        title=st.sampled_from([None, "Tea"]),
+        context=CONTEXT,
+        labels=st.just(()) | st.just(("a", "b")),
     )
-    def create(self, owner: int, id_: int, title: str | None, context: str | None) -> None:
+    def create(
+        self, owner: int, id_: int, title: str | None, context: str | None, labels: tuple[str, ...] = ()
+    ) -> None:
         """Create a conversation, for the first time, again, or with other values."""
         key = self.owners[owner], self.ids[id_]
-        new = NewConversation(id=key[1], title=title, context_id=context)
+        new = NewConversation(id=key[1], title=title, context_id=context, labels=labels)
         call = self.store.create_conversation(key[0], new)
         known = self.talks.get(key)
         if known is not None and known.new != new:
@@ -196,9 +233,10 @@ class StoreMachine(RuleBasedStateMachine):
         else:
             created = self.run(call)
             assert (created.title, created.context_id, created.last_seq, created.head_id) == (title, context, 0, None)
+            assert created.labels == labels
             self.talks[key] = Talk(new, created)
 
-    @rule(owner=OWNER, context=st.sampled_from([None, "k"]))
+    @rule(owner=OWNER, context=CONTEXT)
     def get_or_create(self, owner: int, context: str | None) -> None:
         """Get the newest conversation of a context, where there is one."""
         name = self.owners[owner]
@@ -288,6 +326,36 @@ class StoreMachine(RuleBasedStateMachine):
             talk.change(head_id=head, metadata={} if place is None else {"n": place})
             assert self.run(call) == talk.record
 
+    @rule(which=WHICH, labels=LABELS, context=CONTEXT | st.just("same"))
+    def label_and_move(self, which: int, labels: tuple[str, ...], context: str | None) -> None:
+        """Give a conversation other labels, and mostly another context."""
+        key = self.key(which)
+        changed: dict[str, Any] = {"labels": labels} | ({} if context == "same" else {"context_id": context})
+        call = self.store.update_conversation(*key, ConversationChange(**changed))
+        talk = self.reach(call, *key)
+        if talk is not None:
+            talk.change(**changed)
+            assert self.run(call) == talk.record
+
+    @rule(which=WHICH, place=PLACE, patch=st.none() | st.dictionaries(st.sampled_from("ab\x00"), st.none() | PLACE))
+    def update_message(self, which: int, place: int, patch: dict[str, Any] | None) -> None:
+        """Change the metadata of any message, also one that is not there."""
+        key = self.key(which)
+        id_ = self.pick(key, place)
+        call = self.store.update_message(*key, id_, MessageChange(metadata=patch))
+        talk = self.reach(call, *key)
+        if talk is None:
+            return
+        message = talk.message(id_)
+        if message is None:
+            with pytest.raises(NotFound):
+                self.run(call)
+        else:
+            merged = {k: v for k, v in {**message.metadata, **(patch or {})}.items() if v is not None}
+            changed = message.model_copy(update={"metadata": {} if patch is None else merged})
+            talk.log[message.seq - 1] = changed
+            assert self.run(call) == changed
+
     @rule(which=WHICH, place=PLACE)
     def delete_message(self, which: int, place: int) -> None:
         """Delete any message, also one that is not there."""
@@ -299,7 +367,7 @@ class StoreMachine(RuleBasedStateMachine):
             message = talk.message(id_to_delete)
             assert self.run(call) is (message is not None)
             if message is not None:
-                erased = {"content": "", "metadata": {}, "status": Status.DELETED}
+                erased: dict[str, Any] = {"content": "", "parts": None, "metadata": {}, "status": Status.DELETED}
                 talk.log[message.seq - 1] = message.model_copy(update=erased)
                 if message.role == Role.USER and talk.record.title == message.content:  # made from it
                     talk.change(title=None)
@@ -326,8 +394,9 @@ class StoreMachine(RuleBasedStateMachine):
         gone = [self.talks.pop(key) for key in list(self.talks) if key[0] == name]
         receipt = self.run(self.store.erase_owner(name))
         messages = [message for talk in gone for message in talk.log]
-        counted = receipt.conversations, receipt.messages, receipt.search_entries, receipt.remaining
-        assert counted == (len(gone), len(messages), sum(1 for m in messages if m.content), 0)
+        counted = receipt.conversations, receipt.messages, receipt.search_entries, receipt.labels, receipt.remaining
+        labels = sum(len(talk.record.labels) for talk in gone)
+        assert counted == (len(gone), len(messages), sum(1 for m in messages if m.content), labels, 0)
 
     @precondition(lambda self: not self.url.startswith("memory"))
     @rule(seldom=SELDOM)
@@ -380,19 +449,20 @@ class StoreMachine(RuleBasedStateMachine):
         assert page.total == len(path)
         assert (page.next is not None) == (len(reading) > offset + limit)
 
-    @rule(owner=OWNER, limit=st.integers(1, 3), context=st.sampled_from([None, "k"]))
-    def lists(self, owner: int, limit: int, context: str | None) -> None:
+    @rule(owner=OWNER, limit=st.integers(1, 3), context=CONTEXT, labels=FILTER)
+    def lists(self, owner: int, limit: int, context: str | None, labels: list[str]) -> None:
         """Read the owner's conversations in both orders, page by page."""
         name = self.owners[owner]
-        expected = [c for c in self.listed(name) if context in (None, c.context_id)]
-        assert self.run(whole_list(self.store, name, limit=limit, context_id=context)) == expected
-        by_id = self.run(whole_list(self.store, name, limit=limit, context_id=context, order="id"))
+        which: dict[str, Any] = {"context_id": context, "labels": labels}
+        expected = selected(self.listed(name), **which)
+        assert self.run(whole_list(self.store, name, limit=limit, **which)) == expected
+        by_id = self.run(whole_list(self.store, name, limit=limit, order="id", **which))
         assert by_id == sorted(expected, key=lambda c: c.id)
 
     def listed(self, owner: str) -> list[Conversation]:
         """The owner's conversations, most recently updated first."""
         records = [talk.record for (name, _), talk in self.talks.items() if name == owner]
-        return sorted(records, key=lambda c: (c.updated_at, c.id), reverse=True)
+        return by_time(records)
 
     @rule(owner=OWNER, words=st.lists(st.sampled_from([*WORDS, "花", "te"]), min_size=1, max_size=2))
     def search(self, owner: int, words: list[str]) -> None:

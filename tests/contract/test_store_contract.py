@@ -1,5 +1,6 @@
 """Every store of chatkeep keeps the contract of the port."""
 
+from collections import Counter
 from functools import partial
 from pathlib import Path
 
@@ -43,3 +44,9 @@ class TestStoreContract(StoreContract):
         """Open the store of this run; PostgreSQL's is not emptied for each test, since the suite bears other data."""
         url = databases().used() if request.param == "postgres" else STORES[request.param](tmp_path)
         return partial(open_store, url)
+
+
+def test_no_topic_hides_a_test_of_another() -> None:
+    """The topics are the bases of one class: two tests of one name would be one."""
+    names = Counter(name for topic in StoreContract.__bases__ for name in vars(topic) if not name.startswith("__"))
+    assert [name for name, count in names.items() if count > 1] == []

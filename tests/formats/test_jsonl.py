@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from chatkeep.errors import InvalidInput, StoreUnavailable
-from chatkeep.formats.jsonl import LONG_LINE, WINDOW_LINES, WRITERS, export_lines, import_id, import_lines, parse_line
-from chatkeep.ids import new_id
+from chatkeep.formats.jsonl import LONG_LINE, WINDOW_LINES, WRITERS, export_lines, import_lines, parse_line
+from chatkeep.ids import foreign_id, new_id
 from chatkeep.model import Conversation, ConversationChange, ImportReceipt, NewConversation, NewMessage, Role
 from chatkeep.store import Store, open_store
 
@@ -43,6 +43,13 @@ def line(**changes: Any) -> bytes:
 def message(**changes: Any) -> dict[str, Any]:
     """A message of a line."""
     return {"id": "1", "parent_id": None, "role": "user", "content": "question"} | changes
+
+
+def restorable(*messages: dict[str, Any]) -> bytes:
+    """A line of format 2."""
+    own = {"id": "0190f0f0-0000-7000-8000-000000000001", "created_at": "2026-01-31T12:00:00Z"}
+    more = {"head_id": None, "updated_at": own["created_at"]}
+    return json.dumps({"format": 2, **own, **more, "messages": [each | own for each in messages]}).encode()
 
 
 async def import_all(store: Store, *lines: bytes) -> list[str | None]:
@@ -209,6 +216,84 @@ def nested(levels: int) -> Any:
     return [nested(levels - 1)] if levels else 1
 
 
+NEW: dict[str, Any] = {
+    "parts": [
+        {"type": "text", "text": "80"},
+        {"text": " °C\u0000", "type": "text"},
+        {"type": "x", "n": 10**40, "a": {}},
+    ],
+    "model": "small",
+    "input_tokens": 0,
+    "output_tokens": 2**63 - 1,
+    "duration_ms": 0,
+}
+"""The fields of a message that tell more than its text."""
+
+
+@pytest.mark.parametrize("given", [{}, {"content": None}, {"content": ""}, {"content": "said otherwise"}])
+@pytest.mark.parametrize(
+    ("role", "made"), [("assistant", "80 °C\x00"), ("user", "80\n °C\x00"), ("tool", "80\n °C\x00")]
+)
+async def test_a_message_may_have_only_parts(store: Store, given: dict[str, Any], role: str, made: str) -> None:
+    """Without content it is the text of the parts, joined as in an append; all fields come back, 0 as 0."""
+    await import_all(store, line(labels=["b", "a", "b"], messages=[{"id": "1", "role": role, **NEW, **given}]))
+    (conversation,) = (await store.list_conversations(OWNER, labels=["a"])).items
+    assert conversation.labels == ("b", "a")
+    (stored,) = await store.log(OWNER, conversation.id)
+    assert stored.content == (given.get("content") or made)
+    text = await export_all(store)
+    (exported,) = json.loads(text)["messages"]
+    assert {name: exported[name] for name in NEW} == NEW
+    assert json.dumps(exported["parts"]) == json.dumps(NEW["parts"])
+    assert json.loads(text)["labels"] == ["b", "a"]
+    (appended,) = await store.append(
+        OWNER,
+        (await store.create_conversation(OWNER, NewConversation())).id,
+        NewMessage.model_validate({"role": role, **NEW, **given}),
+    )
+    assert appended.content == stored.content
+    async with open_store("memory://") as other:
+        assert await import_all(other, text) == [None]
+        assert await export_all(other) == text
+
+
+async def test_content_and_null_alone(store: Store) -> None:
+    """A turn may be empty: content null is the same as empty, if it is given."""
+    messages = [{"id": "1", "role": role, "content": None} for role in ("assistant",)]
+    messages += [{"id": "2", "role": "user", "content": ""}]
+    assert await import_all(store, line(messages=messages)) == [None]
+    assert [each["content"] for each in (await parsed_export(store))["c1"]["messages"]] == ["", ""]
+
+
+async def test_lone_surrogates_in_parts_do_not_lose_a_conversation(store: Store) -> None:
+    """They are replaced there as everywhere, in both formats."""
+    parts = [{"type": "data", "\ud800": ["a\udc00", "\ud83d\ude00"]}]
+    for text in (line(messages=[message(parts=parts)]), restorable(message(parts=parts, parent_id=None))):
+        assert await import_all(store, text) == [None]
+    for conversation in (await store.list_conversations(OWNER)).items:
+        (stored,) = await store.log(OWNER, conversation.id)
+        assert stored.parts == ({"type": "data", "\ufffd": ["a\ufffd", "😀"]},)
+
+
+async def test_parts_at_a_limit_come_back(store: Store) -> None:
+    """What an append takes is exported and imported elsewhere, up to each limit of parts."""
+    values = (nested(98), 10**4_300 - 1, [0] * 99_997, "x" * ((8 << 20) - 27))
+    conversation = await store.create_conversation(OWNER, NewConversation())
+    for value in values:
+        await store.append(OWNER, conversation.id, NewMessage(role=Role.TOOL, parts=[{"type": "data", "data": value}]))
+    text = await export_all(store)
+    async with open_store("memory://") as other:
+        assert await import_all(other, text) == [None]
+        assert await export_all(other) == text
+    said = json.loads(text)
+    foreign = [{"id": str(n), "role": "tool", "parts": each["parts"]} for n, each in enumerate(said["messages"])]
+    async with open_store("memory://") as other:
+        assert await import_all(other, line(messages=foreign)) == [None]
+        assert [each["parts"] for each in (await parsed_export(other))["c1"]["messages"]] == [
+            each["parts"] for each in said["messages"]
+        ]
+
+
 async def test_another_owner_gets_conversations_of_its_own(store: Store) -> None:
     """The same file imported for two owners gives each its own, with different ids."""
     await import_all(store, line())
@@ -228,11 +313,31 @@ BAD = [
     (line(id=7), "id"),
     (line(surprise=1), "surprise: Extra inputs"),
     (line(messages=[message(role="robot")]), "message 1, role"),
-    (line(messages=[message(content=None)]), "message 1, content"),
+    (line(messages=[{"id": "1", "role": "tool"}]), "message 1 has neither content nor parts"),
+    (line(messages=[{"id": "1", "role": "tool", "parts": []}]), "message 1 has neither content nor parts"),
+    (line(messages=[message(content=7)]), "message 1, content"),
+    (line(messages=[message(parts={"type": "text"})]), "message 1, parts"),
+    (line(messages=[message(parts=[{"text": "x"}])]), "message 1, parts: .*each with a type"),
+    (line(messages=[message(model="")]), "message 1, model"),
+    (line(messages=[message(input_tokens=-1)]), "message 1, input_tokens"),
+    (line(messages=[message(output_tokens=1.5)]), "message 1, output_tokens"),
+    (line(messages=[message(duration_ms="7")]), "message 1, duration_ms"),
+    (line(messages=[message(status="in_progress")]), "message 1 is in progress, .* give it the status interrupted"),
+    (line(messages=[message(content="", status="deleted", parts=[{"type": "data"}])]), "message 1 is deleted and has"),
+    (line(labels="pinned"), "labels"),
+    (line(labels=["!pinned"]), "labels.*must not begin with '!'"),
+    (line(labels=["x" * 65]), "labels"),
+    (line(labels=[str(number) for number in range(33)]), "labels"),
     (line(messages=[message(), message(content="else")]), "message 2 has the id of an earlier one, and says something"),
     (line(format=3), "format is 2, or absent"),
     (line(format=2), "id: Input should be a valid UUID"),
     (line(format=2, id="0190f0f0-0000-7000-8000-000000000001"), "updated_at: Field required"),
+    (
+        restorable(message(status="in_progress")),
+        "message 1: .*cannot be in progress; one that was cut off is interrupt",
+    ),
+    (restorable(message(input_tokens=True)), "message 1, input_tokens"),
+    (restorable(message(parts=[{"type": ""}])), "message 1, parts: .*each with a type"),
     (line(messages=[message(parent_id="9")]), "message 1 follows a message that does not stand before it"),
     (line(messages=[message(created_at="2026-01-01")]), "message 1, created_at"),
     (line(messages=[message(status="deleted")]), "message 1 is deleted and has content"),
@@ -246,8 +351,10 @@ BAD = [
 
 
 def with_value(value: str, of: str) -> bytes:
-    """A line with a value in the metadata of its message, or of the conversation."""
+    """A line with a value in the metadata of its message or of the conversation, or in the parts of its message."""
     metadata = {"x": "PLACE"}
+    if of == "parts":
+        return line(messages=[message(parts=[{"type": "PLACE"}])]).replace(b'"PLACE"', f'"x", "x": {value}'.encode())
     text = line(messages=[message(metadata=metadata)]) if of == "message" else line(metadata=metadata)
     return text.replace(b'"PLACE"', value.encode())
 
@@ -266,6 +373,10 @@ SOURCE = {"document_id": "0190f0f0-0000-7000-8000-000000000001", "file_path": "f
 BAD += [(with_value(value, of), rf"{place}metadata: .*{reason}.*can be exported, but not imported")
         for of, place in (("message", "message 1, "), ("conversation", "^"))
         for value, reason in BEYOND.values()]  # fmt: skip
+BAD += [
+    (with_value(value, "parts"), rf"message 1, parts: .*{reason}.*can be exported, but not imported")
+    for value, reason in (BEYOND | {"bytes": (f'"{"x" * (8 << 20)}"', "at most 8,388,608 bytes")}).values()
+]
 BAD += [
     (line(lang="x", metadata={str(number): 0 for number in range(100_000)}), "^metadata: .*at most 100,000 values"),
     (line(source="x" * (1 << 20)), "^metadata: .*at most 1,048,576 bytes"),
@@ -357,11 +468,11 @@ def test_ids_are_mapped_the_same_way_for_ever() -> None:
     namespace = parse_line("ada", line()).conversation.id
     assert str(namespace) == "86260462-d899-52c9-8b8c-b5a47a70482c"
     assert namespace is not None
-    made, kept = import_id(namespace, "1")
+    made, kept = foreign_id(namespace, "1")
     assert (made.version, kept) == (5, "1")
     own = new_id()
-    assert import_id(namespace, str(own)) == (own, None)
-    assert import_id(namespace, str(own).upper())[1] == str(own).upper()
+    assert foreign_id(namespace, str(own)) == (own, None)
+    assert foreign_id(namespace, str(own).upper())[1] == str(own).upper()
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ import re
 import subprocess
 import sys
 import time
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -540,10 +540,27 @@ async def test_calls_of_tools(tmp_path: Path) -> None:
                 {"id": "1", "type": "function", "function": {"name": "boiling_point", "arguments": '{"height": 3640}'}}
             ],
         }
+        assert found.parts == (
+            {"type": "tool_call", "id": "1", "name": "boiling_point", "arguments": {"height": 3640}},
+            {
+                "type": "tool_result",
+                "tool_call_id": "1",
+                "content": {"celsius": 88, "where": "Nuestra Señora"},
+                "is_error": False,
+            },
+        )
+        assert asked.parts is None
         assert asked.sent_at is not None
         assert found.sent_at is not None
         assert asked.sent_at < found.sent_at
         assert (failed.role, failed.status) == ("tool", "failed")
+        assert failed.parts is not None
+        assert failed.parts[1] == {
+            "type": "tool_result",
+            "tool_call_id": "2",
+            "content": failed.content,
+            "is_error": True,
+        }
 
 
 @pytest.mark.parametrize("hang_up", [True, False])
@@ -561,6 +578,54 @@ async def test_cancelled_calls_of_tools(tmp_path: Path, *, hang_up: bool) -> Non
             "name": "slow",
             "arguments": '{"of": "everything"}',
         }
+        assert stored[0].parts == (
+            {"type": "tool_call", "id": "1", "name": "slow", "arguments": {"of": "everything"}},
+            {"type": "tool_result", "tool_call_id": "1", "content": "CANCELLED", "is_error": True},
+        )
+
+
+@pytest.mark.parametrize(
+    ("result", "content", "part"),
+    [
+        (None, "", None),
+        ("hot", "hot", "hot"),
+        ({"at": date(2026, 1, 31)}, '{"at": "2026-01-31"}', '{"at": "2026-01-31"}'),
+        ([1, 2.5, None], "[1, 2.5, null]", [1, 2.5, None]),
+    ],
+)
+async def test_results_of_tools_as_parts(tmp_path: Path, result: object, content: str, part: object) -> None:
+    """A result is JSON in its part if it is JSON; else the part has the text."""
+    model = Model()
+
+    async def tool(params: FunctionCallParams) -> None:
+        await params.result_callback(result)
+
+    model.register_function("tool", tool)
+    async with voice(tmp_path, model, tools=True) as talk:
+        await model.run_function_calls([call("1", "tool")])
+        (stored,) = await talk.messages(1)
+        assert stored.content == content
+        assert stored.parts is not None
+        assert stored.parts[1]["content"] == part
+
+
+@pytest.mark.parametrize(
+    ("result", "has_parts"), [([0] * 100_000, True), ([0] * 100_001, True), ("0" * (9 << 20), False)]
+)
+async def test_a_result_that_is_too_large_for_parts(tmp_path: Path, result: object, *, has_parts: bool) -> None:
+    """It is text in its part, and if that is too large, too, in the content alone: it is recorded all the same."""
+    model = Model()
+
+    async def tool(params: FunctionCallParams) -> None:
+        await params.result_callback(result)
+
+    model.register_function("tool", tool)
+    async with voice(tmp_path, model, tools=True) as talk:
+        await model.run_function_calls([call("1", "tool")])
+        (stored,) = await talk.messages(1)
+        assert stored.content.count("0") >= 100_000
+        assert (stored.parts is not None) is has_parts
+        assert stored.parts is None or stored.parts[1]["content"] == stored.content
 
 
 async def test_calls_with_an_id_that_comes_again(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import json
 import logging
 import os
 import re
@@ -161,6 +162,85 @@ async def test_every_value_arrives(store: Store, journal: Path, conversation: Co
     assert message.metadata == {"turn": {"interrupted": True, "n": 2**70}, "nul": "\0"}
 
 
+async def test_parts_arrive(store: Store, journal: Path, conversation: Conversation) -> None:
+    """Parts are copied, go through the journal as they were given, and make the content if there is none."""
+    parts: list[dict[str, Any]] = [
+        {"type": "reasoning", "text": "Hot?", "signature": "Eq+/==" * 50},
+        {"z": 2**70, "type": "text", "a": None, "text": "80\0 "},
+        {"type": "text", "text": "°C \ud83c\udf75\ud83c"},
+        {"type": "tool_call", "id": "1", "name": "kettle", "arguments": {"b": [1.0, -0.0], "a": 1}},
+    ]
+    said = [*parts[:2], {"type": "text", "text": "°C \U0001f375\ufffd"}, parts[3]]
+    expected = json.dumps(said)
+    async with Recorder(store, journal) as recorder:
+        recorder.record(OWNER, conversation.id, "assistant", "", parts=parts)
+        recorder.record(OWNER, conversation.id, "assistant", "said", parts=tuple(map(MappingProxyType, parts)))
+        recorder.record(OWNER, conversation.id, "user", "", parts=[{"type": "file", "url": "https://files.test/cup"}])
+        recorder.record(OWNER, conversation.id, "user", "none", parts=[])
+        parts[1]["text"] = parts[3]["arguments"]["a"] = "changed from outside"
+        await recorder.flush(PATIENCE)
+        assert recorder.stats().dead == 0
+    first, second, third, fourth = await whole_log(store, OWNER, conversation.id)
+    assert json.dumps(first.parts) == json.dumps(second.parts) == expected
+    assert [m.content for m in (first, second, third)] == ["80\0 °C \U0001f375\ufffd", "said", ""]
+    assert (third.parts, fourth.parts) == (({"type": "file", "url": "https://files.test/cup"},), None)
+
+
+async def test_parts_at_a_limit_go_through_the_journal(store: Store, journal: Path, conversation: Conversation) -> None:
+    """What is just allowed arrives, and is counted; what is beyond is refused at once, and names the limit."""
+    most: list[Any] = [deep(97), [10**4_300 - 1], [0] * 99_997, "é" * ((4 << 20) - 14)]
+    more = (deep(98), "100 levels"), (10**4_300, "4,300 digits"), ([0] * 99_998, "100,000 values")
+    async with Recorder(store, journal) as recorder:
+        for value in most:
+            recorder.record(OWNER, conversation.id, "tool", "", parts=[{"type": "data", "data": value}])
+        assert recorder.stats().unsent_bytes > 8 << 20
+        for value, message in (*more, ("é" * (4 << 20), "8,388,608 bytes")):
+            with pytest.raises(InvalidInput, match=f"parts.* may have at most {message}"):
+                recorder.record(OWNER, conversation.id, "tool", "", parts=[{"type": "data", "data": value}])
+        await recorder.flush(PATIENCE)
+        assert recorder.stats().dead == 0
+    log = await whole_log(store, OWNER, conversation.id)
+    assert [message.parts and message.parts[0]["data"] for message in log] == most
+
+
+async def test_an_entry_of_before_parts_is_delivered(store: Store, journal: Path, conversation: Conversation) -> None:
+    """What an older version wrote has no parts, and is stored as it was."""
+    with Recorder_without_delivery(store, journal) as recorder:
+        recorder.record(OWNER, conversation.id, "user", "old", id=uuid4())
+        recorder.record(OWNER, conversation.id, "user", "new", parts=[{"type": "text", "text": "new"}])
+    connection = open_journal(journal)
+    old, new = (json.loads(text) for (text,) in connection.execute("SELECT message FROM entries ORDER BY rid"))
+    connection.close()
+    assert set(old) == {"id", "role", "content", "sent_at"}
+    assert set(new) == {"id", "role", "content", "parts"}
+    async with Recorder(store, journal) as recorder:
+        await recorder.flush(PATIENCE)
+    log = await whole_log(store, OWNER, conversation.id)
+    assert [m.parts for m in log] == [None, ({"type": "text", "text": "new"},)]
+
+
+async def test_an_entry_of_a_newer_version_waits_as_a_dead_letter(
+    store: Store, journal: Path, conversation: Conversation
+) -> None:
+    """A field that this version does not know is not dropped: the entry is kept, and can be delivered by one that does.
+
+    An older version does the same with the parts of this one.
+    """
+    with Recorder_without_delivery(store, journal) as recorder:
+        recorder.record(OWNER, conversation.id, "user", "newer")
+        recorder.record(OWNER, conversation.id, "user", "known")
+    connection = open_journal(journal)
+    rename = "UPDATE entries SET message = replace(message, '{\"', '{\"to_come\":[1],\"') WHERE message LIKE '%newer%'"
+    connection.execute(rename)
+    connection.close()
+    async with Recorder(store, journal) as recorder:
+        await recorder.flush(PATIENCE)
+    assert contents(await whole_log(store, OWNER, conversation.id)) == ["known"]
+    ((error, reason, message),) = [(dead.error, dead.reason, dead.message) for dead in letters(journal)]
+    assert (error, reason) == ("InvalidInput", "to_come: Extra inputs are not permitted")
+    assert json.loads(message)["to_come"] == [1]
+
+
 async def test_text_that_is_not_unicode_is_mended_and_takes_no_other_with_it(
     store: Store, journal: Path, conversation: Conversation
 ) -> None:
@@ -207,6 +287,12 @@ VALUES = st.recursive(
 )
 
 
+PARTS = st.builds(
+    lambda fields, kind: {**fields, "type": kind, "text": "t"},
+    st.dictionaries(TEXTS, VALUES, max_size=3),
+    st.just("text") | TEXTS,
+)
+
 MIN, MAX = datetime(2, 1, 1), datetime(9998, 1, 1)  # noqa: DTZ001 - hypothesis adds the time zones
 
 
@@ -214,6 +300,7 @@ MIN, MAX = datetime(2, 1, 1), datetime(9998, 1, 1)  # noqa: DTZ001 - hypothesis 
 @given(
     content=TEXTS,
     metadata=st.dictionaries(TEXTS, VALUES, max_size=3),
+    parts=st.none() | st.lists(PARTS, max_size=3),
     role=st.sampled_from(Role),
     status=st.sampled_from([Status.COMPLETE, Status.INTERRUPTED, Status.FAILED]),
     sent_at=st.none() | st.datetimes(MIN, MAX, timezones=st.sampled_from([UTC, timezone(timedelta(hours=5))])),
@@ -222,6 +309,7 @@ def test_the_journal_changes_nothing(
     tmp_path_factory: pytest.TempPathFactory,
     content: str,
     metadata: dict[str, Any],
+    parts: list[dict[str, Any]] | None,
     role: Role,
     status: Status,
     sent_at: datetime | None,
@@ -230,7 +318,7 @@ def test_the_journal_changes_nothing(
 
     With an id of the caller's or without one, its values are the same.
     """
-    values: dict[str, Any] = {"sent_at": sent_at, "metadata": metadata, "status": status}
+    values: dict[str, Any] = {"sent_at": sent_at, "metadata": metadata, "status": status, "parts": parts}
     folder, id_ = tmp_path_factory.mktemp("journal"), uuid4()
 
     async def check() -> None:
@@ -244,7 +332,7 @@ def test_the_journal_changes_nothing(
             same = NewMessage(id=id_, role=role, content=content, **values)
             assert (await store.append(OWNER, conversation.id, [same]))[0].seq == 1
             log = await whole_log(store, OWNER, conversation.id)
-            first, second = (repr((one.role, one.content, one.status, one.metadata)) for one in log)
+            first, second = (repr((one.role, one.content, one.status, one.metadata, one.parts)) for one in log)
             assert first == second
             assert [one.sent_at for one in log] == [sent_at, sent_at or log[1].sent_at]
 
@@ -270,6 +358,13 @@ MISTAKES: dict[str, dict[str, Any]] = {
     "text": {"content": 7},
     "status": {"status": "deleted"},
     "deleted": {"status": Status.DELETED},
+    "in progress": {"status": Status.IN_PROGRESS},
+    "text of in progress": {"status": "in_progress"},
+    "blank part": {"content": "", "parts": [{"type": "text", "text": " "}]},
+    "kind of parts": {"parts": "geheim"},
+    "kind of part": {"parts": ["geheim"]},
+    "part without a type": {"parts": [{"geheim": "geheim"}]},
+    "part that is not JSON": {"parts": [{"type": "geheim", "geheim": object()}]},
     "time": {"sent_at": datetime(2026, 1, 31)},  # noqa: DTZ001 - that is the mistake
     "metadata": {"metadata": {"not JSON": object()}},
     "no number": {"metadata": {"x": [float("nan")]}},
@@ -409,7 +504,10 @@ ODD_VALUES = st.recursive(
     values=st.fixed_dictionaries(
         {},
         optional=dict.fromkeys(("owner", "conversation_id", "role", "content", "sent_at", "status", "id"), ODD_VALUES)
-        | {"metadata": ODD_VALUES | st.dictionaries(TEXTS, ODD_VALUES, max_size=3)},
+        | {
+            "metadata": ODD_VALUES | st.dictionaries(TEXTS, ODD_VALUES, max_size=3),
+            "parts": ODD_VALUES | st.lists(st.fixed_dictionaries({"type": TEXTS, "x": ODD_VALUES}), max_size=2),
+        },
     )
 )
 async def test_record_raises_nothing_but_invalid_input(recorder: Recorder, values: dict[str, Any]) -> None:
@@ -431,13 +529,20 @@ async def test_record_raises_nothing_but_invalid_input(recorder: Recorder, value
 async def test_odd_metadata_is_stored_or_refused(recorder: Recorder) -> None:
     """Each odd value alone, in a list and as the metadata itself."""
     for make in ODD.values():
-        for values in ({"metadata": {"x": make()}}, {"metadata": {"x": [make()]}, "id": uuid4()}, {"metadata": make()}):
+        for values in (
+            {"metadata": {"x": make()}},
+            {"metadata": {"x": [make()]}, "id": uuid4()},
+            {"metadata": make()},
+            {"parts": make()},
+            {"parts": [make()]},
+            {"parts": [{"type": "x", "x": make()}]},
+        ):
             with suppress(InvalidInput):
                 recorder.record(OWNER, TALK, "user", "x", **values)
     await recorder.flush(PATIENCE)
     stats = recorder.stats()
     assert (stats.sent, stats.dead) == (stats.recorded, 0)
-    assert 0 < stats.recorded < 3 * len(ODD)
+    assert 0 < stats.recorded < 6 * len(ODD)
 
 
 async def test_metadata_at_a_limit_goes_through_the_journal(

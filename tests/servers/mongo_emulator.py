@@ -8,6 +8,7 @@ What is added here, because the emulator lacks it:
 - an error in a transaction aborts it, and so does, at once, the end of the connection that ran it: MongoDB
   keeps the transaction of a process that was killed for transactionLifetimeLimitSeconds;
 - a document of more than 16 MB is refused; collections and indexes that are there, or are not, have error codes;
+- collMod changes the validator of a collection;
 - failCommand fails every command, also commits, and closes connections;
 - unique compound indexes and `_id: {$in}` are looked up by key, where it reads the whole collection.
 """
@@ -23,6 +24,7 @@ from mongoeco.engines.memory import MemoryEngine
 from mongoeco.engines.virtual_indexes import document_in_virtual_index
 from mongoeco.errors import OperationFailure, PyMongoError
 from mongoeco.wire.proxy import AsyncMongoEcoProxyServer
+from mongoeco.wire.surface import WIRE_SUPPORTED_COMMANDS, WireSurface
 
 from servers import mongo_shortcuts
 
@@ -32,6 +34,7 @@ WRITES = {
     "delete",
     "findAndModify",
     "create",
+    "collMod",
     "createIndexes",
     "dropIndexes",
     "drop",
@@ -109,7 +112,9 @@ class Server(AsyncMongoEcoProxyServer):
     """The emulator's server, with transactions that take turns."""
 
     def __init__(self) -> None:
-        super().__init__(engine=Engine())
+        self._documents = Engine()
+        super().__init__(engine=self._documents)
+        self._executor._surface = WireSurface(supported_commands=(*WIRE_SUPPORTED_COMMANDS, "collMod"))
         self._free = asyncio.Lock()
         self._holder: str | None = None
         self._committed: set[str] = set()
@@ -166,6 +171,10 @@ class Server(AsyncMongoEcoProxyServer):
         return await self._step(context, body, name)
 
     async def _write(self, context: Any, name: str) -> dict[str, Any]:
+        if name == "collMod":
+            body, options = context.raw_body, self._documents._collection_options[context.db_name]
+            options[body["collMod"]] = {**options.get(body["collMod"], {}), "validator": body["validator"]}
+            return {"ok": 1.0}
         try:
             return await self._execute(context)
         except PyMongoError as error:

@@ -102,7 +102,7 @@ async def _clean(url: str) -> None:
     async with open_store(url):
         pass
     connection = await asyncpg.connect(plain(url))
-    await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests")
+    await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests, llm_providers CASCADE")
     await connection.close()
 
 

@@ -61,7 +61,7 @@ async def _prepare(url: str) -> None:
 async def url(database: str) -> str:
     """The same, with nothing in it."""
     connection = await asyncpg.connect(plain(database))
-    await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests")
+    await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests, llm_providers CASCADE")
     await connection.close()
     return database
 
@@ -106,6 +106,14 @@ class TestSharedTopics(OnCitus, SharedTopics):
         """It refuses in every case."""
         await self.test_renaming_an_owner(store, owner)
 
+    async def test_renamed_owner_keeps_projects(self, store: Store, owner: str) -> None:
+        """It refuses in every case."""
+        await self.test_renaming_an_owner(store, owner)
+
+    async def test_renamed_owner_keeps_labels(self, store: Store, owner: str) -> None:
+        """It refuses in every case."""
+        await self.test_renaming_an_owner(store, owner)
+
 
 async def test_owners_are_not_renamed(store: Store) -> None:
     """What TestSharedTopics shows, for the runs without it."""
@@ -124,8 +132,11 @@ async def test_distributing(url: str) -> None:
     await connection.close()
     assert sorted(map(tuple, spread)) == [
         ("api_keys", None, "everywhere"),
+        ("conversation_labels", "owner_id", "users"),
         ("conversations", "owner_id", "users"),
+        ("llm_providers", None, "everywhere"),
         ("messages", "owner_id", "users"),
+        ("projects", "owner_id", "users"),
         ("requests", "owner_id", "users"),
         ("users", "id", "default"),
         ("word_index", None, "everywhere"),
@@ -133,8 +144,10 @@ async def test_distributing(url: str) -> None:
     assert {name for (name,) in tables} - {row[0] for row in spread} == {"chatkeep_schema", "pg_dist_partition"}
     parent = "REFERENCES conversations(owner_id, id) ON DELETE CASCADE"
     assert [tuple(row) for row in keys] == [
+        ("conversation_labels", f"FOREIGN KEY (owner_id, conversation_id) {parent}"),
         ("conversations", "FOREIGN KEY (owner_id) REFERENCES users(id) ON DELETE CASCADE"),
         ("messages", f"FOREIGN KEY (owner_id, conversation_id) {parent}"),
+        ("projects", "FOREIGN KEY (owner_id) REFERENCES users(id) ON DELETE CASCADE"),
     ]
 
 
@@ -174,7 +187,7 @@ async def test_statements_are_ones_that_citus_takes(url: str, asked: Asked) -> N
     async with open_store(url) as store:
         await use_everything(store)
     statements = of_requests(asked)
-    one_owner = re.compile(r"owner_id = \$1|users \(id\) VALUES \(\$1\)|users WHERE id = \$1|INTO messages .*\(\$1, 0")
+    one_owner = re.compile(r"owner_id = \$1|users \(id\) VALUES \(\$1\)|users WHERE id = \$1|INTO \w+ .*\(\$1, ")
     refused = [text for text in statements if "chatkeep_append" in text or "clock_timestamp" in text]
     assert refused == []
     assert [text for text in statements if not one_owner.search(text) and text != "SELECT now()"] == []

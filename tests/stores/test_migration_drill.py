@@ -166,7 +166,7 @@ async def test_changed_rows_are_seen(url: str, statement: str, found: str) -> No
 async def test_new_and_removed_columns_are_told_apart(url: str) -> None:
     """A revision may add columns; one that it removes is named."""
     before = await rows(url)
-    execute(url, "ALTER TABLE messages ADD COLUMN model TEXT")
+    execute(url, "ALTER TABLE messages ADD COLUMN colour TEXT")
     assert before.differences(await rows(url, before.columns)) == []
     execute(url, "ALTER TABLE messages DROP COLUMN external_id")
     assert (await rows(url, before.columns)).gone == {"messages.external_id"}

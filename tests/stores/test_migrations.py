@@ -3,7 +3,7 @@
 import importlib.resources
 import subprocess
 import sys
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 
 import apsw
@@ -11,7 +11,7 @@ import asyncpg
 import pytest
 from alembic import command
 
-from chatkeep.migrations import HEAD, REVISIONS, render
+from chatkeep.migrations import HEAD, REVISIONS, STEP, render
 from chatkeep.migrations.__main__ import DIALECTS, FOLDER, rendered, sql_files
 from servers.postgres import databases, plain
 
@@ -71,8 +71,8 @@ async def postgresql_schema(scripts: list[str]) -> set[tuple[object, ...]]:
     url = databases().empty()
     connection = await asyncpg.connect(plain(url))
     try:
-        for script in scripts:
-            await connection.execute(script)
+        for step in chain.from_iterable(script.split(f"{STEP};") for script in scripts):
+            await connection.execute(step)
         found = [*await connection.fetch(POSTGRESQL_SCHEMA), *await connection.fetch("TABLE chatkeep_schema")]
     finally:
         await connection.close()

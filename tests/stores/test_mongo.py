@@ -22,6 +22,7 @@ from chatkeep import (
     Conflict,
     Conversation,
     ConversationChange,
+    ImportedConversation,
     ImportedMessage,
     InvalidInput,
     NewConversation,
@@ -36,7 +37,7 @@ from chatkeep import (
     open_store,
 )
 from chatkeep.recorder import Recorder
-from chatkeep.stores.mongo import append, documents, rows
+from chatkeep.stores.mongo import append, conversations, documents, rows
 from chatkeep.stores.mongo.rows import MongoRows
 from chatkeep.stores.mongo.schema import INDEXES, VALIDATORS
 from chatkeep.stores.mongo.store import MongoStore
@@ -404,8 +405,8 @@ async def test_schema_goes_up_and_down(empty_url: str) -> None:
         assert objects(empty_url) == {}
         await store.migrate()
         assert objects(empty_url) == first
-        with pytest.raises(SchemaMismatch, match="0001, 0002"):
-            await store.migrate("0003")
+        with pytest.raises(SchemaMismatch, match="0001, 0002, 0003"):
+            await store.migrate("0004")
     for name, validator in VALIDATORS.items():
         assert first[name] == (validator, sorted(["_id_", *(index.document["name"] for index in INDEXES[name])]))
 
@@ -436,7 +437,7 @@ def test_processes_migrate_at_once(empty_url: str, processes: int) -> None:
     assert [code for _, code in ended] == [0] * processes, ended
     command[4] = "status"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, "revision 0002, newest 0002" in done.stdout) == (0, True), done
+    assert (done.returncode, "revision 0003, newest 0003" in done.stdout) == (0, True), done
 
 
 async def test_messages_without_words_are_indexed_when_search_is_on(url: str) -> None:
@@ -495,12 +496,14 @@ async def use_everything(store: Store, owner: str, other: str) -> None:
     await store.append(owner, imported.id, [ImportedMessage(role=Role.USER, content="old")])
     await whole_list(store, owner, limit=1)
     await whole_list(store, owner, limit=1, order="id")
+    await use_labels_and_projects(store, owner)
     await store.list_conversations(owner, context_id="c", total=True)
     await whole_history(store, owner, talk.id, limit=2)
     await whole_history(store, owner, talk.id, limit=2, order="asc")
     await store.history(owner, talk.id, total=True, leaf=stored[3].id)
     await whole_search(store, owner, "tea turn", limit=2)
     await whole_search(store, owner, "tea", limit=2)
+    await store.create_conversation(owner, NewConversation(external_id="tea"))
     for calls in (CONVERSATION_CALLS, OWNER_CALLS):
         for name, call in calls.items():
             if not name.startswith(("delete", "erase", "rename")):
@@ -515,6 +518,26 @@ async def use_everything(store: Store, owner: str, other: str) -> None:
     await store.delete_message(other, talk.id, stored[0].id)
     await store.delete_conversation(other, imported.id)
     await store.erase_owner(other)
+
+
+async def use_labels_and_projects(store: Store, owner: str) -> None:
+    """List by everything, and create what is there and what is not."""
+    project = uuid4()
+    new = ImportedConversation(project_id=project, labels=["a"], external_id="x", context_id="c")
+    for _ in range(2):
+        await store.import_conversation(owner, new)
+    await store.get_or_create_conversation(owner, NewConversation(project_id=project))
+    await store.get_or_create_conversation(owner, NewConversation(external_id="y"))
+    found = await store.find_conversation(owner, "x")
+    await store.export_conversation(owner, found.id)
+    scopes: list[dict[str, Any]] = [{"project_id": project}, {"external_id": "x"}, {"context_id": "c"}, {}]
+    for scope in scopes:
+        for labels in ((), ["a"], ["!a"], ["nobody's"], ["a", "!b"]):
+            await whole_list(store, owner, limit=1, labels=labels, **scope)
+            await whole_list(store, owner, limit=1, labels=labels, order="id", **scope)
+        await store.list_conversations(owner, updated_after=now() - timedelta(1), updated_before=now(), **scope)
+        await store.list_conversations(owner, labels=["a"], total=True, **scope)
+    await store.update_conversation(owner, found.id, ConversationChange(labels=["b"], context_id="d"))
 
 
 def owners_of(where: Mapping[str, Any], *, sharded: bool) -> set[str | None]:
@@ -542,7 +565,14 @@ async def test_every_command_names_the_owner(url: str, sent: Commands, sharded: 
                 assert owners, command
                 assert owners <= {OWNER, "bob"}, command
         assert not any("$where" in str(where) or "$expr" in str(where) for where in filters(command))
-    assert {collection for _, collection in seen} >= {"conversations", "messages", "users", "requests", "api_keys"}
+    assert {collection for _, collection in seen} >= {
+        "conversations",
+        "messages",
+        "users",
+        "requests",
+        "api_keys",
+        "projects",
+    }
     assert {name for name, _ in seen} >= {"find", "insert", "update", "delete", "findAndModify", "aggregate"}
 
 
@@ -580,10 +610,11 @@ async def test_no_scan_and_no_sort(url: str, sent: Commands) -> None:
         where, by = command["filter"], command.get("sort", {})
         if where == {} or c_is_list(where):
             continue
-        plain = {key: command[key] for key in ("find", "filter", "sort", "limit", "skip") if key in command}
+        plain = {key: command[key] for key in ("find", "filter", "sort", "limit", "skip", "hint") if key in command}
         assert bson.encode(plain)  # as `command` does: the driver would refuse a UUID
         if mongo_databases().emulated:
             wanted = [index.document for index in INDEXES[command["find"]] if has_all(index.document, where)]
+            wanted = [index for index in wanted if command.get("hint", index["name"]) == index["name"]]
             assert any(serves(dict(index["key"]), where, dict(by)) for index in wanted), command
         else:
             plan = raw(url).command("explain", plain, verbosity="queryPlanner")
@@ -801,7 +832,7 @@ async def test_a_clock_that_jumps_back(store: Store, talk: Conversation, monkeyp
     last = await store.create_conversation(OWNER, NewConversation())
     await store.append(OWNER, last.id, [user("last")])
     before = await store.list_conversations(OWNER)
-    for module in (append, rows, documents):
+    for module in (append, conversations, rows, documents):
         monkeypatch.setattr(module, "now", lambda: now() - timedelta(hours=1))
     await store.append(OWNER, last.id, [assistant("alone")])
     await asyncio.gather(*(store.append(OWNER, last.id, [assistant(f"{number}")]) for number in range(5)))

@@ -2,14 +2,28 @@
 
 import asyncio
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import timedelta
 from typing import Any
+from uuid import UUID, uuid4
 
 import pytest
 from bson.int64 import Int64
+from pymongo.asynchronous.collection import AsyncCollection
+from pymongo.asynchronous.database import AsyncDatabase
+from pymongo.errors import DuplicateKeyError
 
-from chatkeep import NewConversation, Store, open_store
-from chatkeep.stores.mongo.schema import EARLIER, INDEXES
+from chatkeep import (
+    ImportedConversation,
+    ImportedMessage,
+    NewConversation,
+    NotFound,
+    Role,
+    SchemaMismatch,
+    Store,
+    open_store,
+)
+from chatkeep.stores.mongo.schema import EARLIER, INDEXES, VALIDATORS
 from chatkeep.testing import user, whole_list
 from chatkeep.values import now, to_micros
 from servers.mongo import mongo_databases
@@ -56,11 +70,16 @@ async def talks(store: Store) -> list[str | None]:
 async def test_indexes_of_each_revision(url: str) -> None:
     """Up and down bring the indexes of the revision, and leave those that somebody else made."""
     raw(url).conversations.create_index("title", name="mine")
-    for revision in ("0001", "0002", "0001", "0002"):
+    for revision in ("0001", "0002", "0003", "0001", "0003", "0002"):
         await migrate(url, revision)
         assert indexes(url, "conversations") == names(revision, "conversations") | {"mine"}
         assert indexes(url, "requests") == names(revision, "requests")
+        assert ("projects" in raw(url).list_collection_names()) is (revision == "0003")
+        note = {"_id": "schema", "revision": revision, **({"served_from": "0002"} if revision == "0003" else {})}
+        assert raw(url).chatkeep_schema.find_one({"_id": "schema"}) == note
     assert names("0001", "conversations") ^ names("0002", "conversations") == {"by_context", "in_context"}
+    new = {"by_external_id", "by_project", "labels", "slots"}
+    assert names("0002", "conversations") ^ names("0003", "conversations") == new | {"slot"}
     await migrate(url, "base")
     assert raw(url).list_collection_names() == []
 
@@ -78,6 +97,7 @@ async def test_conversations_come_back_from_the_future(url: str) -> None:
 
 async def test_a_process_of_the_old_revision_goes_on(url: str) -> None:
     """While and after others migrate, at once, a process that had opened the database before reads and writes."""
+    await migrate(url, "0002")
     async with open_store(url, migrate=False) as old:
         talk = await old.create_conversation(OWNER, NewConversation(title="old", context_id="c"))
         stores = [open_store(url) for _ in range(3)]
@@ -91,3 +111,156 @@ async def test_a_process_of_the_old_revision_goes_on(url: str) -> None:
         assert await talks(old) == ["old", "old"]
         new = NewConversation(context_id="c")
         assert (await old.get_or_create_conversation(OWNER, new)).id == talk.id
+
+
+async def test_documents_of_the_old_revision_go_on(url: str) -> None:
+    """What a process of the revision before writes now is what a new one reads; neither takes the other's slot."""
+    await migrate(url, "0003")
+    async with open_store(url) as store:
+        await store.get_or_create_conversation(OWNER, NewConversation(context_id="c"))
+        old = raw(url).conversations.find_one()
+        raw(url).conversations.delete_many({})
+        known = {
+            "title",
+            "context_id",
+            "external_id",
+            "metadata",
+            "last_seq",
+            "head_seq",
+            "head_id",
+            "runs",
+            "straight",
+        }
+        known |= {"_id", "owner_id", "id", "fingerprint", "created_at", "updated_at", "slot"}
+        assert old.keys() == known
+        raw(url).conversations.insert_one(old)
+        found = await store.get_or_create_conversation(OWNER, NewConversation(context_id="c"))
+        assert (found.id, found.labels, found.project_id) == (old["id"], (), None)
+        with pytest.raises(DuplicateKeyError):
+            raw(url).conversations.insert_one({**old, "_id": {"o": OWNER, "c": uuid4()}, "id": uuid4()})
+
+
+async def test_validators_are_changed(url: str) -> None:
+    """Those of the revision before refuse what a new process writes: collections that are there get the new ones."""
+    before = {"$jsonSchema": {"required": ["_id", "role"], "properties": {"status": {"enum": ["complete"]}}}}
+    raw(url).drop_collection("messages")
+    raw(url).create_collection("messages", validator=before)
+    await asyncio.gather(*(migrate(url, "0003") for _ in range(2)))
+    found = {each["name"]: each["options"].get("validator") for each in raw(url).list_collections()}
+    assert {name: found[name] for name in VALIDATORS} == VALIDATORS
+    await full(url)
+
+
+async def full(url: str) -> UUID:
+    """Fill a database of 0003 with everything that is new; return the project."""
+    project = uuid4()
+    async with open_store(url) as store:
+        for context in ("c", None):
+            new = ImportedConversation(project_id=project, context_id=context, labels=["a"], external_id="x")
+            message = ImportedMessage(role=Role.ASSISTANT, parts=[{"type": "text", "text": "tea"}], input_tokens=1)
+            await store.import_conversation(OWNER, new, [message])
+        for scope in ({"project_id": project}, {}, {"context_id": "c"}, {"context_id": "d", "project_id": project}):
+            await store.get_or_create_conversation(OWNER, NewConversation(**scope))
+        await store.create_conversation(OWNER, NewConversation(title="t"))
+    raw(url).conversations.update_one({"context_id": "d"}, {"$set": {"context_id": "c"}})
+    raw(url).messages.update_one({}, {"$set": {"status": "in_progress"}})
+    return project
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+@pytest.mark.parametrize("step", range(14))
+@pytest.mark.parametrize("way", ["up", "down"])
+async def test_migration_that_is_killed(url: str, monkeypatch: pytest.MonkeyPatch, way: str, step: int) -> None:
+    """After any command the database is of one of the two revisions, and the migration ends when it is made again."""
+    before, after = ("0002", "0003") if way == "up" else ("0003", "0002")
+    await migrate(url, "0003")
+    await full(url)
+    if way == "up":
+        await migrate(url, "0002")
+    if step < await kill(url, after, step, monkeypatch):
+        noted = raw(url).chatkeep_schema.find_one({"_id": "schema"})["revision"]
+        assert noted in (before, after)
+        if noted == "0002":  # whose processes know nothing of these
+            assert raw(url).messages.count_documents({"status": "in_progress"}) == 0
+        if noted == "0003":  # whose lists name their index
+            assert indexes(url, "conversations") >= names("0003", "conversations")
+        async with open_store(url, migrate=False) as store:
+            for _ in range(2):
+                await store.get_or_create_conversation(OWNER, NewConversation(context_id="e"))
+            assert raw(url).conversations.count_documents({"context_id": "e"}) == 1
+    await migrate(url, "0003")
+    await migrate(url, after)
+    assert indexes(url, "conversations") == names(after, "conversations")
+    async with open_store(url) as store:
+        assert len(await whole_list(store, OWNER)) >= 6
+
+
+async def kill(url: str, target: str, step: int, monkeypatch: pytest.MonkeyPatch) -> int:
+    """Migrate, and be killed after so many commands that write; return how many there were."""
+    done = 0
+
+    def counted(method: Any) -> Any:
+        async def call(*arguments: Any, **options: Any) -> Any:
+            nonlocal done
+            result = await method(*arguments, **options)
+            done += 1
+            if done == step + 1:
+                raise Killed
+            return result
+
+        return call
+
+    with monkeypatch.context() as patch:
+        for kind, methods in COMMANDS.items():
+            for name in methods:
+                patch.setattr(kind, name, counted(getattr(kind, name)))
+        with suppress(Killed):
+            await migrate(url, target)
+    return done
+
+
+COMMANDS = {
+    AsyncCollection: ("create_indexes", "drop_index", "update_one", "update_many"),
+    AsyncDatabase: ("create_collection", "drop_collection"),
+}
+
+
+async def test_an_earlier_revision_has_nothing_of_the_newer(url: str) -> None:
+    """Downgrading removes what the earlier one would not remove with the rest, and ends what is in progress."""
+    await migrate(url, "0003")
+    project = await full(url)
+    await migrate(url, "0002")
+    for collection, fields in {
+        "conversations": ("project_id", "labels", "llm_provider_id"),
+        "messages": ("parts", "model", "input_tokens"),
+    }.items():
+        for field in fields:
+            assert raw(url)[collection].count_documents({field: {"$exists": True}}) == 0
+    assert {each["status"] for each in raw(url).messages.find()} == {"interrupted", "complete"}
+    contexts = [each["context_id"] for each in raw(url).conversations.find({"slot": True})]
+    assert sorted(map(str, contexts)) == ["None", "c"]
+    async with open_store(url) as store:
+        assert {each.project_id for each in await whole_list(store, OWNER)} == {None}
+        with pytest.raises(NotFound, match="project"):
+            await store.create_conversation(OWNER, NewConversation(project_id=project))
+
+
+async def test_a_newer_schema_that_serves_this_revision(url: str) -> None:
+    """During a rolling upgrade: it is used as it is, and not migrated; other newer ones are refused."""
+    await migrate(url, "0003")
+    notes = raw(url).chatkeep_schema
+    notes.update_one({"_id": "schema"}, {"$set": {"revision": "0004", "served_from": "0003"}})
+    async with open_store(url) as store:
+        await store.ping()
+        await store.create_conversation(OWNER, NewConversation())
+        assert await store.schema_revision() == "0004"
+    assert notes.find_one({"_id": "schema"})["revision"] == "0004"
+    notes.update_one({"_id": "schema"}, {"$set": {"served_from": "0004"}})
+    with pytest.raises(SchemaMismatch, match="newer schema"):
+        await open_store(url)
+    async with open_store(url, migrate=False) as store:
+        with pytest.raises(SchemaMismatch):
+            await store.ping()

@@ -51,6 +51,23 @@ BEYOND = {"digits": "at most 4,300 digits"}
 """Whose metadata is beyond limits that did not exist when it was stored, and what its refusal says now."""
 
 
+NEW_FIELDS: dict[str, dict[str, Any]] = {
+    "last_seq": {"project_id": None, "llm_provider_id": None, "labels": []},
+    "seq": dict.fromkeys(("parts", "model", "input_tokens", "output_tokens", "duration_ms")),
+}
+"""What records have now that an old commit did not know, by a field that tells the kind of record."""
+
+
+def of_today(value: Any) -> Any:
+    """What an old commit returned, with the fields that records have got since."""
+    if isinstance(value, list):
+        return [of_today(each) for each in value]
+    if not isinstance(value, dict):
+        return value
+    new = next((fields for name, fields in NEW_FIELDS.items() if name in value and "created_at" in value), {})
+    return new | {name: of_today(each) for name, each in value.items()}
+
+
 @dataclass
 class Old:
     """A copy of a fixture, not opened yet, and what is expected of it."""
@@ -71,6 +88,7 @@ def old(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Old]:
     commit, kind = request.param.split("/")
     with without_limits():
         expected = json.loads((FIXTURES / commit / f"{kind}.expected.json").read_text("utf-8"))
+        expected["owners"] = of_today(expected["owners"])
     with {"sqlite": sqlite, "postgres": postgres, "mongodb": mongodb}[kind](FIXTURES / commit, tmp_path) as url:
         yield Old(url, expected)
 
@@ -287,6 +305,7 @@ async def test_id_of_remains_is_free(old: Old) -> None:
     """A conversation may get the id of one whose removal was cut off, also while its remains are there."""
     removed = old.expected["removed"]
     async with open_store(old.url, migrate=False) as store:
+        await store._migrate("head")  # type: ignore[attr-defined]
         assert (await store.create_conversation("ada", NewConversation(id=removed))).last_seq == 0
         assert seqs(await store.append("ada", removed, [user("anew")])) == [1]
         assert seqs(await store.log("ada", removed)) == [1]

@@ -28,7 +28,9 @@ from cryptography.x509.oid import NameOID
 from chatkeep import (
     Conversation,
     ConversationChange,
+    ImportedConversation,
     InvalidInput,
+    MessageChange,
     NewConversation,
     NewMessage,
     NotFound,
@@ -38,10 +40,12 @@ from chatkeep import (
     StoreUnavailable,
     open_store,
 )
+from chatkeep.migrations import HEAD
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.postgres.address import written_address
 from chatkeep.stores.postgres.columns import sized_conversations
-from chatkeep.stores.postgres.rows import CONVERSATION, PostgresRows
+from chatkeep.stores.postgres.conversations import CONVERSATION
+from chatkeep.stores.postgres.rows import PostgresRows
 from chatkeep.stores.postgres.store import PostgresStore
 from chatkeep.testing import CONVERSATION_CALLS, assistant, contents, dense, numbered, seqs, user, whole_log
 from chatkeep.values import decode_nul, encode_nul
@@ -355,9 +359,21 @@ async def test_newer_schema_is_refused(empty_url: str) -> None:
     async with open_store(empty_url):
         pass
     async with raw(empty_url) as connection:
-        await connection.execute("UPDATE chatkeep_schema SET version_num = '9999'")
+        await connection.execute("UPDATE chatkeep_schema SET version_num = '9999', served_from = '9998'")
     with pytest.raises(SchemaMismatch, match="newer schema"):
         await open_store(empty_url)
+
+
+async def test_newer_schema_that_this_version_can_use(empty_url: str) -> None:
+    """During a rolling upgrade a process opens and serves a schema that names its revision as one that can."""
+    async with open_store(empty_url) as store, raw(empty_url) as connection:
+        await connection.execute("UPDATE chatkeep_schema SET version_num = '9999', served_from = $1", HEAD)
+        await store.ping()
+        async with open_store(empty_url) as another:
+            await another.ping()
+            assert await another.schema_revision() == "9999"
+            with pytest.raises(SchemaMismatch, match="upgrade chatkeep"):
+                await another.migrate("base")
 
 
 @pytest.mark.parametrize("processes", [3, pytest.param(10, marks=pytest.mark.long)])
@@ -387,7 +403,7 @@ async def test_messages_without_terms_are_indexed_when_search_is_on(url: str) ->
 
 NOT_OF_AN_OWNER = (
     "SELECT 1 FROM conversations WHERE id = $1 AND deleted_at IS NULL LIMIT 1",  # whether somebody else has it
-    "SELECT version_num FROM chatkeep_schema",
+    "SELECT to_json(s) ->> 'version_num'",
     "SELECT 1 FROM pg_class WHERE relname = 'chatkeep_schema'",
     "SELECT current_setting('fsync')",  # with each connection
     "SELECT pg_current_xact_id_if_assigned()",  # before each commit
@@ -433,7 +449,9 @@ async def test_every_statement_names_the_owner(url: str, asked: Asked) -> None:
     """On the path of requests no statement asks for rows without saying whose."""
     async with open_store(url) as store:
         await use_everything(store)
-    named = re.compile(r"owner_id = \$1|chatkeep_append\(\$1|users \(id\) VALUES \(\$1\)|users WHERE id = \$1")
+    named = re.compile(
+        r"owner_id = \$1|chatkeep_append\(\$1|users (\(id\) VALUES \(\$1\)|WHERE id = \$1)|INTO \w+ \(owner_id"
+    )
     statements = of_requests(asked)
     assert [text for text in statements if not named.search(text)] == []
     assert len(statements) > 25
@@ -446,6 +464,7 @@ FILL = """
     INSERT INTO conversations (owner_id, id, context_id, metadata, last_seq, head_seq, fingerprint, updated_at)
     SELECT 'owner ' || n % 10, md5(n::text)::uuid, 'c' || n % 7, '{}', 10, 10, '', now() - n * interval '1 s'
     FROM generate_series(1, 10000 * scale) n;
+    INSERT INTO conversation_labels SELECT owner_id, id, 'frequent' FROM conversations;
     INSERT INTO messages (owner_id, conversation_id, seq, id, run, depth, role, content, status, fingerprint, terms)
     SELECT owner_id, id, n, md5(id::text || n)::uuid, 0, n, 'user', 'hello', 'complete', '', '{x}'
     FROM conversations, generate_series(1, 10) n;
@@ -464,7 +483,7 @@ async def test_every_query_uses_an_index(url: str, asked: Asked) -> None:
         scans = {}
         for text, arguments in of_requests(asked).items():
             plan = "\n".join(line for (line,) in await connection.fetch(f"EXPLAIN {text}", *arguments))
-            if re.search(r"Seq Scan on (messages|conversations|users)", plan):
+            if re.search(r"Seq Scan on (messages|conversations|users|conversation_labels)", plan):
                 scans[text] = plan
         assert scans == {}
 
@@ -506,6 +525,7 @@ async def use_everything(store: Store) -> None:
         listed = await store.list_conversations(OWNER, order=order, limit=1, total=True)  # type: ignore[arg-type]
         await store.list_conversations(OWNER, order=order, limit=1, cursor=listed.next)  # type: ignore[arg-type]
     await store.list_conversations(OWNER, context_id="c")
+    await use_filters(store)
     with suppress(Exception):
         await store.get_conversation("bob", talk.id)
     await store.delete_conversation(OWNER, talk.id)
@@ -685,3 +705,27 @@ async def restart_under_load(server: Server, mode: str) -> None:
         logs = [await whole_log(store, OWNER, talk.id) for talk in talks]
         assert [seqs(log) for log in logs] == [dense(len(log)) for log in logs]
         assert {message.id: message.seq for log in logs for message in log} == acknowledged
+
+
+async def use_filters(store: Store) -> None:
+    """Call what reads conversations by label, project, external id and time."""
+    project = uuid4()
+    new = ImportedConversation(project_id=project, external_id="x", labels=("rare",), context_id="c")
+    await store.import_conversation(OWNER, new)
+    await store.import_conversation(OWNER, ImportedConversation(id=uuid4(), project_id=project))
+    talk = await store.create_conversation(OWNER, NewConversation(project_id=project, labels=("rare", "other")))
+    await store.update_conversation(OWNER, talk.id, ConversationChange(labels=("other",), context_id="d"))
+    for scope in ({"project_id": project}, {"external_id": "x"}, {"external_id": "x", "context_id": "c"}):
+        await store.get_or_create_conversation(OWNER, NewConversation(**scope))
+    for labels in (["rare"], ["frequent"], ["frequent", "!rare"], ["!frequent"]):
+        for order in ("updated", "id"):
+            page = await store.list_conversations(OWNER, labels=labels, order=order, limit=1, total=True)
+            await store.list_conversations(OWNER, labels=labels, order=order, cursor=page.next)
+    await store.list_conversations(OWNER, project_id=project)
+    await store.list_conversations(OWNER, external_id="x")
+    await store.list_conversations(OWNER, updated_after=talk.updated_at, updated_before=talk.updated_at)
+    await store.find_conversation(OWNER, "x")
+    (message,) = await store.append(OWNER, talk.id, [user("pebble")])
+    await store.update_message(OWNER, talk.id, message.id, MessageChange(metadata={"liked": True}))
+    await store.export_conversation(OWNER, talk.id)
+    await store.delete_conversation(OWNER, talk.id)

@@ -72,7 +72,7 @@ STATE = (
 
 async def prepare(url: str, connection: Connection) -> None:
     """What every call finds."""
-    await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests")
+    await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests, llm_providers CASCADE")
     async with open_store(url, migrate=False) as store:
         await store.create_conversation(OWNER, NewConversation(id=TALK, title="Tea"))
         await store.append(OWNER, TALK, [user("first", id=FIRST), assistant("second"), user("third")])

@@ -103,7 +103,7 @@ async def test_newer_schema_is_refused(path: Path, url: str) -> None:
     """A file of a newer chatkeep is not touched, and the error says what to do."""
     async with open_store(url) as store:
         await store.create_conversation(OWNER, NewConversation())
-    execute(path, "UPDATE chatkeep_schema SET version_num = '9999'")
+    execute(path, "UPDATE chatkeep_schema SET version_num = '9999', served_from = '9998'")
     before = schema(path)
     with pytest.raises(SchemaMismatch, match=r"newer schema.*upgrade chatkeep.*9999"):
         await open_store(url)
@@ -115,6 +115,30 @@ async def test_newer_schema_is_refused(path: Path, url: str) -> None:
                 await store.migrate(revision)
         assert await store.schema_revision() == "9999"
     assert schema(path) == before
+
+
+async def test_newer_schema_that_this_version_can_use(path: Path, url: str) -> None:
+    """During a rolling upgrade a process opens and serves a schema that names its revision as one that can."""
+    async with open_store(url) as store:
+        execute(path, f"UPDATE chatkeep_schema SET version_num = '9999', served_from = '{HEAD}'")
+        await store.ping()
+        await store.create_conversation(OWNER, NewConversation())
+    async with open_store(url) as store:
+        await store.ping()
+        assert len((await store.list_conversations(OWNER)).items) == 1
+        assert await store.schema_revision() == "9999"
+        with pytest.raises(SchemaMismatch, match="upgrade chatkeep"):
+            await store.migrate("base")
+
+
+async def test_schema_of_another_revision_is_named(url: str) -> None:
+    """A store that is used without the upgrade that it needs says so, instead of naming a column."""
+    async with open_store(url, migrate=False) as store:
+        await store.migrate(REVISIONS[-2])
+        with pytest.raises(SchemaMismatch, match="chatkeep db upgrade"):
+            await store.create_conversation(OWNER, NewConversation())
+        with pytest.raises(SchemaMismatch, match="chatkeep db upgrade"):
+            await store.list_conversations(OWNER)
 
 
 async def test_unknown_revision_is_refused(url: str) -> None:

@@ -11,7 +11,7 @@ import pytest
 from chatkeep import Store, open_store, words
 from chatkeep.errors import StoreUnavailable
 from chatkeep.model import ImportedMessage, NewConversation, Role
-from chatkeep.stores import base
+from chatkeep.stores import maintenance
 from chatkeep.stores.base import RowStore
 from chatkeep.stores.mongo.rows import MongoRows
 from chatkeep.stores.postgres.rows import PostgresRows
@@ -84,7 +84,7 @@ def again(kind: str, monkeypatch: pytest.MonkeyPatch) -> list[Key]:
 
 def begin_rule(monkeypatch: pytest.MonkeyPatch, number: int, fold: Callable[[str], str] = new_fold) -> None:
     """Let words be split by another rule from now on."""
-    monkeypatch.setattr(base, "RULE", number)
+    monkeypatch.setattr(maintenance, "RULE", number)
     monkeypatch.setattr(words, "fold", fold)
 
 
@@ -148,7 +148,7 @@ async def test_indexing_goes_on_where_it_ended(
 ) -> None:
     """A process that dies in between leaves the rest to the next; a rule that is newer still begins again."""
     begin_rule(monkeypatch, RULE + 1)
-    monkeypatch.setattr(base, "INDEXED_AT_ONCE", 1)
+    monkeypatch.setattr(maintenance, "INDEXED_AT_ONCE", 1)
     index: Callable[[Any, Key, int], Awaitable[int | None]] = ROWS[kind].index_again
 
     async def dies(self: Rows, key: Key, after: int) -> int | None:

@@ -10,36 +10,58 @@ from chatkeep.testing import StoreContract
 from chatkeep.testing.access import AccessContract
 from chatkeep.testing.append import AppendContract
 from chatkeep.testing.branches import BranchContract
+from chatkeep.testing.contexts import ContextContract
 from chatkeep.testing.conversations import ConversationContract
 from chatkeep.testing.deleted_messages import DeletedMessageContract
 from chatkeep.testing.erasure import EraseContract
+from chatkeep.testing.external_ids import ExternalIdContract
 from chatkeep.testing.history import HistoryContract
 from chatkeep.testing.ids import IdContract
 from chatkeep.testing.imports import ImportContract
+from chatkeep.testing.iteration import IterationContract
+from chatkeep.testing.labels import LabelContract
 from chatkeep.testing.lists import ListContract
+from chatkeep.testing.message_changes import MessageChangeContract
 from chatkeep.testing.owners import OwnerContract
 from chatkeep.testing.pages import PageContract
+from chatkeep.testing.parts import PartContract
 from chatkeep.testing.port import PortContract
+from chatkeep.testing.projects import ProjectContract
 from chatkeep.testing.removal import RemovalContract
 from chatkeep.testing.search import SearchContract
+from chatkeep.testing.usage import UsageContract
 from chatkeep.testing.values import ValueContract
 
 
-class DifferentTopics(AppendContract, ConversationContract, DeletedMessageContract, EraseContract, SearchContract):
+class DifferentTopics(
+    AppendContract,
+    ConversationContract,
+    DeletedMessageContract,
+    EraseContract,
+    SearchContract,
+):
     """Append, get-or-create, removal and search."""
 
 
 @pytest.mark.long
 class SharedTopics(
     PortContract,
+    ContextContract,
+    ExternalIdContract,
+    ProjectContract,
     ListContract,
+    LabelContract,
     HistoryContract,
+    IterationContract,
     PageContract,
     BranchContract,
     OwnerContract,
     IdContract,
     ImportContract,
+    MessageChangeContract,
     ValueContract,
+    PartContract,
+    UsageContract,
     RemovalContract,
     AccessContract,
 ):

@@ -4,8 +4,8 @@ import sys
 
 from chatkeep.api.app import create_app
 from chatkeep.api.openapi import document_text
+from chatkeep.options import StoreOptions
 from chatkeep.settings import Settings
-from chatkeep.store import StoreOptions
 from chatkeep.stores.memory import MemoryStore
 
 if __name__ == "__main__":

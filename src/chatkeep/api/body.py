@@ -10,7 +10,7 @@ import orjson
 from fastapi import Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, BeforeValidator, ValidationError
 from pydantic_core import to_json
 
 from chatkeep.api.errors import STATUS_TEXTS, Refused
@@ -94,6 +94,17 @@ def parse_body(body: bytes, record: type[BaseModel]) -> Any:
         # One at least is unknown, of perhaps thousands, for each of which pydantic would make an error.
         raise RequestValidationError([{"type": "extra_forbidden", "loc": ("body", "")}])
     return value
+
+
+def without_crowd(record: type[BaseModel]) -> BeforeValidator:
+    """Return what refuses an item with more fields than a `record` has: pydantic makes an error for each of them."""
+
+    def check(value: object) -> object:
+        if isinstance(value, dict) and len(value) > len(record.model_fields):
+            raise ValueError(f"has an unknown field; known are {', '.join(record.model_fields)}")
+        return value
+
+    return BeforeValidator(check)
 
 
 def read_large_body[R: BaseModel](body: bytes, record: type[R], max_values: int) -> R:

@@ -312,14 +312,17 @@ def _message(error: Mapping[str, Any]) -> str:
     if type_ == "value_error":
         # Raised by chatkeep's own validators, whose messages hold no values.
         return str(error["ctx"]["error"])
+    if error.get("ctx", {}).get("field_type") == "Value":
+        type_ = f"string_{type_}"  # a text whose length pydantic checks after a validator of ours
     text = MESSAGES.get(type_) or MESSAGES.get(type_.split("_")[0]) or "is not valid"
     return text.format_map(error.get("ctx", {}))
 
 
 def _sentence(error: FieldError) -> str:
     """Return `error` as a sentence. Messages about a whole record name their subject already."""
-    whole = error.field in ("body", "query") and not error.message.startswith(("is ", "has ", "must "))
-    return error.message if whole else f"{error.field} {error.message}"
+    if error.message.startswith(("is ", "has ", "must ", "may ")):
+        return f"{error.field} {error.message}"
+    return error.message if error.field in ("body", "query") else f"{error.field}: {error.message}"
 
 
 def _roots(request: Request, error: RequestValidationError) -> dict[str, Any]:

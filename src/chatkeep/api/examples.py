@@ -6,15 +6,19 @@ CONVERSATION_ID = "0190f0f0-7a3c-7cc2-b1c3-2f6c1d9e8a75"
 QUESTION_ID = "0190f0f0-8b4d-7d01-9a52-6f0f2b1c7d10"
 ANSWER_ID = "0190f0f0-9c5e-7e12-8b63-7a1a3c2d8e21"
 
-NEW_CONVERSATION = {"title": "Tea", "context_id": "kitchen", "metadata": {"language": "en"}}
+NEW_CONVERSATION = {"title": "Tea", "context_id": "kitchen", "labels": ["pinned"], "metadata": {"language": "en"}}
 LATEST_CONVERSATION = {"context_id": "kitchen", "reuse_latest": True}
-CONVERSATION_CHANGE = {"title": "Green tea", "metadata": {"language": None, "pinned": True}}
+FOREIGN_CONVERSATION = {"external_id": "thread-17", "reuse_latest": True}
+CONVERSATION_CHANGE = {"title": "Green tea", "metadata": {"language": None, "stars": 5}}
 CONVERSATION: dict[str, Any] = {
     "id": CONVERSATION_ID,
     "owner_id": "local",
     "title": "Tea",
     "context_id": "kitchen",
+    "project_id": None,
+    "llm_provider_id": None,
     "external_id": None,
+    "labels": ["pinned"],
     "metadata": {"language": "en"},
     "last_seq": 2,
     "head_id": ANSWER_ID,
@@ -33,8 +37,42 @@ NEW_ANSWER = {
     "role": "assistant",
     "content": "About 80 °C for green tea.",
     "sources": [SOURCE],
-    "metadata": {"tokens_used": 42},
+    "model": "example-1",
+    "input_tokens": 180,
+    "output_tokens": 42,
+    "duration_ms": 850,
+    "metadata": {"language": "en"},
 }
+REASONED_ANSWER = {
+    "role": "assistant",
+    "parts": [
+        {"type": "reasoning", "text": "The table has green tea.", "signature": "EqQBCgIYAhIM"},
+        {"type": "text", "text": "Let me look. "},
+        {"type": "tool_call", "id": "call-1", "name": "temperature", "arguments": {"tea": "green"}},
+    ],
+    "model": "example-1",
+}
+TOOL_RESULT = {
+    "role": "tool",
+    "parts": [{"type": "tool_result", "tool_call_id": "call-1", "content": "80 °C", "is_error": False}],
+}
+FILE = {
+    "type": "file",
+    "url": "https://files.example.org/kettle.jpg",
+    "media_type": "image/jpeg",
+    "name": "kettle.jpg",
+    "size": 48_213,
+}
+NEW_FILE = {"role": "user", "content": None, "parts": [FILE]}
+SHOWN_ANSWER = {
+    "role": "assistant",
+    "parts": [
+        {"type": "text", "text": "About 80 °C for green tea."},
+        {"type": "source", "url": "https://tea.example.org/green", "title": "Green tea", "quote": "80 °C"},
+        {"type": "data", "data": {"chart": [60, 70, 80]}},
+    ],
+}
+MESSAGE_CHANGE = {"metadata": {"feedback": {"stars": 5}}}
 QUESTION: dict[str, Any] = {
     "id": QUESTION_ID,
     "conversation_id": CONVERSATION_ID,
@@ -43,8 +81,13 @@ QUESTION: dict[str, Any] = {
     "role": "user",
     "content": "How hot should the water be?",
     "status": "complete",
+    "parts": None,
     "sources": [],
     "metadata": {},
+    "model": None,
+    "input_tokens": None,
+    "output_tokens": None,
+    "duration_ms": None,
     "external_id": None,
     "sent_at": None,
     "created_at": "2026-01-31T12:00:01.000000Z",
@@ -55,6 +98,7 @@ ANSWER: dict[str, Any] = {
     "id": ANSWER_ID,
     "seq": 2,
     "parent_id": QUESTION_ID,
+    "parts": SHOWN_ANSWER["parts"],
     "created_at": "2026-01-31T12:00:04.250000Z",
 }
 
@@ -71,15 +115,25 @@ REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
     "create_conversation": _named(
         new=("Create a conversation", NEW_CONVERSATION),
         latest=("Get the latest one of a context, or create it", LATEST_CONVERSATION),
+        foreign=("Get the one that another system knows by this id, or create it", FOREIGN_CONVERSATION),
     ),
     "update_conversation": _named(
         change=("Set the title, remove one key of the metadata, set another", CONVERSATION_CHANGE),
         head=("Continue after an earlier message", {"head_id": QUESTION_ID}),
+        labels=("Replace the labels", {"labels": ["pinned", "archived"]}),
     ),
     "append_message": _named(
         question=("What a user says, with an id that makes a retry safe", NEW_QUESTION),
-        answer=("What an assistant answers, with its sources", NEW_ANSWER),
+        answer=("What an assistant answers, with its sources and counts", NEW_ANSWER),
+        reasoned=("An answer with its reasoning and a tool call; the content is made from its text", REASONED_ANSWER),
+        result=("What the tool returned", TOOL_RESULT),
+        file=("A file alone, by reference", NEW_FILE),
+        shown=("An answer with what the application shows beside it", SHOWN_ANSWER),
     ),
+    "append_messages": _named(
+        turn=("A question, and an answer with a tool call", {"messages": [NEW_QUESTION, REASONED_ANSWER, TOOL_RESULT]}),
+    ),
+    "update_message": _named(feedback=("Keep what the user thinks of it", MESSAGE_CHANGE)),
 }
 """Request bodies, by operation."""
 
@@ -87,8 +141,10 @@ RESPONSE_EXAMPLES: dict[str, Any] = {
     "create_conversation": {**CONVERSATION, "last_seq": 0, "head_id": None, "updated_at": CONVERSATION["created_at"]},
     "list_conversations": _page(CONVERSATION),
     "get_conversation": {**CONVERSATION, "messages": _page(QUESTION, ANSWER)},
-    "update_conversation": {**CONVERSATION, "title": "Green tea", "metadata": {"pinned": True}},
+    "update_conversation": {**CONVERSATION, "title": "Green tea", "metadata": {"stars": 5}},
     "append_message": QUESTION,
+    "append_messages": _page(QUESTION, ANSWER),
+    "update_message": {**ANSWER, "metadata": {"language": "en", **MESSAGE_CHANGE["metadata"]}},
     "list_messages": _page(QUESTION, ANSWER),
     "get_message": ANSWER,
     "list_siblings": _page(ANSWER),
@@ -98,6 +154,8 @@ RESPONSE_EXAMPLES: dict[str, Any] = {
         "conversations": 12,
         "messages": 340,
         "search_entries": 338,
+        "labels": 15,
+        "projects": 1,
         "api_keys": 1,
         "requests": 0,
         "remaining": 0,

@@ -25,6 +25,7 @@ BEARER = {
     "description": "A token of the issuer, or an API key (`chatkeep keys create`). A server without authentication,"
     " which serves its own machine only, takes requests without it.",
 }
+LOCATION_HEADER = {"Location": {"description": "The path of the created resource.", "schema": {"type": "string"}}}
 REPLAYED_HEADER = {"description": "`true` when this request was executed before.", "schema": {"type": "string"}}
 
 
@@ -53,8 +54,8 @@ def _complete(operation: dict[str, Any]) -> None:
         if JSON in response.get("content", {}):
             response["content"][JSON]["example"] = RESPONSE_EXAMPLES[name]
         if status == "201":
-            location = {"description": "The path of the created resource.", "schema": {"type": "string"}}
-            response["headers"] = {"Location": location, REPLAYED: REPLAYED_HEADER}
+            is_page = name == "append_messages"
+            response["headers"] = {**({} if is_page else LOCATION_HEADER), REPLAYED: REPLAYED_HEADER}
 
 
 def document_text(app: FastAPI) -> str:

@@ -1,11 +1,13 @@
 """Pagination: the query parameters that every list shares."""
 
+import re
 from typing import Annotated, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
 from chatkeep.model import Given
 from chatkeep.store import MAX_OFFSET
+from chatkeep.values import Time
 
 MAX_PAGE_LIMIT = 200
 """Largest `limit` over HTTP."""
@@ -19,6 +21,18 @@ def _only_digits(value: object) -> object:
 
 
 WholeNumber = Annotated[int, BeforeValidator(_only_digits)]
+
+_RFC_3339 = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?(Z|[+-]\d\d:\d\d)", re.ASCII | re.IGNORECASE)
+
+
+def _only_rfc_3339(value: object) -> object:
+    """Refuse what pydantic reads besides: a number of seconds, a date alone."""
+    if isinstance(value, str) and not _RFC_3339.fullmatch(value):
+        raise ValueError("must be a date and time with a time zone, such as 2026-01-31T12:00:00Z; write + as %2B")
+    return value
+
+
+TimeBound = Annotated[Time, BeforeValidator(_only_rfc_3339)]
 Limit = Annotated[WholeNumber, Field(ge=1, le=MAX_PAGE_LIMIT, description="Most items to return.")]
 Cursor = Annotated[
     str | None,

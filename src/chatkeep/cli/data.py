@@ -4,7 +4,7 @@ import gc
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, BinaryIO
+from typing import Annotated, Any, BinaryIO
 from uuid import UUID
 
 import typer
@@ -192,16 +192,21 @@ async def _write(store: Store, owner: str, target: BinaryIO) -> int:
 def list_(
     database_url: DatabaseUrl = None,
     context: Annotated[str | None, typer.Option(help="Only conversations of this context.")] = None,
+    project: Annotated[str | None, typer.Option(help="Only conversations of the project with this id.")] = None,
+    label: Annotated[
+        list[str] | None, typer.Option(help="Only conversations with this label; '!archived' leaves out. Repeatable.")
+    ] = None,
     limit: Annotated[int, typer.Option(min=1, max=1000, help="Most conversations to list.")] = 20,
     owner: Annotated[str, typer.Option(help="Owner of the conversations.")] = LOCAL_OWNER,
 ) -> None:
     """List conversations, most recently updated first."""
-    run(_list(store_url(database_url), owner, context, limit))
+    filters = {"context_id": context, "project_id": project, "labels": tuple(label or ())}
+    run(_list(store_url(database_url), owner, limit, filters))
 
 
-async def _list(url: str, owner: str, context: str | None, limit: int) -> None:
+async def _list(url: str, owner: str, limit: int, filters: dict[str, Any]) -> None:
     async with open_existing(url) as store:
-        page = await store.list_conversations(owner, context_id=context, limit=limit, total=True)
+        page = await store.list_conversations(owner, limit=limit, total=True, **filters)
     table = Table(box=None, header_style="bold")
     table.add_column("Updated", no_wrap=True)
     table.add_column("Messages", justify="right")

@@ -2,44 +2,45 @@
 
 One conversation a line, in UTF-8, separated by "\\n" alone. An export writes format 2, which restores it as it was:
 
-    {"format": 2, "id", "created_at", "updated_at", "title"?, "context_id"?, "external_id"?, "metadata"?, "head_id",
-     "fingerprint",
-     "messages": [{"id", "parent_id", "role", "content", "created_at", "sent_at"?, "status"?, "sources"?, "metadata"?,
-                   "external_id"?, "fingerprint"}]}
+    {"format": 2, "id", "created_at", "updated_at", "title"?, "context_id"?, "project_id"?, "project_name"?,
+     "external_id"?, "labels"?, "metadata"?, "head_id", "fingerprint",
+     "messages": [{"id", "parent_id", "role", "content", "created_at", "sent_at"?, "status"?, "parts"?, "sources"?,
+                   "metadata"?, "model"?, "input_tokens"?, "output_tokens"?, "duration_ms"?, "external_id"?,
+                   "fingerprint"}]}
 
 Ids are UUIDs, and `created_at` and `updated_at` the store's own times; without a title there is none. With the
-fingerprints, a late retry of what was stored before is known.
+fingerprints, a late retry of what was stored before is known. A message in progress is written as interrupted. Not
+exported: llm_provider_id, because providers belong to the installation.
 
 Lines without `format` are from other systems:
 
-    {"id", "title"?, "source"?, "lang"?, "context_id"?, "external_id"?, "metadata"?, "head"?,
-     "messages": [{"id", "parent_id", "role", "content", "created_at"?, "status"?, "sources"?, "metadata"?,
-                   "external_id"?}]}
+    {"id", "title"?, "source"?, "lang"?, "context_id"?, "external_id"?, "labels"?, "metadata"?, "head"?,
+     "messages": [{"id", "parent_id", "role", "content"?, "created_at"?, "status"?, "parts"?, "sources"?, "metadata"?,
+                   "model"?, "input_tokens"?, "output_tokens"?, "duration_ms"?, "external_id"?}]}
 
 `source` and `lang` are stored in the conversation's metadata, and `created_at` as `sent_at`. Ids may be any text: a
 UUID is kept, any other id is mapped to a UUID (version 5) and stored as external_id. `head` is the message that the
-history ends with, the last if it is absent.
+history ends with, the last if it is absent. `content` may be absent or null beside `parts` (chatkeep/parts.py): then it
+is the text of the parts of the type `text`. No message may be in progress.
 
 Messages are in the order of seq, parents before their children. Importing a file twice stores nothing twice.
 """
 
 import asyncio
-import hashlib
 import re
 import sys
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import IO, Annotated, Any, Literal
-from uuid import UUID, uuid5
+from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, Field, ValidationError
 from pydantic_core import to_json
 
 from chatkeep.errors import Conflict, InvalidInput, NotFound
-from chatkeep.ids import UUID_TEXT, uuid_of
+from chatkeep.ids import foreign_id, namespace_of
 from chatkeep.model import (
     MAX_SOURCES,
     Given,
@@ -49,24 +50,29 @@ from chatkeep.model import (
     Role,
     Source,
     Status,
+    content_of,
     stored,
 )
+from chatkeep.parts import Part, Parts
 from chatkeep.store import MAX_LIMIT, Store
 from chatkeep.values import (
     MAX_JSON_DEPTH,
-    MAX_LABEL_CHARS,
+    MAX_METADATA,
+    MAX_PARTS,
+    MAX_SHORT_TEXT_CHARS,
     AnyTime,
     BeyondLimits,
-    Label,
+    Count,
+    Labels,
+    MetadataLimits,
+    ShortText,
     StoreTime,
+    TextOrNothing,
     check_structure,
     copy_json,
     json_text,
     parse_json,
 )
-
-NAMESPACE = UUID("5e1c7a0e-0d5b-5f0c-9d5a-6b1f2a7c4e93")
-"""Namespace of the UUIDs that are derived from foreign ids. It must never change."""
 
 WINDOW_LINES = 256
 WINDOW_BYTES = 8 << 20
@@ -95,27 +101,38 @@ SPOOLED_BYTES, PIECE_BYTES = 8 << 20, 1 << 20
 
 NOT_AGAIN = "; an older version stored more, which can be exported, but not imported"
 
-SHORT_METADATA = 2 * MAX_JSON_DEPTH
+SHORT_JSON = 2 * MAX_JSON_DEPTH
 """JSON of so many characters is within every limit: each level takes two."""
 
 
-def _within_limits(metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return metadata that a parser made, without the copy that callers' values need. Raises BeyondLimits."""
-    if not _is_short(metadata):
-        copy_json(metadata)
-    return metadata
+def _check(value: object, limits: MetadataLimits) -> None:
+    """Check metadata or parts that a parser made, which need no copy of their own. Raises BeyondLimits."""
+    if not _is_short(value):
+        copy_json(value, limits)
 
 
-def _is_short(metadata: dict[str, Any]) -> bool:
+def _is_short(value: object) -> bool:
     try:
-        return len(json_text(metadata)) <= SHORT_METADATA
+        return len(json_text(value)) <= SHORT_JSON
     except ValueError:  # it has more levels than can be written
         return False
 
 
-Metadata = Annotated[dict[str, Any], AfterValidator(_within_limits)]
+def _metadata_within_limits(metadata: dict[str, Any]) -> dict[str, Any]:
+    _check(metadata, MAX_METADATA)
+    return metadata
 
-FOREIGN_ID = Field(min_length=1, max_length=MAX_LABEL_CHARS)
+
+def _parts_within_limits(parts: tuple[Part, ...] | None) -> tuple[Part, ...] | None:
+    if parts is not None:
+        _check(list(parts), MAX_PARTS)
+    return parts
+
+
+Metadata = Annotated[dict[str, Any], AfterValidator(_metadata_within_limits)]
+LineParts = Annotated[Parts, AfterValidator(_parts_within_limits)]
+
+FOREIGN_ID = Field(min_length=1, max_length=MAX_SHORT_TEXT_CHARS)
 
 
 class LineMessage(Given):
@@ -124,23 +141,39 @@ class LineMessage(Given):
     id: Annotated[str, FOREIGN_ID]
     parent_id: Annotated[str, FOREIGN_ID] | None = None
     role: Role
-    content: str
+    content: TextOrNothing = ""
     created_at: AnyTime | None = None
     status: Status = Status.COMPLETE
+    parts: LineParts | None = None
     sources: Annotated[tuple[Source, ...], Field(max_length=MAX_SOURCES, fail_fast=True)] = ()
     metadata: Metadata = Field(default_factory=dict)
-    external_id: Label | None = None
+    model: ShortText | None = None
+    input_tokens: Count | None = None
+    output_tokens: Count | None = None
+    duration_ms: Count | None = None
+    external_id: ShortText | None = None
+
+    def refusal(self) -> str | None:
+        """Why this message is none that can be imported, if it is not."""
+        if self.status is Status.IN_PROGRESS:
+            return "is in progress, and nothing here goes on with it; give it the status interrupted"
+        if self.status is Status.DELETED and (self.content or self.parts or self.metadata or self.sources):
+            return "is deleted and has content, parts, metadata or sources all the same"
+        if self.parts is None and "content" not in self.model_fields_set:
+            return "has neither content nor parts"
+        return None
 
 
 class Line(Given):
     """A conversation of a line. Unknown fields are errors: they would be lost."""
 
     id: Annotated[str, FOREIGN_ID]
-    title: Label | None = None
+    title: ShortText | None = None
     source: str | None = None
     lang: str | None = None
-    context_id: Label | None = None
-    external_id: Label | None = None
+    context_id: ShortText | None = None
+    external_id: ShortText | None = None
+    labels: Labels = ()
     metadata: Metadata = Field(default_factory=dict)
     messages: Annotated[list[LineMessage], Field(fail_fast=True)]
     head: str | None = None
@@ -307,13 +340,13 @@ def _format(text: bytes) -> object:
     if b'"format"' not in text:
         return 1
     try:
-        return LineFormat.model_validate_json(text).format
-    except ValidationError:
+        return _read(LineFormat, text).format
+    except InvalidInput:
         return 1
 
 
 def _to_parsed(owner: str, line: Line) -> Parsed:
-    id_, external_id = import_id(_namespace(owner, line.source), line.id)
+    id_, external_id = foreign_id(namespace_of(owner, line.source), line.id)
     messages = _to_messages(id_, line.messages)
     if line.head is not None and line.head not in messages:
         raise InvalidInput("head names no message of the conversation", got=line.head)
@@ -325,6 +358,7 @@ def _to_parsed(owner: str, line: Line) -> Parsed:
             title=line.title,
             context_id=line.context_id,
             external_id=line.external_id or external_id,
+            labels=line.labels,
             metadata={**named, **line.metadata},
             updated_at=max((m.sent_at for m in messages.values() if m.sent_at), default=None),
             **head,
@@ -385,42 +419,33 @@ def _to_message(
 ) -> ImportedMessage:
     if line.parent_id is not None and line.parent_id not in earlier:
         raise InvalidInput(f"message {number} follows a message that does not stand before it", got=line.parent_id)
-    id_, external_id = import_id(conversation_id, line.id)
+    id_, external_id = foreign_id(conversation_id, line.id)
     if external_id is None and line.created_at is None:
         external_id = line.id  # as ever: the fingerprint depends on it
-    if line.status is Status.DELETED and (line.content or line.metadata or line.sources):
-        raise InvalidInput(f"message {number} is deleted and has content, metadata or sources all the same")
+    if (refusal := line.refusal()) is not None:
+        raise InvalidInput(f"message {number} {refusal}")
     return stored(
         ImportedMessage,
         line.model_fields_set,
         {
             "id": id_,
             "role": line.role,
-            "content": line.content,
+            "content": content_of(line.role, line.parts) if line.parts and not line.content else line.content,
             "parent_id": None if line.parent_id is None else earlier[line.parent_id].id,
             "status": line.status,
+            "parts": line.parts,
             "sources": line.sources,
             "metadata": line.metadata,
+            "model": line.model,
+            "input_tokens": line.input_tokens,
+            "output_tokens": line.output_tokens,
+            "duration_ms": line.duration_ms,
             "external_id": line.external_id or external_id,
             "sent_at": line.created_at,
             "created_at": None,
             "kept_fingerprint": None,
         },
     )
-
-
-def import_id(namespace: UUID, text: str) -> tuple[UUID, str | None]:
-    """Return the UUID of a foreign id, and the external_id to store with it: None if the foreign id is that UUID."""
-    if len(text) == 36 and UUID_TEXT.fullmatch(text) and text == text.lower():
-        return UUID(text), None
-    digest = hashlib.sha1(namespace.bytes + text.encode(), usedforsecurity=False).digest()
-    value = int.from_bytes(digest[:16]) & ~(0xF << 76) & ~(0x3 << 62)
-    return uuid_of(value | 0x5 << 76 | 0x2 << 62), text
-
-
-@lru_cache(maxsize=1024)
-def _namespace(owner: str, source: str | None) -> UUID:
-    return uuid5(NAMESPACE, f"{owner}\n{source or ''}")
 
 
 # --- export ----------------------------------------------------------------------------------------------
@@ -477,9 +502,12 @@ async def _export(store: Store, owner: str, id_: UUID, line: IO[bytes]) -> None:
     line.write(b"]}\n")
 
 
+ALWAYS_WRITTEN = ("parent_id", "content")
+
+
 def _fields_of(message: ImportedMessage) -> dict[str, Any]:
     """What a message is made of, without what is as it is by default."""
-    fields = {name: value for name, value in vars(message).items() if value or name in ("parent_id", "content")}
+    fields = {name: value for name, value in vars(message).items() if value or value == 0 or name in ALWAYS_WRITTEN}
     if message.status == Status.COMPLETE:
         del fields["status"]
     return fields

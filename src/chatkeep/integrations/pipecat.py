@@ -15,15 +15,16 @@ import json
 import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, cast
 from uuid import UUID
 
 from chatkeep.errors import InvalidInput
 from chatkeep.ids import valid_id
 from chatkeep.model import Role, Status
-from chatkeep.values import now, valid_owner
+from chatkeep.values import MAX_PARTS, copy_json, now, valid_owner
 
 if TYPE_CHECKING:
     from pipecat.frames import frames as f
@@ -73,8 +74,10 @@ def attach(
     - `user_id`: the speaker; `user_ids` if there were several
     - `kind`: `backchannel` for a "mhm", `aside` for speech that is not in the language model's context
 
-    With `tools`, a tool call is a message when it has ended: the result or CANCELLED, with `tool_call_id` and
-    `tool_calls` in the metadata. A message that the recorder refuses is logged, and the conversation continues.
+    With `tools`, a tool call is a message when it has ended: the result or CANCELLED. Its parts are a `tool_call` and
+    its `tool_result`; the metadata has `tool_call_id` and `tool_calls`, too, as in older versions.
+
+    A message that the recorder refuses is logged, and the conversation continues.
     Raises InvalidId and InvalidInput, the latter also if Pipecat is not installed.
     """
     outbox = _Outbox(recorder, valid_owner(owner), valid_id(conversation_id))
@@ -172,6 +175,7 @@ class _Message:
     status: Status = Status.COMPLETE
     speech: list[_Utterance] = field(default_factory=list)
     metadata: dict[str, Any] = field(default_factory=dict)
+    parts: list[dict[str, Any]] | None = None
 
     @property
     def is_being_spoken(self) -> bool:
@@ -226,6 +230,7 @@ class _Outbox:
                 sent_at=message.speech[0].started_at if message.speech else message.at,
                 metadata={**({"speech": times} if times else {}), **message.metadata},
                 status=message.status,
+                parts=message.parts,
             )
         except Exception:
             logger.exception("a message of the %s in %s is not recorded", message.role, self._conversation_id)
@@ -538,7 +543,7 @@ class _Tools:
 
     def _result(self, frame: "f.FunctionCallResultFrame") -> None:
         if frame.properties is None or frame.properties.is_final:
-            self._end(frame, _as_text(frame.result), Status.FAILED if frame.error else Status.COMPLETE)
+            self._end(frame, frame.result, Status.FAILED if frame.error else Status.COMPLETE)
 
     def _cancelled(self, frame: "f.FunctionCallCancelFrame") -> None:
         self._end(self._calls.get(frame.tool_call_id, frame), CANCELLED, Status.INTERRUPTED)
@@ -547,7 +552,7 @@ class _Tools:
         for call in list(self._calls.values()):
             self._end(call, CANCELLED, Status.INTERRUPTED)
 
-    def _end(self, call: Any, content: str, status: Status) -> None:
+    def _end(self, call: Any, result: object, status: Status) -> None:
         if call.tool_call_id in self._ended:
             return
         self._ended.add(call.tool_call_id)
@@ -557,7 +562,30 @@ class _Tools:
             "tool_call_id": call.tool_call_id,
             "tool_calls": [{"id": call.tool_call_id, "type": "function", "function": function}],
         }
-        self._outbox.put_soon(_Message(Role.TOOL, content, now(), status, metadata=metadata))
+        message = _Message(Role.TOOL, _as_text(result), now(), status, metadata=metadata)
+        message.parts = _parts(call, result, status)
+        self._outbox.put_soon(message)
+
+
+def _parts(call: Any, result: object, status: Status) -> list[dict[str, Any]] | None:
+    """A tool call and its result as parts; None if even their text is beyond the limits of parts."""
+    id_, arguments, failed = call.tool_call_id, getattr(call, "arguments", None), status is not Status.COMPLETE
+    for shown in (_as_json, _as_text):
+        parts = [
+            {"type": "tool_call", "id": id_, "name": call.function_name, "arguments": shown(arguments)},
+            {"type": "tool_result", "tool_call_id": id_, "content": shown(result), "is_error": failed},
+        ]
+        with suppress(ValueError):
+            return cast("list[dict[str, Any]]", copy_json(parts, MAX_PARTS))
+    return None
+
+
+def _as_json(value: object) -> Any:
+    """Return a copy of a tool's arguments or result, as text if it is not JSON."""
+    try:
+        return copy_json(value, MAX_PARTS)
+    except (ValueError, RecursionError):
+        return _as_text(value)
 
 
 def _as_text(value: object) -> str:

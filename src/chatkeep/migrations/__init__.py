@@ -6,12 +6,18 @@ SQLAlchemy must not open a SQLite file in the same process (docs/decisions/0001-
 """
 
 from functools import cache
+from itertools import pairwise
 
-HEAD = "0004"
+HEAD = "0005"
 """The newest revision; a test compares it with the files in versions/."""
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every revision, oldest first."""
+
+
+STEP = "-- the next step"
+"""What stands between the steps of a script. On PostgreSQL each is a transaction of its own, and may be executed again:
+another process may have begun the same migration and been killed."""
 
 
 @cache
@@ -28,6 +34,18 @@ def render(dialect: str, current: str | None, target: str) -> str:
     else:
         names = [f"{revision}_down.sql" for revision in reversed(REVISIONS[end:start])]
     return "".join(_read(dialect, name) for name in names)
+
+
+def steps(dialect: str, current: str | None, target: str) -> list[tuple[str | None, str]]:
+    """Return the same script in steps, each with the revision that the database has before it."""
+    positions = ("base", *REVISIONS)
+    start, end = positions.index(current or "base"), positions.index(target)
+    path = positions[start : end + 1] if start <= end else positions[end : start + 1][::-1]
+    return [
+        (None if before == "base" else before, step)
+        for before, after in pairwise(path)
+        for step in render(dialect, before, after).split(f"{STEP};")
+    ]
 
 
 def _read(dialect: str, name: str) -> str:

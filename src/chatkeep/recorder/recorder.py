@@ -26,6 +26,7 @@ from typing import Any, Literal, NamedTuple, Self
 from uuid import UUID
 
 from pydantic import ValidationError
+from pydantic_core import to_json
 
 from chatkeep.errors import (
     ChatkeepError,
@@ -53,7 +54,7 @@ from chatkeep.recorder.journal import (
 from chatkeep.recorder.stats import Counters, RecorderStats
 from chatkeep.recorder.writer import JournalOperation, JournalWriter
 from chatkeep.store import Store
-from chatkeep.values import MAX_OWNER_BYTES, copy_and_size, from_micros, json_text, valid_owner
+from chatkeep.values import MAX_OWNER_BYTES, copy_and_size, from_micros, valid_owner
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +80,9 @@ OTHER_PROCESS = "the recorder was made by the process that this one was forked f
 UNREADABLE = "a value of the message raises an error when it is read; give plain values"
 
 NOT_ENTERED = "the recorder does not deliver yet; enter it with `async with`"
+
+COMPLETE, INTERRUPTED, FAILED = Status.COMPLETE, Status.INTERRUPTED, Status.FAILED
+"""What a message may be recorded with. Found in a third of the time that a member of its class takes."""
 
 REFUSED = (InvalidInput, Conflict, NotFound, NotYours)
 """Errors of the store that a retry cannot mend."""
@@ -156,12 +160,14 @@ class Recorder:
         sent_at: datetime | None = None,
         metadata: Mapping[str, Any] | None = None,
         status: Status | str = Status.COMPLETE,
+        parts: Sequence[Mapping[str, Any]] | None = None,
         id: UUID | None = None,  # noqa: A002 - as in NewMessage
     ) -> UUID:
         """Queue a message and return its id. Thread-safe; never blocks.
 
         Messages of one conversation are stored in the order of the calls. `sent_at` is the time of the call if neither
-        it nor an id is given. Two calls with the same id and values are one message. Values are copied.
+        it nor an id is given. Empty content is made of the parts. Two calls with the same id and values are one
+        message. Values are copied.
         Raises InvalidInput (InvalidId for an id) if the message can never be stored, or the recorder is closed;
         RecorderFull if the recorder is full and `when_full` is `raise`; StoreUnavailable in a forked child, which has
         none of the recorder's threads. Never raises a database's errors.
@@ -173,10 +179,10 @@ class Recorder:
         # functions for the checks this took one and a half times as long.
         if (
             id is None
+            and parts is None
             and (sent_at is None or (type(sent_at) is datetime and sent_at.tzinfo is UTC))
             and (metadata is None or type(metadata) is dict)
-            and type(status) is Status
-            and status is not Status.DELETED
+            and (status is COMPLETE or status is INTERRUPTED or status is FAILED)
             and type(owner) is str
             and owner.isascii()
             and 0 < len(owner) <= MAX_OWNER_BYTES
@@ -191,15 +197,15 @@ class Recorder:
             given: dict[str, Any] = {"id": new_id(), "role": role, "content": content}
             if sent_at is not None:
                 given["sent_at"] = sent_at
-            if status is not Status.COMPLETE:
+            if status is not COMPLETE:
                 given["status"] = status
             if metadata:
                 given["metadata"], more = _copied(metadata)
                 size += more
         else:
             key = (valid_owner(owner), valid_id(conversation_id))
-            given = _validated(id, role, content, status, sent_at, metadata)
-            size += len(json_text(given["metadata"])) if "metadata" in given else 0
+            given = _validated(id, role, content, status, sent_at, metadata, parts)
+            size += sum(len(to_json(given[name])) for name in ("metadata", "parts") if given.get(name))
         self._enqueue(key, given, size + sys.getsizeof(given["content"]))
         id_: UUID = given["id"]
         return id_
@@ -484,6 +490,7 @@ def _validated(
     status: Status | str,
     sent_at: datetime | None,
     metadata: Mapping[str, Any] | None,
+    parts: Sequence[Mapping[str, Any]] | None,
 ) -> dict[str, Any]:
     """Return the values of a valid message, copied. Raises InvalidInput if it can never be stored."""
     given: dict[str, Any] = {"id": new_id() if id_ is None else id_, "role": role, "content": content}
@@ -493,13 +500,20 @@ def _validated(
         given["sent_at"] = sent_at  # with an id null: the time of the call would make a retry another message
     try:
         if metadata is not None:
-            given["metadata"] = dict(metadata) if isinstance(metadata, Mapping) else metadata
+            given["metadata"] = _plain(metadata)
+        if parts is not None:
+            given["parts"] = list(map(_plain, parts)) if isinstance(parts, list | tuple) else parts
         message = NewMessage(**given)
     except ValidationError as error:
         raise InvalidInput(_first_error(error)) from None
     except Exception as error:  # noqa: BLE001 - values of the caller's own classes may raise anything
         raise InvalidInput(UNREADABLE, got=type(error).__name__) from None
     return {name: getattr(message, name) for name in given}
+
+
+def _plain(value: Any) -> Any:
+    """A mapping of any class as a dictionary."""
+    return dict(value) if isinstance(value, Mapping) else value
 
 
 def _to_message(entry: Entry) -> NewMessage:

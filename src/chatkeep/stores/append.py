@@ -22,9 +22,9 @@ from chatkeep.model import (
     Role,
     stored,
 )
-from chatkeep.store import StoreOptions
+from chatkeep.options import StoreOptions
 from chatkeep.tree import Position, Tree
-from chatkeep.values import MetadataLimits, title_from, valid_metadata
+from chatkeep.values import MAX_PARTS_BYTES, MetadataLimits, json_text, title_from, valid_json
 
 
 class Known(NamedTuple):
@@ -69,7 +69,7 @@ def listed(messages: object) -> Sequence[NewMessage]:
 GIVE_MESSAGES = "append takes a NewMessage, or a list or tuple of them"
 
 
-def check(messages: Sequence[NewMessage], options: StoreOptions, metadata_limits: MetadataLimits) -> list[bytes]:
+def check(messages: Sequence[NewMessage], options: StoreOptions, limits: MetadataLimits) -> list[bytes]:
     """Validate an append as far as that needs no transaction, and return the fingerprints.
 
     They are computed here because other writers wait while a transaction runs.
@@ -83,7 +83,9 @@ def check(messages: Sequence[NewMessage], options: StoreOptions, metadata_limits
                 f"a message may have at most {options.max_sources:,} sources", got=f"{len(message.sources):,}"
             )
         if message.metadata:
-            valid_metadata(message.metadata, metadata_limits)
+            valid_json("metadata", message.metadata, limits)
+        if message.parts:
+            valid_json("parts", list(message.parts), limits._replace(size=MAX_PARTS_BYTES))
     return [message.fingerprint() for message in messages]
 
 
@@ -98,8 +100,8 @@ def with_ids[M: NewMessage](messages: Sequence[M]) -> list[M]:
 
 
 def size_of(messages: Sequence[NewMessage]) -> int:
-    """How many characters of text messages have."""
-    return sum(len(message.content) for message in messages)
+    """How many characters messages have, about: of text, and of parts that are large."""
+    return sum(len(message.content) + (len(json_text(message.parts)) if message.parts else 0) for message in messages)
 
 
 def ids_to_look_up(messages: Sequence[NewMessage]) -> set[UUID]:
@@ -178,8 +180,13 @@ def as_stored(
             "role": message.role,
             "content": message.content,
             "status": message.status,
+            "parts": message.parts,
             "sources": message.sources,
             "metadata": message.metadata,
+            "model": message.model,
+            "input_tokens": message.input_tokens,
+            "output_tokens": message.output_tokens,
+            "duration_ms": message.duration_ms,
             "external_id": message.external_id,
             "sent_at": message.sent_at,
             "created_at": created_at,

@@ -68,6 +68,9 @@ class Imports[R: Rows](Transactions[R]):
             if await rows.conversation(key) is None:
                 raise
             return await self._merge(rows, key, given)
+        if given.new.project_id is not None:  # before the conversation: MongoDB does this without a transaction
+            name = given.new.project_name or str(given.new.project_id)
+            await rows.make_project(key[0], given.new.project_id, name)
         created = await rows.create(key, given.new)
         if created is None:
             return await self._merge(rows, key, given)
@@ -138,9 +141,7 @@ class Imports[R: Rows](Transactions[R]):
         if "deletions" in names:
             for id_ in _deleted(given, there):
                 await self._delete_message(rows, key, id_)
-        values: dict[str, Any] = {}
-        if "title" in names:
-            values["title"] = given.new.title
+        values: dict[str, Any] = {name: getattr(given.new, name) for name in CHANGED if name in names}
         if "metadata" in names:
             values["metadata"] = json_text(given.new.metadata)
         if values:
@@ -154,7 +155,9 @@ class Imports[R: Rows](Transactions[R]):
         fingerprint = await rows.fingerprint(key)
         if fingerprint is None:
             raise await self._missing(rows, key[1])
-        values = {name: getattr(found, name) for name in EXPORTED}
+        values: dict[str, Any] = {name: getattr(found, name) for name in EXPORTED} | {"project_name": None}
+        if found.project_id is not None:
+            values["project_name"] = await rows.project_name(key[0], found.project_id)
         conversation = stored(ImportedConversation, EXPORTED_FIELDS, values | {"kept_fingerprint": fingerprint})
         return conversation, found.last_seq
 
@@ -167,12 +170,30 @@ class Imports[R: Rows](Transactions[R]):
         return [_exported(*pair) for pair in zip(found, fingerprints, strict=True)]
 
 
-EXPORTED = ("id", "title", "context_id", "external_id", "metadata", "head_id", "created_at", "updated_at")
-EXPORTED_FIELDS = {*EXPORTED, "kept_fingerprint"}
+CHANGED = ("title", "context_id", "labels")
+"""What an import takes over as it is."""
+
+EXPORTED = (
+    "id",
+    "title",
+    "context_id",
+    "project_id",
+    "external_id",
+    "labels",
+    "metadata",
+    "head_id",
+    "created_at",
+    "updated_at",
+)
+"""Not llm_provider_id: providers belong to the installation."""
+
+EXPORTED_FIELDS = {*EXPORTED, "project_name", "kept_fingerprint"}
 
 
 def _exported(message: Message, fingerprint: bytes) -> ImportedMessage:
     values = {name: value for name, value in vars(message).items() if name in IMPORTED_FIELDS}
+    if message.status is Status.IN_PROGRESS:  # whoever imports it has no turn that goes on
+        values["status"] = Status.INTERRUPTED
     return stored(ImportedMessage, IMPORTED_FIELDS, values | {"kept_fingerprint": fingerprint})
 
 
@@ -221,12 +242,14 @@ def _is_behind(state: State, position: Position | None) -> bool:
 def _differences(before: Conversation, given: Import, there: Mapping[UUID, Known]) -> list[str]:
     """What the import says otherwise, but for the head."""
     new = given.new
-    says_title = new.is_restored or new.title is not None
+    says_title, says_labels = new.is_restored or new.title is not None, new.is_restored or new.labels
     found = {
         "title": says_title and new.title != before.title,
         "metadata": new.metadata != before.metadata,
         "context_id": new.context_id != before.context_id,
-        "external_id": new.external_id != before.external_id,
+        "project_id": new.project_id != before.project_id,
+        "external_id": before.external_id not in (new.external_id, str(before.id)),
+        "labels": says_labels and new.labels != before.labels,
         "deletions": any(
             (message.status is Status.DELETED) != there[id_].deleted
             for id_, (message, _) in given.by_id.items()

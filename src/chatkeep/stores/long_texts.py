@@ -1,4 +1,4 @@
-"""Long texts: their words are found in a thread, while the event loop serves others."""
+"""Long texts and large messages: the work on them is done in a thread, while the event loop serves others."""
 
 import asyncio
 from collections.abc import Callable, Iterable
@@ -32,6 +32,10 @@ class LongTexts:
         if not is_long(text):
             return work(text, *rest, **options)
         return await asyncio.get_running_loop().run_in_executor(self._thread, lambda: work(text, *rest, **options))
+
+    async def apart[T](self, work: Callable[[], T]) -> T:
+        """Return what `work` returns, in the thread."""
+        return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
     async def each[T](self, work: Callable[[str], T], messages: Iterable[NewMessage]) -> dict[str, T]:
         """Return `work` of the content of every message that is long, by content."""

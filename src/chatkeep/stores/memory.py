@@ -21,9 +21,11 @@ from chatkeep.model import (
     NewConversation,
     Status,
 )
-from chatkeep.store import ListOrder, Order, StoreOptions, file_path
+from chatkeep.options import StoreOptions
+from chatkeep.store import ListOrder, Order, file_path
 from chatkeep.stores.append import Known, Placed, State, times_of
 from chatkeep.stores.base import RowStore
+from chatkeep.stores.revisions import Schema
 from chatkeep.stores.rows import (
     Found,
     Hit,
@@ -33,6 +35,7 @@ from chatkeep.stores.rows import (
     Place,
     Removed,
     Rows,
+    Scope,
     StateRow,
     Within,
     WordIndex,
@@ -42,13 +45,14 @@ from chatkeep.stores.rows import (
     stored_bytes,
     within,
 )
-from chatkeep.stores.window import ListPlace
+from chatkeep.stores.window import EVERY, ListFilter, ListPlace
 from chatkeep.tree import Position, Segment
 from chatkeep.values import json_text, load_json, now, to_micros
 from chatkeep.words import RULE, Query, holds
 
 ERASED: Mapping[str, Any] = {
     "content": "",
+    "parts": None,
     "sources": (),
     "metadata": {},
     "external_id": None,
@@ -92,6 +96,8 @@ class _Data:
     """What a store holds."""
 
     owners: dict[str, dict[UUID, _Stored]] = field(default_factory=dict)
+    projects: dict[str, dict[UUID, str]] = field(default_factory=dict)
+    """The names of projects, by owner."""
     removed: dict[str, Removed] = field(default_factory=dict)
     """What was hidden, by owner: there is nothing to remove later, but to count."""
 
@@ -217,7 +223,7 @@ class MemoryRows(Rows):
         return any(id_ in conversations for conversations in self._data.owners.values())
 
     async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
-        if self._find(key) or (slot and await self.newest(key[0], new.context_id)):
+        if self._find(key) or (slot and await self.newest(key[0], Scope(new.context_id, new.project_id))):
             return None
         created, updated = times_of(new, now())
         conversation = Conversation(
@@ -225,7 +231,10 @@ class MemoryRows(Rows):
             owner_id=key[0],
             title=new.title,
             context_id=new.context_id,
+            project_id=new.project_id,
+            llm_provider_id=None,
             external_id=new.external_id,
+            labels=new.labels,
             metadata=deepcopy(new.metadata),
             last_seq=0,
             head_id=None,
@@ -239,22 +248,29 @@ class MemoryRows(Rows):
         found = self._find(key)
         return None if found is None else found.fingerprint
 
-    async def newest(self, owner: str, context_id: str | None) -> Conversation | None:
-        of_context = [c for c in self._sorted(owner, None, "updated") if c.context_id == context_id]
-        return _copy(of_context[0]) if of_context else None
+    async def has_project(self, owner: str, id_: UUID) -> bool:
+        return await self.project_name(owner, id_) is not None
 
-    def _sorted(self, owner: str, context_id: str | None, order: ListOrder) -> list[Conversation]:
-        found = [each.conversation for each in self._of(owner).values()]
-        if context_id is not None:
-            found = [c for c in found if c.context_id == context_id]
+    async def make_project(self, owner: str, id_: UUID, name: str) -> None:
+        self._data.projects.setdefault(owner, {}).setdefault(id_, name)
+
+    async def project_name(self, owner: str, id_: UUID) -> str | None:
+        return self._data.projects.get(owner, {}).get(id_)
+
+    async def newest(self, owner: str, scope: Scope) -> Conversation | None:
+        there = [c for c in self._sorted(owner, EVERY, "updated") if (c.context_id, c.project_id) == scope]
+        return _copy(there[0]) if there else None
+
+    def _sorted(self, owner: str, which: ListFilter, order: ListOrder) -> list[Conversation]:
+        found = [each.conversation for each in self._of(owner).values() if _is_in(each.conversation, which)]
         if order == "id":
             return sorted(found, key=lambda c: c.id)
         return sorted(found, key=lambda c: (c.updated_at, c.id), reverse=True)
 
     async def listed(
-        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, size: PageSize, offset: int
+        self, owner: str, which: ListFilter, order: ListOrder, after: ListPlace | None, size: PageSize, offset: int
     ) -> Part[Conversation]:
-        found = self._sorted(owner, context_id, order)
+        found = self._sorted(owner, which, order)
         if after is not None and after.updated_at is not None:
             place = after.updated_at, after.id
             found = [c for c in found if (c.updated_at, c.id) < place]
@@ -265,8 +281,12 @@ class MemoryRows(Rows):
         )
         return Part([_copy(c) for c in some.items], some.cut)
 
-    async def count(self, owner: str, context_id: str | None) -> int:
-        return len(self._sorted(owner, context_id, "id"))
+    async def count(self, owner: str, which: ListFilter) -> int:
+        return len(self._sorted(owner, which, "id"))
+
+    async def labelled(self, owner: str, label: str, limit: int) -> list[UUID]:
+        found = (each.conversation for each in self._of(owner).values())
+        return list(islice((c.id for c in found if label in c.labels), limit))
 
     async def set_values(self, key: Key, values: Mapping[str, Any]) -> None:
         found = self._of(key[0])[key[1]]
@@ -343,6 +363,11 @@ class MemoryRows(Rows):
         entries = (log[seq - 1] for seq in (reversed(seqs) if order == "desc" else seqs))
         return (entry.message for entry in entries if entry.position.run == segment.run)
 
+    async def set_metadata(self, key: Key, id_: UUID, metadata: str | None) -> None:
+        for entry in self._entries(key, (id_,)):
+            changed = load_json(metadata) if metadata else {}
+            entry.message = entry.message.model_copy(update={"metadata": changed})
+
     async def erase_message(self, key: Key, id_: UUID) -> None:
         for entry in self._entries(key, (id_,)):
             entry.message = entry.message.model_copy(update=dict(ERASED))
@@ -398,8 +423,9 @@ class MemoryRows(Rows):
         gone = [self._data.owners[owner].pop(id_) for id_ in ids]
         messages = [entry.message for each in gone for entry in each.log]
         indexed = sum(1 for message in messages if message.content) if self._index else 0
+        labels = sum(len(each.conversation.labels) for each in gone)
         before = self._data.removed.get(owner, Removed())
-        self._data.removed[owner] = before.plus(Removed(len(gone), len(messages), indexed))
+        self._data.removed[owner] = before.plus(Removed(len(gone), len(messages), indexed, labels))
         return bool(gone)
 
     async def purge_slice(self, owner: str) -> Removed | None:
@@ -407,6 +433,9 @@ class MemoryRows(Rows):
 
     async def remove_owner(self, owner: str) -> int | None:
         return None if self._data.owners.pop(owner, None) else 0
+
+    async def remove_projects(self, owner: str) -> int:
+        return len(self._data.projects.pop(owner, {}))
 
     async def rename_owner(self, old: str, new: str) -> int:
         """Give the conversations of one owner to another, to be indexed anew, and count them. Raises Conflict."""
@@ -416,6 +445,7 @@ class MemoryRows(Rows):
         for each in moved.values():
             each.conversation = each.conversation.model_copy(update={"owner_id": new})
         self._data.owners.setdefault(new, {}).update(self._data.owners.pop(old, {}))
+        self._data.projects[new] = self._data.projects.pop(old, {}) | self._data.projects.get(new, {})
         return len(moved)
 
 
@@ -423,6 +453,7 @@ class MemoryStore(RowStore[MemoryRows]):
     """Conversations in this process's memory."""
 
     newest_revision = "memory"
+    revisions = (newest_revision,)
 
     def __init__(self, url: str, options: StoreOptions) -> None:
         super().__init__(url, options)
@@ -444,14 +475,14 @@ class MemoryStore(RowStore[MemoryRows]):
     async def _migrate(self, revision: str) -> None:
         """Do nothing: what is in memory has the shape of this version."""
 
-    async def _revision(self) -> str | None:
-        return self.newest_revision
+    async def _schema(self) -> Schema:
+        return Schema(self.newest_revision)
 
     async def _finish(self) -> None:
         """Do nothing: no write takes time."""
 
     async def _close(self) -> None:
-        self._data.owners.clear()
+        self._data = _Data()
 
 
 def _place(message: Message) -> tuple[int, str, int]:
@@ -465,6 +496,26 @@ def _part(found: Iterable[Message], size: PageSize) -> Part[Message]:
     return Part([_copy(message) for message in some.items], some.cut)
 
 
+def _is_in(conversation: Conversation, which: ListFilter) -> bool:
+    """Whether a list has a conversation."""
+    scope = (
+        (which.context_id, conversation.context_id),
+        (which.project_id, conversation.project_id),
+        (which.external_id, conversation.external_id),
+    )
+    after, before, labels = which.updated_after, which.updated_before, set(conversation.labels)
+    return (
+        all(wanted in (None, value) for wanted, value in scope)
+        and (after is None or conversation.updated_at > after)
+        and (before is None or conversation.updated_at < before)
+        and labels.issuperset(which.labels)
+        and labels.isdisjoint(which.without)
+    )
+
+
 def _copy[R: (Conversation, Message)](record: R) -> R:
-    """A copy with metadata of its own: records are frozen, and what is inside their metadata is not."""
-    return record.model_copy(update={"metadata": deepcopy(record.metadata)})
+    """A copy with metadata and parts of its own: records are frozen, and what is inside of them is not."""
+    changed: dict[str, Any] = {"metadata": deepcopy(record.metadata)}
+    if isinstance(record, Message) and record.parts:
+        changed["parts"] = deepcopy(record.parts)
+    return record.model_copy(update=changed)

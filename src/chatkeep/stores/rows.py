@@ -14,7 +14,7 @@ from uuid import UUID
 from chatkeep.model import Conversation, Message, NewConversation
 from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
-from chatkeep.stores.window import ListPlace
+from chatkeep.stores.window import ListFilter, ListPlace
 from chatkeep.tree import Position, Segment
 from chatkeep.values import json_text, now
 from chatkeep.words import Query
@@ -55,6 +55,14 @@ class Part[Item](NamedTuple):
     items: list[Item]
     cut: bool = False
     """Whether it ends because the next item is too large. Else the list ends, or there are as many as asked for."""
+
+
+class Scope(NamedTuple):
+    """Where get-or-create looks for a conversation and makes one. Conversations without a context, or without a
+    project, are a scope of their own."""
+
+    context_id: str | None = None
+    project_id: UUID | None = None
 
 
 class Place(NamedTuple):
@@ -119,6 +127,8 @@ class Removed(NamedTuple):
     conversations: int = 0
     messages: int = 0
     indexed: int = 0
+    labels: int = 0
+    projects: int = 0
 
     def plus(self, more: "Removed") -> "Removed":
         """The sum of both."""
@@ -161,29 +171,49 @@ class Rows(ABC):
 
     @abstractmethod
     async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
-        """Store a conversation; None if its id is taken, or with `slot` the slot of its context."""
+        """Store a conversation; None if its id is taken, or with `slot` the slot of its scope."""
+
+    @abstractmethod
+    async def has_project(self, owner: str, id_: UUID) -> bool:
+        """Whether the owner has a project, which stays until the transaction ends."""
+
+    @abstractmethod
+    async def make_project(self, owner: str, id_: UUID, name: str) -> None:
+        """Store a project, unless there is one with this id."""
+
+    @abstractmethod
+    async def project_name(self, owner: str, id_: UUID) -> str | None:
+        """The name of a project."""
 
     @abstractmethod
     async def fingerprint(self, key: Key) -> bytes | None:
         """The fingerprint of a conversation that is not being removed."""
 
     @abstractmethod
-    async def newest(self, owner: str, context_id: str | None) -> Conversation | None:
-        """The owner's most recently updated conversation of a context."""
+    async def newest(self, owner: str, scope: Scope) -> Conversation | None:
+        """The owner's most recently updated conversation of a scope."""
 
     @abstractmethod
     async def listed(
-        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, size: PageSize, offset: int
+        self, owner: str, which: ListFilter, order: ListOrder, after: ListPlace | None, size: PageSize, offset: int
     ) -> Part[Conversation]:
-        """The conversations after a place of the list, of one context if it is named."""
+        """The conversations of a list after a place, read in the order of an index, never sorted, unless `ids` are
+        given."""
 
     @abstractmethod
-    async def count(self, owner: str, context_id: str | None) -> int:
+    async def count(self, owner: str, which: ListFilter) -> int:
         """The length of that list."""
 
     @abstractmethod
+    async def labelled(self, owner: str, label: str, limit: int) -> list[UUID]:
+        """At most `limit` conversations with a label; read from an index."""
+
+    @abstractmethod
     async def set_values(self, key: Key, values: Mapping[str, Any]) -> None:
-        """Set title, metadata (as JSON text), or head_seq and head_id of a conversation."""
+        """Set title, labels, metadata (as JSON text), context_id, or head_seq and head_id of a conversation.
+
+        With context_id it gives up its slot: another conversation may hold that of the new scope.
+        """
 
     # --- messages -----------------------------------------------------------------------------------------
 
@@ -237,6 +267,10 @@ class Rows(ABC):
     @abstractmethod
     async def deleted_places(self, key: Key, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
         """Run and seq of at most `limit` deleted messages after a run and seq, in this order; read from an index."""
+
+    @abstractmethod
+    async def set_metadata(self, key: Key, id_: UUID, metadata: str | None) -> None:
+        """Set the metadata of a message, as JSON text; None if it is empty."""
 
     @abstractmethod
     async def erase_message(self, key: Key, id_: UUID) -> None:
@@ -306,6 +340,10 @@ class Rows(ABC):
     async def remove_owner(self, owner: str) -> int | None:
         """Remove the owner and count the rows that are left; None if a conversation was created meanwhile."""
 
+    @abstractmethod
+    async def remove_projects(self, owner: str) -> int:
+        """Remove the projects of an owner, and count them."""
+
 
 def run[T](work: Coroutine[Any, Any, T]) -> T:
     """Return what a coroutine that never waits returns: operations of a database that has no I/O to wait for."""
@@ -324,14 +362,14 @@ def order_of(seqs: Sequence[int]) -> Order:
 
 
 def stored_bytes(*texts: str | None) -> int:
-    """The size of a message or conversation: the bytes of its content, and of its sources and metadata as JSON."""
+    """The size of a message or conversation: the bytes of its content, and of its parts, sources and metadata."""
     return sum(len(text) if text.isascii() else len(text.encode()) for text in texts if text)
 
 
 def bytes_of(message: Message) -> int:
     """The size of a message as it is stored, from its record."""
-    sources = json_text(message.sources) if message.sources else None
-    return stored_bytes(message.content, sources, json_text(message.metadata) if message.metadata else None)
+    values = (message.parts, message.sources, message.metadata)
+    return stored_bytes(message.content, *(json_text(value) for value in values if value))
 
 
 def within[Item](sized: Iterable[tuple[Item, int]], max_bytes: int) -> Part[Item]:

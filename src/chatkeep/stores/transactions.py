@@ -1,17 +1,34 @@
 """What runs in a transaction, over its rows: 403 or 404, threading, branches, paths. The same for every database."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from uuid import UUID
 
-from chatkeep.errors import ChatkeepError, Conflict, NotFound, NotYours
-from chatkeep.model import Conversation, ConversationChange, Message, NewConversation, NewMessage, Page, Role, Status
-from chatkeep.store import Store, StoreOptions
-from chatkeep.stores.append import Placed, State, ids_to_look_up, plan
+from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours
+from chatkeep.model import (
+    Conversation,
+    ConversationChange,
+    Message,
+    MessageChange,
+    NewConversation,
+    NewMessage,
+    Page,
+    Role,
+    Status,
+)
+from chatkeep.options import StoreOptions
+from chatkeep.store import Store
+from chatkeep.stores.append import Known, Placed, State, ids_to_look_up, plan
 from chatkeep.stores.paths import LOOK, PathReader, path_length
-from chatkeep.stores.rows import Key, PageSize, Part, Rows, StateRow, unique
-from chatkeep.stores.window import Window
+from chatkeep.stores.rows import Key, PageSize, Part, Rows, Scope, StateRow, unique
+from chatkeep.stores.window import ListFilter, Window
 from chatkeep.tree import Position, Tree
 from chatkeep.values import patched, title_from
+
+REPEATED_PAGES = 4
+"""How many pages the stored messages may fill that an append repeats. An append has no page, but a reply has memory."""
+
+FEW_LABELLED = 100
+"""Most conversations with a label that are read for a list and sorted."""
 
 
 class Transactions[R: Rows](Store):
@@ -48,11 +65,39 @@ class Transactions[R: Rows](Store):
         return found
 
     async def _create_in(self, rows: R, key: Key, new: NewConversation) -> Conversation | None:
+        await self._check_project(rows, key, new)
         return await rows.create(key, new) or await self._created_before(rows, key, new)
 
+    async def _check_project(self, rows: R, key: Key, new: NewConversation) -> None:
+        if new.project_id is not None and not await rows.has_project(key[0], new.project_id):
+            raise NotFound("there is no such project", got=new.project_id)
+
+    async def _found(self, rows: R, key: Key, new: NewConversation) -> Conversation | None:
+        """What get-or-create returns if it is there."""
+        if new.external_id is None:
+            return await rows.newest(key[0], Scope(new.context_id, new.project_id))
+        return await self._by_external_id(rows, key, new.external_id)
+
+    async def _by_external_id(self, rows: R, key: Key, external_id: str) -> Conversation | None:
+        """The most recently updated conversation with an external id, or with the id that is made of it: of an import
+        whose foreign id is a UUID, that is all."""
+        size = PageSize(1, self._options.max_page_bytes)
+        found = await rows.listed(key[0], ListFilter(external_id=external_id), "updated", None, size, 0)
+        return found.items[0] if found.items else await rows.conversation(key)
+
+    async def _narrowed(self, rows: R, owner: str, which: ListFilter) -> ListFilter:
+        """The filter with the conversations of a label that few have: they are read one by one, not found in passing
+        among all others."""
+        for label in which.labels:
+            ids = await rows.labelled(owner, label, FEW_LABELLED + 1)
+            if len(ids) <= FEW_LABELLED:
+                return which._replace(ids=tuple(ids))
+        return which
+
     async def _get_or_create_in(self, rows: R, key: Key, new: NewConversation) -> Conversation | None:
-        """Whoever takes the slot of the context creates; whoever finds it taken reads again."""
-        found = await rows.create(key, new, slot=True) or await rows.newest(key[0], new.context_id)
+        """Whoever takes the slot of the scope, or the id that is made of an external id, creates; others read again."""
+        await self._check_project(rows, key, new)
+        found = await rows.create(key, new, slot=new.external_id is None) or await self._found(rows, key, new)
         return found or await self._created_before(rows, key, new)
 
     async def _created_before(self, rows: R, key: Key, new: NewConversation) -> Conversation | None:
@@ -74,6 +119,8 @@ class Transactions[R: Rows](Store):
         if "head_id" in changed:
             head = None if change.head_id is None else await self._message(rows, key, change.head_id)
             values["head_seq"] = head.seq if head else None
+        if changed.get("context_id", before.context_id) == before.context_id:
+            values.pop("context_id", None)
         if not values:
             return before
         await rows.set_values(key, values)
@@ -94,12 +141,28 @@ class Transactions[R: Rows](Store):
         known = await rows.known(key, ids) if ids else {}
         state = await self._loaded(rows, key, row)
         results = plan(key[1], state, messages, fingerprints, known, row.moment, expected_seq)
+        old = {result: known[result] for result in results if isinstance(result, UUID)}
+        stored = await self._repeated(rows, key, old) if old else {}
         new = unique(result for result in results if isinstance(result, Placed))
         if new:
             await rows.save(key, state, new)
-        old = [result for result in results if isinstance(result, UUID)]
-        stored = await rows.messages_by_id(key, old) if old else {}
         return [result.message if isinstance(result, Placed) else stored[result] for result in results]
+
+    async def _repeated(self, rows: R, key: Key, old: Mapping[UUID, Known]) -> dict[UUID, Message]:
+        """The messages that an append repeats, as they are now. Raises InvalidInput if they are too large together:
+        metadata may have grown since."""
+        if len(old) == 1:
+            return await rows.messages_by_id(key, old)
+        deleted = [id_ for id_, known in old.items() if known.deleted]
+        seqs = sorted(known.position.seq for known in old.values() if not known.deleted)
+        size = PageSize(len(seqs), REPEATED_PAGES * self._options.max_page_bytes)
+        found = await rows.messages_by_seq(key, seqs, size) if seqs else Part([])
+        if found.cut:
+            raise InvalidInput(
+                f"messages that are stored have more than {size.max_bytes:,} bytes together; append fewer at a time"
+            )
+        tombstones = await rows.messages_by_id(key, deleted) if deleted else {}
+        return tombstones | {message.id: message for message in found.items}
 
     async def _loaded(self, rows: R, key: Key, row: StateRow) -> State:
         """What an append changes of a conversation."""
@@ -162,6 +225,15 @@ class Transactions[R: Rows](Store):
         elif parent.seq < tree.runs[parent.run].tip_seq:
             children += await rows.next_in_run(key, parent)
         return sorted(children)
+
+    async def _update_message(self, rows: R, key: Key, id_: UUID, change: MessageChange) -> Message:
+        await self._state(rows, key, lock=True)
+        message = await self._message(rows, key, id_)
+        if "metadata" not in change.model_fields_set:
+            return message
+        metadata, text = patched(message.metadata, change.metadata, self._metadata_limits)
+        await rows.set_metadata(key, id_, text if metadata else None)
+        return message.model_copy(update={"metadata": metadata})
 
     # --- paths ------------------------------------------------------------------------------------------------
 

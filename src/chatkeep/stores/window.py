@@ -1,10 +1,12 @@
 """Pages of lists and paths: their bounds and cursors, the same for every store."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import NamedTuple
 from uuid import UUID
+
+from pydantic import TypeAdapter, ValidationError
 
 from chatkeep.cursor import decode_cursor, encode_cursor
 from chatkeep.errors import InvalidInput
@@ -12,7 +14,7 @@ from chatkeep.ids import valid_id
 from chatkeep.model import PAGE_FIELDS, Conversation, Message, Page, stored
 from chatkeep.store import MAX_LIMIT, MAX_OFFSET, ListOrder, Order
 from chatkeep.tree import Segment
-from chatkeep.values import from_micros, to_micros, valid_range
+from chatkeep.values import MAX_LABELS, NOT_A_LABEL, Label, from_micros, to_micros, valid_range
 
 NOT_OURS = "the cursor is not one that chatkeep gave for this list"
 
@@ -25,11 +27,74 @@ def valid_page(limit: int, offset: int, cursor: str | None) -> None:
         raise InvalidInput("a page begins at a cursor or at an offset, not at both")
 
 
-def list_scope(owner: str, context_id: str | None, order: ListOrder) -> tuple[object, ...]:
+def valid_time(name: str, time: datetime | None) -> datetime | None:
+    """Return a time that has a time zone. Raises InvalidInput."""
+    if time is not None and (not isinstance(time, datetime) or time.tzinfo is None):
+        raise InvalidInput(f"{name} must be a time with a time zone", got=time)
+    return time
+
+
+LABEL = TypeAdapter(Label)
+
+
+def valid_labels(labels: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return the labels that conversations must have, and those, written with a "!", that they must not have.
+
+    Raises InvalidInput for what no conversation can have.
+    """
+    if isinstance(labels, str):
+        raise InvalidInput("labels are a list or tuple of texts", got=labels)
+    valid_range("the number of labels", len(labels), 0, MAX_LABELS)
+    wanted, without = list[str](), list[str]()
+    for text in labels:
+        is_not = isinstance(text, str) and text.startswith(NOT_A_LABEL)
+        try:
+            label = LABEL.validate_python(text.removeprefix(NOT_A_LABEL) if is_not else text)
+        except ValidationError as error:
+            raise InvalidInput(f"a label {error.errors()[0]['msg'].removeprefix('Value error, ')}", got=text) from None
+        (without if is_not else wanted).append(label)
+    return tuple(wanted), tuple(without)
+
+
+class ListFilter(NamedTuple):
+    """Which conversations a list has. None stands for all."""
+
+    context_id: str | None = None
+    project_id: UUID | None = None
+    external_id: str | None = None
+    updated_after: datetime | None = None
+    """Above this time."""
+    updated_before: datetime | None = None
+    """Below this time."""
+    labels: tuple[str, ...] = ()
+    """With all of these labels."""
+    without: tuple[str, ...] = ()
+    """With none of these."""
+    ids: tuple[UUID, ...] | None = None
+    """Among these: all that have one of the labels, if they are few."""
+
+    @property
+    def is_costly(self) -> bool:
+        """Whether what it lists may stand far apart in the index that is read."""
+        scopes = (self.context_id, self.project_id, self.external_id)
+        return bool(self.labels or self.without) or sum(scope is not None for scope in scopes) > 1
+
+    def named(self) -> tuple[tuple[str, object], ...]:
+        """The filters that are given, but for the first, by name."""
+        return tuple((name, value) for name, value in zip(self._fields[1:], self[1:], strict=True) if value)
+
+
+EVERY = ListFilter()
+"""Every conversation of an owner."""
+
+
+def list_scope(owner: str, which: ListFilter, order: ListOrder) -> tuple[object, ...]:
     """The scope of a cursor of the conversation list. Raises InvalidInput for an unknown order."""
     if order not in ("updated", "id"):
         raise InvalidInput("conversations are ordered by `updated` or `id`", got=order)
-    return owner, context_id, order
+    if order == "id" and (which.updated_after or which.updated_before):
+        raise InvalidInput("a list by time is ordered by `updated`; leave order=id out")
+    return owner, which.context_id, order, *which.named()
 
 
 class ListPlace(NamedTuple):

@@ -28,23 +28,32 @@ from chatkeep.testing.access import AccessContract
 from chatkeep.testing.append import AppendContract
 from chatkeep.testing.branches import BranchContract
 from chatkeep.testing.calls import CONVERSATION_CALLS, OWNER_CALLS
+from chatkeep.testing.contexts import ContextContract
 from chatkeep.testing.contract import Opener
 from chatkeep.testing.conversations import ConversationContract
 from chatkeep.testing.deleted_messages import DeletedMessageContract
 from chatkeep.testing.erasure import EraseContract
 from chatkeep.testing.examples import SENTENCES
+from chatkeep.testing.external_ids import ExternalIdContract
 from chatkeep.testing.history import HistoryContract
 from chatkeep.testing.ids import IdContract
 from chatkeep.testing.imports import ImportContract
+from chatkeep.testing.iteration import IterationContract
+from chatkeep.testing.labels import LabelContract
 from chatkeep.testing.lists import ListContract
+from chatkeep.testing.message_changes import MessageChangeContract
 from chatkeep.testing.messages import assistant, contents, dense, numbered, seqs, someone, user
 from chatkeep.testing.owners import OwnerContract
 from chatkeep.testing.pages import PageContract
+from chatkeep.testing.parts import PartContract
 from chatkeep.testing.port import PortContract
+from chatkeep.testing.projects import ProjectContract
 from chatkeep.testing.reference import (
+    by_time,
     found,
     others_appending,
     path_to,
+    selected,
     siblings_of,
     whole_history,
     whole_list,
@@ -54,6 +63,7 @@ from chatkeep.testing.reference import (
 )
 from chatkeep.testing.removal import RemovalContract
 from chatkeep.testing.search import SearchContract
+from chatkeep.testing.usage import UsageContract
 from chatkeep.testing.values import ValueContract
 
 __all__ = [
@@ -63,12 +73,14 @@ __all__ = [
     "Opener",
     "StoreContract",
     "assistant",
+    "by_time",
     "contents",
     "dense",
     "found",
     "numbered",
     "others_appending",
     "path_to",
+    "selected",
     "seqs",
     "siblings_of",
     "someone",
@@ -86,14 +98,22 @@ class StoreContract(
     AppendContract,
     ConversationContract,
     ListContract,
+    LabelContract,
+    ContextContract,
+    ExternalIdContract,
+    ProjectContract,
     HistoryContract,
+    IterationContract,
     PageContract,
     BranchContract,
     ImportContract,
     OwnerContract,
     IdContract,
     DeletedMessageContract,
+    MessageChangeContract,
     ValueContract,
+    PartContract,
+    UsageContract,
     SearchContract,
     EraseContract,
     RemovalContract,

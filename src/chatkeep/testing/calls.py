@@ -3,7 +3,14 @@
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
-from chatkeep.model import ConversationChange, ImportedConversation, ImportedMessage, NewConversation, Role
+from chatkeep.model import (
+    ConversationChange,
+    ImportedConversation,
+    ImportedMessage,
+    MessageChange,
+    NewConversation,
+    Role,
+)
 from chatkeep.store import Order, Store
 from chatkeep.testing.messages import user
 
@@ -18,7 +25,11 @@ METHODS = sorted(name for name in Store.__abstractmethods__ if name != "access")
 CONVERSATION_CALLS: Mapping[str, Call] = {
     "get_conversation": lambda store, owner, c, _: store.get_conversation(owner, c),
     "update_conversation": lambda store, owner, c, _: store.update_conversation(
-        owner, c, ConversationChange(title="taken over", metadata={"taken": True}, head_id=None)
+        owner,
+        c,
+        ConversationChange(
+            title="taken over", context_id="taken", labels=("taken",), metadata={"taken": True}, head_id=None
+        ),
     ),
     "delete_conversation": lambda store, owner, c, _: store.delete_conversation(owner, c),
     "append": lambda store, owner, c, _: store.append(owner, c, [user("let me in")]),
@@ -28,6 +39,9 @@ CONVERSATION_CALLS: Mapping[str, Call] = {
     "export_messages": lambda store, owner, c, _: store.export_messages(owner, c),
     "get_message": lambda store, owner, c, m: store.get_message(owner, c, m),
     "siblings": lambda store, owner, c, m: store.siblings(owner, c, m),
+    "update_message": lambda store, owner, c, m: store.update_message(
+        owner, c, m, MessageChange(metadata={"taken": True})
+    ),
     "delete_message": lambda store, owner, c, m: store.delete_message(owner, c, m),
 }
 """A call of every method that takes a conversation's id. A test compares the names with the port's."""
@@ -36,6 +50,7 @@ CONVERSATION_CALLS: Mapping[str, Call] = {
 OWNER_CALLS: Mapping[str, Call] = {
     "create_conversation": lambda store, owner, *_: store.create_conversation(owner, NewConversation()),
     "get_or_create_conversation": lambda store, owner, *_: store.get_or_create_conversation(owner, NewConversation()),
+    "find_conversation": lambda store, owner, *_: store.find_conversation(owner, "tea"),
     "import_conversation": lambda store, owner, *_: store.import_conversation(
         owner, ImportedConversation(), [ImportedMessage(role=Role.USER, content="tea")]
     ),
@@ -55,5 +70,5 @@ STORE_CALLS = frozenset({"migrate", "schema_revision", "ping", "aclose"})
 """The methods that concern the store as a whole."""
 
 
-MESSAGE_CALLS = ("delete_message", "get_message", "history", "siblings")
+MESSAGE_CALLS = ("delete_message", "get_message", "history", "siblings", "update_message")
 """The methods that take a message's id, too."""

@@ -32,12 +32,18 @@ class ConversationContract(Contract):
     async def test_create_returns_what_is_stored(self, store: Store, owner: str) -> None:
         """A new conversation has the given values, no messages, and the store's time."""
         new = NewConversation(
-            id=uuid4(), title="Tea", context_id="kitchen", external_id="k-1", metadata={"z": 1, "a": [None]}
+            id=uuid4(),
+            title="Tea",
+            context_id="kitchen",
+            external_id="k-1",
+            labels=("pinned", "work"),
+            metadata={"z": 1, "a": [None]},
         )
         created = await store.create_conversation(owner, new)
         assert created.model_dump(exclude={"created_at", "updated_at"}) == {
             **new.model_dump(),
             "owner_id": owner,
+            "llm_provider_id": None,
             "last_seq": 0,
             "head_id": None,
         }
@@ -65,7 +71,15 @@ class ConversationContract(Contract):
         assert answers == [answers[0]] * 30
 
     @pytest.mark.parametrize(
-        "change", [{"title": "tea"}, {"title": None}, {"context_id": "c"}, {"external_id": "e"}, {"metadata": {"a": 1}}]
+        "change",
+        [
+            {"title": "tea"},
+            {"title": None},
+            {"context_id": "c"},
+            {"external_id": "e"},
+            {"labels": ("a",)},
+            {"metadata": {"a": 1}},
+        ],
     )
     async def test_create_with_other_values_is_a_conflict(
         self, store: Store, owner: str, change: dict[str, Any]

@@ -223,7 +223,7 @@ class ImportContract(Contract):
             assert contents(await whole_history(store, owner, new.id)) == visible
 
     async def test_what_differs_is_said_and_taken_over_if_asked(self, store: Store, owner: str) -> None:
-        """Title, metadata, a deletion: new messages are stored all the same; labels are said only."""
+        """Title, context, metadata, a deletion: new messages are stored all the same; an external_id is said only."""
         id_, first, second = new_id(), imported("a"), imported("b")
         await store.import_conversation(owner, ImportedConversation(id=id_, title="T"), [first, second])
         deleted = imported("", id=second.id, status=Status.DELETED)
@@ -234,10 +234,10 @@ class ImportContract(Contract):
         assert (receipt.messages, receipt.updated) == (1, ())
         assert contents(await whole_history(store, owner, id_)) == ["b", "c"]
         receipt = await store.import_conversation(owner, changed, messages, update=True)
-        assert receipt.updated == ("title", "metadata", "deletions")
-        assert receipt.left == ["context_id", "external_id"]
+        assert receipt.updated == ("title", "context_id", "metadata", "deletions")
+        assert receipt.left == ["external_id"]
         there = await store.get_conversation(owner, id_)
-        assert (there.title, there.metadata, there.context_id) == ("U", {"x": 1}, None)
+        assert (there.title, there.metadata, there.context_id, there.external_id) == ("U", {"x": 1}, "k", None)
         assert contents(await whole_history(store, owner, id_)) == ["c"]
 
     async def test_a_deletion_here_is_not_undone(self, store: Store, owner: str) -> None:

@@ -1,6 +1,7 @@
 """Pages of conversations."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta, timezone
+from typing import Any
 from uuid import UUID
 
 import pytest
@@ -10,7 +11,7 @@ from chatkeep.model import ImportedConversation, NewConversation
 from chatkeep.store import ListOrder, Store
 from chatkeep.testing.contract import Contract
 from chatkeep.testing.messages import someone, user
-from chatkeep.testing.reference import whole_list
+from chatkeep.testing.reference import by_time, selected, whole_list
 
 
 class ListContract(Contract):
@@ -32,9 +33,8 @@ class ListContract(Contract):
         noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
         made = [await store.create_conversation(owner, ImportedConversation(updated_at=noon)) for _ in range(11)]
         made += [await store.create_conversation(owner, NewConversation()) for _ in range(6)]
-        by_time = sorted(made, key=lambda c: (c.updated_at, c.id), reverse=True)
         for limit in (1, 2, 5, 17, 18):
-            assert await whole_list(store, owner, limit=limit) == by_time
+            assert await whole_list(store, owner, limit=limit) == by_time(made)
             assert await whole_list(store, owner, order="id", limit=limit) == sorted(made, key=lambda c: c.id)
 
     async def test_pages_by_offset_and_total(self, store: Store, owner: str) -> None:
@@ -69,17 +69,17 @@ class ListContract(Contract):
         touched = iter(made * 2)
 
         async def pages(order: ListOrder) -> list[UUID]:
-            seen, cursor = [], None
+            ids, cursor = [], None
             while True:
                 page = await store.list_conversations(owner, order=order, limit=4, cursor=cursor)
-                seen += [c.id for c in page.items]
+                ids += [c.id for c in page.items]
                 if (cursor := page.next) is None:
-                    return seen
+                    return ids
                 for _ in range(3):
                     await store.append(owner, next(touched).id, [user("hello")])
 
-        by_time = await pages("updated")
-        assert len(set(by_time)) == len(by_time)
+        seen = await pages("updated")
+        assert len(set(seen)) == len(seen)
         assert await pages("id") == sorted(c.id for c in made)
 
     async def test_cursor_belongs_to_its_list(self, store: Store, owner: str) -> None:
@@ -97,3 +97,50 @@ class ListContract(Contract):
             with pytest.raises(InvalidInput):
                 await store.list_conversations(who, cursor=cursor, **arguments)
         assert len((await store.list_conversations(owner, limit=2, cursor=cursor)).items) == 2
+
+    async def test_between_two_times(self, store: Store, owner: str) -> None:
+        """A list may begin and end at times, which are exclusive to the microsecond: by cursor, by offset, counted."""
+        noon, micro = datetime(2026, 1, 31, 12, tzinfo=UTC), timedelta(microseconds=1)
+        east = timezone(timedelta(hours=5, minutes=45))
+        times = [noon + micro * each for each in (0, 0, 1, 1, 1, 2, 5, 900_000_000)] + [
+            datetime(1950, 1, 1, tzinfo=UTC)
+        ]
+        made = [
+            await store.create_conversation(
+                owner, ImportedConversation(updated_at=time, context_id="k" if number % 2 else None)
+            )
+            for number, time in enumerate(times)
+        ]
+        bounds = [
+            None,
+            *(noon + micro * each for each in (-1, 0, 1, 2, 5, 6)),
+            noon.astimezone(east),
+            made[7].updated_at,
+        ]
+        for after in bounds:
+            for before in bounds:
+                which: dict[str, Any] = {"updated_after": after, "updated_before": before}
+                expected = by_time(selected(made, **which))
+                assert await whole_list(store, owner, limit=2, **which) == expected
+                page = await store.list_conversations(owner, offset=1, total=True, **which)
+                assert (page.items, page.total) == (expected[1:], len(expected))
+        which = {"updated_after": noon, "context_id": "k"}
+        assert await whole_list(store, owner, limit=1, **which) == by_time(selected(made, **which))
+
+    async def test_times_that_are_refused(self, store: Store, owner: str) -> None:
+        """A list by time is ordered by time, its times have a zone, and a cursor belongs to its times."""
+        noon = datetime(2026, 1, 31, 12, tzinfo=UTC)
+        for _ in range(3):
+            await store.create_conversation(owner, NewConversation())
+        for name in ("updated_after", "updated_before"):
+            with pytest.raises(InvalidInput, match="leave order=id out"):
+                await store.list_conversations(owner, order="id", **{name: noon})  # type: ignore[arg-type]
+            for wrong in (datetime(2026, 1, 31), "2026-01-31T12:00:00Z", 1_769_860_800):  # noqa: DTZ001
+                with pytest.raises(InvalidInput, match=name):
+                    await store.list_conversations(owner, **{name: wrong})  # type: ignore[arg-type]
+        cursor = (await store.list_conversations(owner, updated_after=noon, limit=1)).next
+        assert cursor is not None
+        for other in ({}, {"updated_after": noon + timedelta(seconds=1)}, {"updated_before": noon}):
+            with pytest.raises(InvalidInput):
+                await store.list_conversations(owner, cursor=cursor, **other)  # type: ignore[arg-type]
+        assert len((await store.list_conversations(owner, updated_after=noon, cursor=cursor)).items) == 2

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from chatkeep.errors import InvalidInput, NotFound
-from chatkeep.model import Conversation, Message, NewConversation, NewMessage, Page, SearchHit, Source, Status
+from chatkeep.model import Conversation, Message, NewConversation, NewMessage, Page, Role, SearchHit, Source, Status
 from chatkeep.store import Store
 from chatkeep.testing.calls import ORDERS
 from chatkeep.testing.contract import Contract, Opener
@@ -26,6 +26,8 @@ type Read[T] = Callable[[str | None], Awaitable[Page[T]]]
 
 SIZES = st.one_of(st.integers(0, 60), st.integers(0, BOUND * 2))
 LIMITS = st.integers(1, 6)
+PLACES = ("a", "é", "metadata", "source", "parts")
+"""Where the bytes of a message are: a letter stands for its content."""
 
 
 class PageContract(Contract):
@@ -141,6 +143,16 @@ class PageContract(Contract):
         assert (await small.history(owner, made.id, before=3)).items == stored[:2]
         assert (await small.history(owner, made.id)).items == stored[2:]
 
+    async def test_parts_fill_a_page_to_the_byte(self, small: Store, owner: str) -> None:
+        """The parts of a message count as their JSON: two that fill a page are one page, one byte more is not."""
+        made = await small.create_conversation(owner, NewConversation())
+        half = BOUND // 2 - len('[{"type":"data","data":""}]')
+        parts = [({"type": "data", "data": "x" * size},) for size in (half, half, half + 1)]
+        stored = await small.append(owner, made.id, [NewMessage(role=Role.USER, parts=each) for each in parts])
+        assert await small.log(owner, made.id) == stored[:2]
+        assert (await small.history(owner, made.id, before=3)).items == stored[:2]
+        assert (await small.history(owner, made.id)).items == stored[2:]
+
     async def test_pages_of_siblings(self, store: Store, owner: str, conversation: Conversation) -> None:
         """Siblings come in pages, by seq; the cursor belongs to the message, and siblings come last that are new."""
         root, first = await store.append(owner, conversation.id, numbered(2))
@@ -172,14 +184,15 @@ class PageContract(Contract):
             await store.delete_message(owner, conversation_id, id_)
 
     def _message(self, conversation_id: UUID, ids: list[UUID], plan: st.DataObject) -> NewMessage:
-        size, where = plan.draw(SIZES, label="size"), plan.draw(st.sampled_from(["a", "é", "metadata", "source"]))
+        size, where = plan.draw(SIZES, label="size"), plan.draw(st.sampled_from(PLACES))
         text = f"{conversation_id.hex} " + (where * size if len(where) == 1 else "")
         parents: list[UUID | None] = [ids[-2] if len(ids) > 1 else None, *ids[:-1]]
         parent = plan.draw(st.sampled_from(parents[:1] * 4 + parents), label="parent")
         source = Source(document_id=ids[-1], file_path="x" * (1 + min(size, 200)), similarity_score=0.5)
         sources = (source,) if where == "source" else ()
         metadata = {"a": "é" * size} if where == "metadata" else {}
-        return assistant(text, id=ids[-1], parent_id=parent, metadata=metadata, sources=sources)
+        parts = ({"type": "data", "data": "é" * size},) if where == "parts" else None
+        return assistant(text, id=ids[-1], parent_id=parent, metadata=metadata, sources=sources, parts=parts)
 
     async def _pages_of[T: Item](self, read: Read[T], limit: int) -> list[list[T]]:
         """All pages of a list, each of which is within the bounds."""
@@ -209,5 +222,5 @@ def size_of(item: Item) -> int:
     if isinstance(item, Conversation):
         return len(json_text(item.metadata).encode())
     message = item.message if isinstance(item, SearchHit) else item
-    json = [json_text(value) for value in (message.sources, message.metadata) if value]
+    json = [json_text(value) for value in (message.parts, message.sources, message.metadata) if value]
     return sum(len(text.encode()) for text in (message.content, *json))

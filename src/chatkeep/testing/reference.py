@@ -1,8 +1,9 @@
 """Reads that follow every page, reference results that are slow but obvious, and concurrent writers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -66,6 +67,46 @@ async def whole_search(
 async def found(store: Store, owner: str, query: str) -> set[str]:
     """Return the contents of all hits of a search."""
     return {hit.message.content for hit in await whole_search(store, owner, query)}
+
+
+def selected(
+    conversations: Iterable[Conversation],
+    *,
+    context_id: str | None = None,
+    project_id: UUID | None = None,
+    external_id: str | None = None,
+    labels: Sequence[str] = (),
+    updated_after: datetime | None = None,
+    updated_before: datetime | None = None,
+) -> list[Conversation]:
+    """Return the conversations that a list with these arguments has, by looking at every one."""
+    return [
+        c
+        for c in conversations
+        if context_id in (None, c.context_id)
+        and project_id in (None, c.project_id)
+        and external_id in (None, c.external_id)
+        and all((label[1:] not in c.labels) if label.startswith("!") else (label in c.labels) for label in labels)
+        and (updated_after is None or c.updated_at > updated_after)
+        and (updated_before is None or c.updated_at < updated_before)
+    ]
+
+
+def by_time(conversations: Iterable[Conversation]) -> list[Conversation]:
+    """Return conversations in the order `updated`, the last one first."""
+    return sorted(conversations, key=lambda c: (c.updated_at, c.id), reverse=True)
+
+
+async def reads_of(store: Store, owner: str, conversation_id: UUID, message_id: UUID) -> list[Message]:
+    """Return one message by every read of the port that finds messages without a query."""
+    pages = (
+        await whole_history(store, owner, conversation_id, leaf=message_id, limit=3),
+        await whole_history(store, owner, conversation_id, leaf=message_id, order="asc", limit=3),
+        await whole_log(store, owner, conversation_id),
+        await whole_siblings(store, owner, conversation_id, message_id),
+    )
+    found = [next(message for message in page if message.id == message_id) for page in pages]
+    return [await store.get_message(owner, conversation_id, message_id), *found]
 
 
 def path_to(leaf: UUID | None, log: Sequence[Message]) -> list[Message]:

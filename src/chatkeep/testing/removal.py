@@ -3,11 +3,14 @@
 import asyncio
 from uuid import UUID
 
+import pytest
+
 from chatkeep.errors import NotFound, NotYours
 from chatkeep.model import NewConversation
 from chatkeep.store import Store
 from chatkeep.testing.contract import Contract
 from chatkeep.testing.messages import assistant, dense, seqs, someone
+from chatkeep.testing.projects import project, project_name
 from chatkeep.testing.reference import whole_list, whole_log
 
 WRITERS = 8
@@ -51,6 +54,22 @@ class RemovalContract(Contract):
                 log = await whole_log(store, name, talk_id)
                 assert seqs(log) == dense(len(log))
                 assert {message.id for message in log} == acknowledged[talk_id]
+
+    async def test_renamed_owner_keeps_projects(self, store: Store, owner: str) -> None:
+        """Projects go to the new owner with their conversations; of two with one id the new owner's stays."""
+        other = someone()
+        both, mine = await project(store, owner, "Mine"), await project(store, owner, "Only mine")
+        await project(store, other, "Theirs", id_=both)
+        made = [await store.create_conversation(owner, NewConversation(project_id=id_)) for id_ in (both, mine)]
+        assert await store.rename_owner(owner, other) == 2
+        assert [c.id for c in await whole_list(store, other, project_id=both)] == [made[0].id]
+        assert [c.id for c in await whole_list(store, other, project_id=mine)] == [made[1].id]
+        assert await project_name(store, other, both) == "Theirs"
+        assert await project_name(store, other, mine) == "Only mine"
+        with pytest.raises(NotFound):
+            await store.create_conversation(owner, NewConversation(project_id=mine))
+        receipt = await store.erase_owner(other)
+        assert (receipt.projects, receipt.remaining) == (2, 0)
 
     async def test_renaming_to_an_owner_with_the_same_contexts(self, store: Store, owner: str) -> None:
         """Both owners have used get-or-create in the same contexts: the new one has all conversations after it."""

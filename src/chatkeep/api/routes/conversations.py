@@ -5,7 +5,16 @@ from typing import Annotated, Self
 from uuid import NAMESPACE_OID, UUID, uuid5
 
 from fastapi import APIRouter, Body, Path, Query, Request, Response
-from pydantic import Field, StrictBool, model_validator
+from pydantic import (
+    ConfigDict,
+    Field,
+    StrictBool,
+    ValidatorFunctionWrapHandler,
+    WithJsonSchema,
+    WrapValidator,
+    model_validator,
+)
+from pydantic.config import JsonDict
 
 from chatkeep.access import location_of
 from chatkeep.api.body import MERGE_PATCH, JsonRoute, reply
@@ -13,25 +22,48 @@ from chatkeep.api.dependencies import OpenedStore, Owner
 from chatkeep.api.errors import api_problems
 from chatkeep.api.examples import CONVERSATION_ID
 from chatkeep.api.idempotency import IdempotencyKey, execute_once
-from chatkeep.api.paging import MAX_PAGE_LIMIT, Limit, ListQuery, WholeNumber
+from chatkeep.api.paging import MAX_PAGE_LIMIT, Limit, ListQuery, TimeBound, WholeNumber
 from chatkeep.api.query import openapi_query, read_query
 from chatkeep.errors import NotFound
 from chatkeep.model import Conversation, ConversationChange, Message, NewConversation, Page
 from chatkeep.store import MAX_OFFSET, ListOrder, Store
-from chatkeep.values import Label
+from chatkeep.values import MAX_LABEL_CHARS, MAX_LABELS, NOT_A_LABEL, Label, ShortText
 
 router = APIRouter(prefix="/api/conversations", tags=["conversations"], route_class=JsonRoute)
 
 ConversationId = Annotated[UUID, Path(description="The conversation's id.", examples=[CONVERSATION_ID])]
 
 
+TWO_IDS: JsonDict = {
+    "required": ["reuse_latest", "external_id", "id"],
+    "properties": {"reuse_latest": {"const": True}, "external_id": {"type": "string"}, "id": {"type": "string"}},
+}
+"""The schema of what `ConversationRequest` refuses beyond its fields."""
+
+
 class ConversationRequest(NewConversation):
-    """A conversation to create, or the context whose latest one to return."""
+    """A conversation to create, or what names the one to return."""
+
+    model_config = ConfigDict(json_schema_extra={"not": TWO_IDS})
 
     reuse_latest: StrictBool = Field(
         default=False,
-        description="Return the most recently updated conversation of the context_id, and create one if there is none.",
+        description="Return the most recently updated conversation with the external_id, or without an external_id the"
+        " one of the context_id and the project_id, and create one if there is none.",
     )
+
+    @model_validator(mode="after")
+    def _has_one_id(self) -> Self:
+        if self.is_found_by_external_id and self.id is not None:
+            raise ValueError(
+                "id and external_id cannot be used together with reuse_latest: the id is made of the external_id"
+            )
+        return self
+
+    @property
+    def is_found_by_external_id(self) -> bool:
+        """Whether the external_id names the conversation to return, and makes the id of a new one."""
+        return self.reuse_latest and self.external_id is not None
 
 
 class ConversationWithMessages(Conversation):
@@ -40,10 +72,38 @@ class ConversationWithMessages(Conversation):
     messages: Page[Message]
 
 
+def _label_filter(value: object, check: ValidatorFunctionWrapHandler) -> object:
+    """Check a label, and put the `!` before it again."""
+    if isinstance(value, str) and value.startswith(NOT_A_LABEL):
+        return f"{NOT_A_LABEL}{check(value.removeprefix(NOT_A_LABEL))}"
+    return check(value)
+
+
+LabelFilter = Annotated[
+    Label,
+    WrapValidator(_label_filter),
+    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_LABEL_CHARS + len(NOT_A_LABEL)}),
+]
+
+
 class ConversationsQuery(ListQuery):
     """The filters and the page of a list of conversations."""
 
-    context_id: Label | None = Field(None, description="Only conversations with this context_id.", examples=["kitchen"])
+    context_id: ShortText | None = Field(
+        None, description="Only conversations with this context_id.", examples=["kitchen"]
+    )
+    project_id: UUID | None = Field(None, description="Only conversations of this project.")
+    external_id: ShortText | None = Field(
+        None, description="Only conversations with this external_id.", examples=["thread-17"]
+    )
+    label: Annotated[tuple[LabelFilter, ...], Field(max_length=MAX_LABELS, fail_fast=True)] = Field(
+        (),
+        description="Only conversations with this label, or with a `!` before it, only those without it. May be"
+        f" repeated, at most {MAX_LABELS} times: all of them hold.",
+        examples=[["pinned", "!archived"]],
+    )
+    updated_after: TimeBound | None = Field(None, description="Only conversations that were updated after this time.")
+    updated_before: TimeBound | None = Field(None, description="Only conversations that were updated before this time.")
     order: ListOrder = Field("updated", description="`updated`: most recently updated first. `id`: by id, stable.")
     limit: Limit = 10
     offset: WholeNumber = Field(
@@ -54,6 +114,8 @@ class ConversationsQuery(ListQuery):
     def _has_one_offset(self) -> Self:
         if self.page is not None and self.offset:
             raise ValueError("page and offset cannot be used together")
+        if self.order == "id" and (self.updated_after or self.updated_before):
+            raise ValueError("order=id cannot be used together with updated_after and updated_before")
         return self
 
 
@@ -62,7 +124,7 @@ class ConversationsQuery(ListQuery):
     status_code=201,
     response_model=Conversation,
     responses={
-        200: {"model": Conversation, "description": "The latest conversation of the context, found or created."},
+        200: {"model": Conversation, "description": "The latest conversation, found or created."},
         **api_problems(403, 404, 409, 413, 415, 422),
     },
     response_description="The conversation.",
@@ -75,14 +137,16 @@ async def create_conversation(
     new: Annotated[ConversationRequest, Body()],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
-    """Create an empty conversation, or, with `reuse_latest`, get the most recently updated one of the context.
+    """Create an empty conversation, or, with `reuse_latest`, get the most recently updated one.
 
     Sending the same id with the same values again changes nothing and returns the conversation; the same id
-    with other values is a conflict (409). With `reuse_latest` the status is 200, and concurrent requests create
-    one conversation only. With an `Idempotency-Key` the same request can be sent again for 24 hours: it is executed
-    once, and later responses have `Idempotency-Replayed: true`, or are 404 if the conversation was deleted meanwhile.
+    with other values is a conflict (409). With `reuse_latest` it is the one with the `external_id`, whose id is made
+    of that, or the one of context and project; the status is 200, and concurrent requests create one conversation
+    only. A `project_id` that is not one of yours is 404. With an `Idempotency-Key` the same request can be sent again
+    for 24 hours: it is executed once, and later responses have `Idempotency-Replayed: true`, or are 404 if the
+    conversation was deleted meanwhile.
     """
-    if idempotency_key is not None and new.id is None:
+    if idempotency_key is not None and new.id is None and not new.is_found_by_external_id:
         # The id follows from the key: a server that dies before it keeps the reply does not cause a second one.
         new = new.model_copy(update={"id": uuid5(uuid5(NAMESPACE_OID, owner), idempotency_key)})
     return await execute_once(store.access, owner, idempotency_key, request, partial(_create, store, owner, new))
@@ -112,6 +176,11 @@ async def list_conversations(owner: Owner, store: OpenedStore, request: Request)
     page = await store.list_conversations(
         owner,
         context_id=query.context_id,
+        project_id=query.project_id,
+        external_id=query.external_id,
+        labels=query.label,
+        updated_after=query.updated_after,
+        updated_before=query.updated_before,
         order=query.order,
         limit=query.limit,
         cursor=query.cursor,
@@ -161,10 +230,11 @@ async def update_conversation(
     conversation_id: ConversationId,
     change: Annotated[ConversationChange, Body(media_type=MERGE_PATCH)],
 ) -> Response:
-    """Change title, metadata or head by a JSON Merge Patch (RFC 7396): omitted fields keep their value, null removes.
+    """Change title, context, labels, metadata or head by a JSON Merge Patch (RFC 7396).
 
-    Metadata is merged key by key. Moving the head makes the history follow another path, and the next message
-    continue there. The conversation's `updated_at` does not move.
+    Omitted fields keep their value, null removes. Labels are replaced; metadata is merged key by key. Moving the head
+    makes the history follow another path, and the next message continue there. The conversation's `updated_at` does
+    not move.
     """
     return reply(await store.update_conversation(owner, conversation_id, change))
 

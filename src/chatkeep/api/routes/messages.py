@@ -1,12 +1,13 @@
 """The messages of a conversation over HTTP."""
 
+from collections.abc import Sequence
 from typing import Annotated, Self
 from uuid import UUID, uuid5
 
 from fastapi import APIRouter, Body, Path, Request, Response
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
-from chatkeep.api.body import JsonRoute, reply
+from chatkeep.api.body import MERGE_PATCH, JsonRoute, reply, without_crowd
 from chatkeep.api.dependencies import OpenedStore, Owner, current_owner, opened_store
 from chatkeep.api.errors import api_problems
 from chatkeep.api.examples import ANSWER_ID
@@ -14,13 +15,16 @@ from chatkeep.api.idempotency import REPLAYED, IdempotencyKey
 from chatkeep.api.paging import Cursor, Limit, ListQuery, WholeNumber
 from chatkeep.api.query import openapi_query, read_query
 from chatkeep.api.routes.conversations import ConversationId
-from chatkeep.errors import InvalidInput, NotFound
-from chatkeep.model import Given, Message, NewMessage, Page
+from chatkeep.errors import InvalidInput, NotFound, NotYours
+from chatkeep.model import Given, Message, MessageChange, NewMessage, Page
 from chatkeep.store import Order, Store
 
 router = APIRouter(prefix="/api/conversations/{conversation_id}/messages", tags=["messages"], route_class=JsonRoute)
 
 MAX_SEQ = 2**63 - 1
+
+MAX_BATCH = 200
+"""Most messages that are appended together."""
 
 MessageId = Annotated[UUID, Path(description="The message's id.", examples=[ANSWER_ID])]
 
@@ -52,6 +56,23 @@ class SiblingsQuery(Given):
     cursor: Cursor = None
 
 
+def _not_empty(messages: tuple[NewMessage, ...]) -> tuple[NewMessage, ...]:
+    # Not min_length: with fail_fast pydantic says that it is not kept, too, if the first message is wrong.
+    if not messages:
+        raise ValueError("must not be empty")
+    return messages
+
+
+class MessageBatch(Given):
+    """Messages to append together."""
+
+    messages: Annotated[
+        tuple[Annotated[NewMessage, without_crowd(NewMessage)], ...],
+        Field(max_length=MAX_BATCH, fail_fast=True, json_schema_extra={"minItems": 1}),
+        AfterValidator(_not_empty),
+    ] = Field(description=f"1 to {MAX_BATCH} messages, in their order. Validation stops at the first that is wrong.")
+
+
 @router.post(
     "",
     status_code=201,
@@ -81,6 +102,39 @@ async def append_message(
     [appended] = await store.append(owner, conversation_id, [message])
     response = reply(appended, 201, location=f"/api/conversations/{conversation_id}/messages/{appended.id}")
     if replayed:
+        response.headers[REPLAYED] = "true"
+    return response
+
+
+@router.post(
+    "/batch",
+    status_code=201,
+    response_model=Page[Message],
+    responses=api_problems(403, 404, 409, 413, 415, 422),
+    response_description="The messages as they are stored, in the order of the request; `next` is null.",
+    summary="Append several messages at once",
+)
+async def append_messages(
+    owner: Owner,
+    store: OpenedStore,
+    conversation_id: ConversationId,
+    batch: Annotated[MessageBatch, Body()],
+    idempotency_key: IdempotencyKey = None,
+) -> Response:
+    """Append up to 200 messages in order: all of them, or none.
+
+    Each is as one that is sent alone: it follows the one before it unless it has a `parent_id`, and its id makes a
+    retry safe. Those that are there already are returned, the others stored; an id that is used for other content is a
+    conflict (409), and nothing is stored. With an `Idempotency-Key` each message without an id gets one that is made
+    of the key and its place; the response has `Idempotency-Replayed: true` if all messages were there.
+    """
+    messages, last_seq = batch.messages, 0
+    if idempotency_key is not None:
+        messages = _with_ids(messages, owner, conversation_id, idempotency_key)
+        last_seq = await _last_seq(store, owner, conversation_id)
+    appended = await store.append(owner, conversation_id, messages)
+    response = reply(Page[Message].model_construct(items=appended, total=None, next=None), 201)
+    if max(message.seq for message in appended) <= last_seq:
         response.headers[REPLAYED] = "true"
     return response
 
@@ -131,17 +185,39 @@ async def get_message(
     return reply(await store.get_message(owner, conversation_id, message_id))
 
 
+@router.patch(
+    "/{message_id}",
+    response_model=Message,
+    responses=api_problems(403, 404, 413, 415, 422),
+    response_description="The changed message.",
+    summary="Change the metadata of a message",
+)
+async def update_message(
+    owner: Owner,
+    store: OpenedStore,
+    conversation_id: ConversationId,
+    message_id: MessageId,
+    change: Annotated[MessageChange, Body(media_type=MERGE_PATCH)],
+) -> Response:
+    """Change the metadata, such as feedback, by a JSON Merge Patch (RFC 7396), key by key; null removes.
+
+    Nothing else of a message changes, nor does the conversation's `updated_at`, and a late retry of its append is
+    known as before.
+    """
+    return reply(await store.update_message(owner, conversation_id, message_id, change))
+
+
 @router.delete(
     "/{message_id}",
     status_code=204,
     responses=api_problems(403, 404, 422),
-    response_description="Its content, sources and metadata are erased.",
+    response_description="Its content, parts, sources and metadata are erased.",
     summary="Delete a message",
 )
 async def delete_message(
     owner: Owner, store: OpenedStore, conversation_id: ConversationId, message_id: MessageId
 ) -> Response:
-    """Erase a message's content, sources and metadata. Deleting it again is 404.
+    """Erase a message's content, parts, sources and metadata. Deleting it again is 404.
 
     Its place stays: other messages keep their seq and their parent, and its id is not free again.
     """
@@ -171,12 +247,37 @@ def _with_id(message: NewMessage, owner: str, conversation_id: UUID, key: str) -
 
     The id is a UUID version 5 of owner, conversation and key: the same key always gives the same id.
     """
-    id_ = uuid5(uuid5(conversation_id, owner), key)
+    id_ = _id_of(owner, conversation_id, key)
     if message.id is None:
         return message.model_copy(update={"id": id_})
     if message.id != id_ and str(message.id) != key.lower():
         raise InvalidInput("the Idempotency-Key header and the message's id differ; send one of them")
     return message
+
+
+def _with_ids(messages: Sequence[NewMessage], owner: str, conversation_id: UUID, key: str) -> tuple[NewMessage, ...]:
+    """Return the messages; those without an id get one that is made of `key` and their place in the batch.
+
+    The namespace is the id that a message alone gets from the key, so that no key of such a message makes one of these.
+    """
+    namespace = _id_of(owner, conversation_id, key)
+    ids = (message.id or uuid5(namespace, str(place)) for place, message in enumerate(messages))
+    return tuple(
+        message.model_copy(update={"id": id_}) if message.id is None else message
+        for message, id_ in zip(messages, ids, strict=True)
+    )
+
+
+def _id_of(owner: str, conversation_id: UUID, key: str) -> UUID:
+    return uuid5(uuid5(conversation_id, owner), key)
+
+
+async def _last_seq(store: Store, owner: str, conversation_id: UUID) -> int:
+    """Return the last seq of a conversation, 0 if there is none: an append says why."""
+    try:
+        return (await store.get_conversation(owner, conversation_id)).last_seq
+    except (NotFound, NotYours):
+        return 0
 
 
 async def _exists(store: Store, owner: str, conversation_id: UUID, message: NewMessage) -> bool:

@@ -82,6 +82,8 @@ class View:
     conversations: Collection
     messages: Collection
     users: Collection
+    projects: Collection
+    llm_providers: Collection
     api_keys: Collection
     requests: Collection
     schema: Collection
@@ -97,6 +99,8 @@ class View:
             conversations=database["conversations"],
             messages=database["messages"],
             users=database["users"],
+            projects=database["projects"],
+            llm_providers=database["llm_providers"],
             api_keys=database["api_keys"],
             requests=database["requests"],
             schema=database["chatkeep_schema"],

@@ -17,6 +17,7 @@ from chatkeep.errors import InvalidInput
 from chatkeep.ids import uuid_of
 from chatkeep.model import (
     CONVERSATION_FIELDS,
+    COUNTS,
     MESSAGE_FIELDS,
     ROLES,
     STATUSES,
@@ -41,7 +42,10 @@ CONVERSATION = dict.fromkeys(
         "owner_id",
         "title",
         "context_id",
+        "project_id",
+        "llm_provider_id",
         "external_id",
+        "labels",
         "metadata",
         "last_seq",
         "head_id",
@@ -64,8 +68,11 @@ MESSAGE = dict.fromkeys(
         "role",
         "content",
         "status",
+        "parts",
         "sources",
         "metadata",
+        "model",
+        *COUNTS,
         "external_id",
         "sent_at",
         "created_at",
@@ -73,6 +80,12 @@ MESSAGE = dict.fromkeys(
     1,
 )
 """The fields that a record of a message is made of, where its conversation is known."""
+
+JSON_TEXTS = ("parts", "sources", "metadata")
+"""The fields of a message that are stored as JSON text."""
+
+PLAIN = ("model", *COUNTS, "external_id")
+"""The fields of a message that are stored as they are, if it has them."""
 
 PLACE = dict.fromkeys(("_id.m", "seq", "run", "depth", "fingerprint", "status"), 1)
 """The fields that say where a message is in its conversation, and what a repeated append has to know."""
@@ -119,6 +132,11 @@ def conversation_id(key: Key) -> Document:
     return {"o": key[0], "c": to_binary(key[1])}
 
 
+def project_id(owner: str, id_: UUID) -> Document:
+    """The `_id` of a project."""
+    return {"o": owner, "p": to_binary(id_)}
+
+
 def message_id(key: Key, id_: UUID) -> Document:
     """The `_id` of a message."""
     return {"o": key[0], "c": to_binary(key[1]), "m": to_binary(id_)}
@@ -132,21 +150,18 @@ def check_message_fits(message: NewMessage, known: Mapping[str, list[str]] | Non
 
     Its words are in the document, too, unless `known` is None; it has those of long texts.
     """
-    total = len(message.content)
-    if message.metadata or message.sources:
-        total += len(json_text(message.metadata)) + len(json_text(message.sources))
-    if total <= SURELY_FITS:
+    texts = [message.content, *(json_text(each) for each in (message.parts, message.sources, message.metadata) if each)]
+    if sum(map(len, texts)) <= SURELY_FITS:
         return
     words = [] if known is None else known.get(message.content) or index_words(message.content)
-    values = [message.content, json_text(message.metadata), json_text(message.sources), words]
-    size = len(bson.encode({"values": values})) + REST_BYTES
+    size = len(bson.encode({"values": [*texts, words]})) + REST_BYTES
     if size > MAX_DOCUMENT_BYTES:
         raise InvalidInput(TOO_LARGE, got=f"{size:,} bytes")
 
 
 def document_bytes(document: Mapping[str, Any]) -> int:
     """The size of a message or a conversation in a page."""
-    return stored_bytes(document.get("content"), document.get("sources"), document.get("metadata"))
+    return stored_bytes(*map(document.get, ("content", "parts", "sources", "metadata")))
 
 
 # --- conversations ----------------------------------------------------------------------------------------
@@ -162,7 +177,10 @@ def to_conversation(document: Mapping[str, Any]) -> Conversation:
             "owner_id": document["owner_id"],
             "title": document["title"],
             "context_id": document["context_id"],
+            "project_id": uuid_or_none(document.get("project_id")),
+            "llm_provider_id": uuid_or_none(document.get("llm_provider_id")),
             "external_id": document["external_id"],
+            "labels": tuple(document.get("labels", ())),
             "metadata": load_json(document["metadata"]),
             "last_seq": document["last_seq"],
             "head_id": uuid_or_none(document["head_id"]),
@@ -177,7 +195,7 @@ def new_conversation(key: Key, new: NewConversation, *, slot: bool) -> Document:
     created_at, updated_at = times_of(new, now())
     metadata = json_text(new.metadata)
     identity = conversation_id(key)
-    return {
+    document: Document = {
         "_id": identity,
         "owner_id": key[0],
         "id": identity["c"],
@@ -193,8 +211,21 @@ def new_conversation(key: Key, new: NewConversation, *, slot: bool) -> Document:
         "fingerprint": new.fingerprint(),
         "created_at": micros(created_at),
         "updated_at": micros(updated_at),
-        **({"slot": True} if slot else {}),
     }
+    if new.project_id is not None:
+        document["project_id"] = to_binary(new.project_id)
+    if new.labels:
+        document["labels"] = list(new.labels)
+    if slot:
+        document["slot"] = True
+    return document
+
+
+def new_project(owner: str, id_: UUID, name: str) -> Document:
+    """The document of a project."""
+    identity, moment = project_id(owner, id_), micros(now())
+    own = {"owner_id": owner, "id": identity["p"], "name": name}
+    return {"_id": identity, **own, "created_at": moment, "updated_at": moment}
 
 
 def saved(state: State, before: Mapping[str, Any]) -> Document:
@@ -236,12 +267,12 @@ def new_message(key: Key, placed: Placed, *, index: bool, words: list[str] | Non
     }
     if position.depth < position.seq:
         document["branched"] = True
-    if message.sources:
-        document["sources"] = json_text(message.sources)
-    if message.metadata:
-        document["metadata"] = json_text(message.metadata)
-    if message.external_id is not None:
-        document["external_id"] = message.external_id
+    for name in JSON_TEXTS:
+        if value := getattr(message, name):
+            document[name] = json_text(value)
+    for name in PLAIN:
+        if (value := getattr(message, name)) is not None:
+            document[name] = value
     if message.sent_at is not None:
         document["sent_at"] = micros(message.sent_at)
     if not index:
@@ -257,7 +288,7 @@ def to_known(document: Mapping[str, Any]) -> Known:
 
 def to_message(conversation: UUID, document: Mapping[str, Any]) -> Message:
     """The record of a message of a conversation."""
-    sources, metadata, sent_at = document.get("sources"), document.get("metadata"), document.get("sent_at")
+    parts, sources, metadata, sent_at = map(document.get, ("parts", "sources", "metadata", "sent_at"))
     return stored(
         Message,
         MESSAGE_FIELDS,
@@ -269,8 +300,13 @@ def to_message(conversation: UUID, document: Mapping[str, Any]) -> Message:
             "role": ROLES[document["role"]],
             "content": document["content"],
             "status": STATUSES[document["status"]],
+            "parts": tuple(load_json(parts)) if parts else None,
             "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
             "metadata": load_json(metadata) if metadata else {},
+            "model": document.get("model"),
+            "input_tokens": document.get("input_tokens"),
+            "output_tokens": document.get("output_tokens"),
+            "duration_ms": document.get("duration_ms"),
             "external_id": document.get("external_id"),
             "sent_at": None if sent_at is None else from_micros(sent_at),
             "created_at": from_micros(document["created_at"]),

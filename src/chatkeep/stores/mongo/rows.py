@@ -6,35 +6,31 @@ filter names the owner first. Plain operators only: in a pipeline a user's text 
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Self, cast, override
+from typing import Any, Self, override
 from uuid import UUID
 
 from pymongo import ASCENDING, DESCENDING, UpdateOne
-from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.errors import DuplicateKeyError
 
 from chatkeep.access import IDS_CLASH
 from chatkeep.errors import Conflict
 from chatkeep.ids import valid_id
-from chatkeep.model import Conversation, Message, NewConversation, Status
-from chatkeep.store import ListOrder, Order
+from chatkeep.model import Message, Status
+from chatkeep.store import Order
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.long_texts import LongTexts
+from chatkeep.stores.mongo.conversations import BY_ID, MongoConversations, moved, within_page
 from chatkeep.stores.mongo.database import Document, View
 from chatkeep.stores.mongo.documents import (
-    CONVERSATION,
+    JSON_TEXTS,
     MESSAGE,
     PLACE,
-    STATE,
     conversation_id,
-    document_bytes,
     message_id,
     micros,
-    new_conversation,
     new_message,
     saved,
     to_binary,
-    to_conversation,
     to_hit,
     to_known,
     to_messages,
@@ -49,16 +45,13 @@ from chatkeep.stores.rows import (
     Part,
     Place,
     Removed,
-    Rows,
-    StateRow,
     Within,
     WordIndex,
     order_of,
     that_fit,
 )
-from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
-from chatkeep.values import from_micros, now
+from chatkeep.values import now
 from chatkeep.words import Query, index_words, query_words
 
 INDEX_SLICE = 500
@@ -77,24 +70,24 @@ FIRST_RULE = 1
 """The rule before there was that document."""
 
 DELETED = Status.DELETED.value
+ERASED = (*JSON_TEXTS, "external_id", "unindexed")
+"""The fields that a tombstone does not have."""
+
 NOT_DELETED = {"$ne": DELETED}
 DIRECTION: Mapping[Order, int] = {"asc": ASCENDING, "desc": DESCENDING}
-BY_UPDATE = [("updated_at", DESCENDING), ("id", DESCENDING)]
-BY_ID = [("id", ASCENDING)]
 HIT_ORDER = [("created_at", DESCENDING), ("conversation_id", DESCENDING), ("seq", DESCENDING)]
 
 
-class MongoRows(Rows):
+class MongoRows(MongoConversations):
     """Documents, as one transaction sees them, or each operation for itself."""
 
-    __slots__ = ("_index", "_texts", "_view", "_words")
+    __slots__ = ("_index", "_texts", "_words")
 
-    reads_visible = False
     most_segments = 200
 
     def __init__(self, view: View, texts: LongTexts, *, index: bool = True) -> None:
         """Take the view, and what splits long texts; index=False leaves new messages to `index_slice`."""
-        self._view = view
+        super().__init__(view)
         self._texts = texts
         self._index = index
         self._words: Mapping[str, list[str]] = {}
@@ -103,89 +96,6 @@ class MongoRows(Rows):
         """These rows, knowing the words of some texts that are to be saved."""
         self._words = words
         return self
-
-    # --- conversations ------------------------------------------------------------------------------------
-
-    @override
-    async def state(self, key: Key, *, lock: bool = False) -> StateRow | None:
-        found = await self._conversation(key, STATE)
-        if found is None:
-            return None
-        updated_at = from_micros(found["updated_at"])
-        last_seq, head_seq, head_id = found["last_seq"], found["head_seq"], uuid_or_none(found["head_id"])
-        return StateRow(last_seq, head_seq, head_id, found["runs"], found["title"], updated_at, now())
-
-    @override
-    async def conversation(self, key: Key, *, lock: bool = False) -> Conversation | None:
-        found = await self._conversation(key, CONVERSATION)
-        return None if found is None else to_conversation(found)
-
-    async def _conversation(self, key: Key, fields: Document | None = None) -> Document | None:
-        """Some fields of a conversation, among which is deleted_at, unless it is being removed."""
-        where = self._view.one(key[0], conversation_id(key))
-        found = await self._view.conversations.find_one(where, fields, session=self._view.session)
-        return None if found is None or found.get("deleted_at") else found
-
-    async def exists_elsewhere(self, id_: UUID) -> bool:
-        where = {"id": to_binary(id_), "deleted_at": None}
-        return await self._view.conversations.find_one(where, {"_id": 1}) is not None
-
-    async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
-        document = new_conversation(key, new, slot=slot)
-        try:
-            await self._view.conversations.insert_one(document)
-        except DuplicateKeyError:
-            made = None
-        else:
-            made = to_conversation(document)
-        await self._note_owner(key[0])
-        return made
-
-    async def _note_owner(self, owner: str) -> None:
-        """Note that there is an owner, after their conversations: who removes the owner looks for those afterwards."""
-        users = self._view.users
-        if await users.find_one(self._view.one(owner, owner), {"_id": 1}) is None:
-            new = {"$setOnInsert": {"created_at": micros(now())}}
-            await users.update_one({"_id": owner, "owner_id": owner}, new, upsert=True)
-
-    async def fingerprint(self, key: Key) -> bytes | None:
-        found = await self._conversation(key, {"fingerprint": 1, "deleted_at": 1})
-        return None if found is None else bytes(found["fingerprint"])
-
-    async def newest(self, owner: str, context_id: str | None) -> Conversation | None:
-        where = {"owner_id": owner, "context_id": context_id, "deleted_at": None}
-        found = await self._view.conversations.find_one(where, CONVERSATION, sort=BY_UPDATE)
-        return None if found is None else to_conversation(found)
-
-    async def listed(
-        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, size: PageSize, offset: int
-    ) -> Part[Conversation]:
-        where = _listed(owner, context_id)
-        if after is not None and after.updated_at is not None:
-            moment = micros(after.updated_at)
-            behind = [{"updated_at": {"$lt": moment}}, {"updated_at": moment, "id": {"$lt": to_binary(after.id)}}]
-            where |= {"updated_at": {"$lte": moment}, "$or": behind}
-        elif after is not None:
-            where["id"] = {"$gt": to_binary(after.id)}
-        by = BY_ID if order == "id" else BY_UPDATE
-        page = {"limit": size.limit, "batch_size": size.limit}
-        async with self._view.conversations.find(where, CONVERSATION, sort=by, skip=offset, **page) as cursor:
-            found = await _within(cursor, size.max_bytes)
-        return Part([to_conversation(each) for each in found.items], found.cut)
-
-    async def count(self, owner: str, context_id: str | None) -> int:
-        return await self._view.conversations.count_documents(_listed(owner, context_id))
-
-    async def set_values(self, key: Key, values: Mapping[str, Any]) -> None:
-        changed = dict(values)
-        if "head_seq" in values:
-            row = cast("StateRow", await self.state(key))
-            changed["straight"] = row.runs is None and (values["head_seq"] or 0) == row.last_seq
-            changed["head_id"] = None if values["head_id"] is None else to_binary(values["head_id"])
-        view = self._view
-        await view.conversations.update_one(
-            view.one(key[0], conversation_id(key)), {"$set": changed}, session=view.session
-        )
 
     # --- messages -----------------------------------------------------------------------------------------
 
@@ -204,7 +114,7 @@ class MongoRows(Rows):
         """The first messages by seq, as many as have room."""
         options = {"sort": [("seq", DIRECTION[order])], "limit": size.limit, "batch_size": size.limit}
         async with self._view.messages.find(where, MESSAGE, session=self._view.session, **options) as cursor:
-            found = await _within(cursor, size.max_bytes)
+            found = await within_page(cursor, size.max_bytes)
         return Part(to_messages(key[1], found.items), found.cut)
 
     async def known(self, key: Key, ids: Collection[UUID]) -> dict[UUID, Known]:
@@ -267,11 +177,16 @@ class MongoRows(Rows):
             where = message_filter(key, status=DELETED, run=segment.run, seq=between)
         return await self._view.messages.count_documents(where)
 
+    async def set_metadata(self, key: Key, id_: UUID, metadata: str | None) -> None:
+        where = self._view.one(key[0], message_id(key, id_))
+        change = {"$unset": {"metadata": ""}} if metadata is None else {"$set": {"metadata": metadata}}
+        await self._view.messages.update_one(where, change, session=self._view.session)
+
     async def erase_message(self, key: Key, id_: UUID) -> None:
         where = self._view.one(key[0], message_id(key, id_))
         change = {
             "$set": {"content": "", "status": DELETED, "words": []},
-            "$unset": {"sources": "", "metadata": "", "external_id": "", "unindexed": ""},
+            "$unset": dict.fromkeys(ERASED, ""),
         }
         await self._view.messages.update_one(where, change, session=self._view.session)
 
@@ -298,7 +213,7 @@ class MongoRows(Rows):
             if only.is_small:  # else MongoDB tries both indexes and goes on with the one that is done first
                 options |= {"hint": "seq", "allow_disk_use": True}
         async with self._view.messages.find(where, fields, session=self._view.session, **options) as cursor:
-            found, cut = await _within(cursor, size.max_bytes)
+            found, cut = await within_page(cursor, size.max_bytes)
         there = await self._titles(owner, {each["conversation_id"] for each in found}) if found else {}
         hits = [to_hit(each, there[id_]) for each in found if (id_ := each["conversation_id"]) in there]
         return Found(hits, exact, to_place(found[-1]) if cut or len(found) == size.limit else None, cut)
@@ -402,7 +317,7 @@ class MongoRows(Rows):
         One at a time, others could create small ones faster than they go.
         """
         where, session = {"owner_id": owner, "deleted_at": {"$gt": 0}}, self._view.session
-        fields = {"id": 1, "last_seq": 1}
+        fields = {"id": 1, "last_seq": 1, "labels": 1}
         hidden = await self._view.conversations.find(where, fields, limit=FEW, session=session).to_list()
         if not hidden:
             return None
@@ -425,13 +340,14 @@ class MongoRows(Rows):
         if conversations:
             where = view.some(each["_id"] for each in conversations)
             removed = (await view.conversations.delete_many(where, session=session)).deleted_count
-        return Removed(removed, gone, count)
+        return Removed(removed, gone, count, sum(len(each.get("labels", ())) for each in conversations))
 
     async def remove_owner(self, owner: str) -> int | None:
         if not await self._forget_owner(owner):
             return None
-        left = await self._view.messages.count_documents({"owner_id": owner})
-        return left + await self._view.users.count_documents({"owner_id": owner})
+        view = self._view
+        kinds = (view.messages, view.projects, view.users)
+        return sum([await kind.count_documents({"owner_id": owner}) for kind in kinds])
 
     async def _forget_owner(self, owner: str) -> bool:
         """Remove an owner without conversations; say whether that is so. Looks last: others create meanwhile."""
@@ -446,7 +362,7 @@ class MongoRows(Rows):
         ids = await self._ids_of(old)
         if not ids.isdisjoint(await self._ids_of(new)):
             raise Conflict(IDS_CLASH)
-        if ids:
+        if ids or await self.projects_of(old):
             await self._note_owner(new)
         return ids
 
@@ -461,35 +377,28 @@ class MongoRows(Rows):
         conversation = await self._conversation(key)
         if conversation is None:
             return False
-        if conversation.get("slot") and await self._slot_taken(new, conversation["context_id"]):
+        if conversation.get("slot") and await self._slot_taken(new, conversation):
             del conversation["slot"]
         found = await view.messages.find(message_filter(key), session=view.session).to_list()
-        moved = [_moved(each, new) for each in found]
+        messages = [moved(each, new) for each in found]
         await view.messages.delete_many(message_filter(key), session=view.session)
         await view.conversations.delete_one(view.one(old, conversation["_id"]), session=view.session)
-        await view.conversations.insert_one(_moved(conversation, new), session=view.session)
-        for start in range(0, len(moved), SLICE):
-            await view.messages.insert_many(moved[start : start + SLICE], session=view.session)
+        await view.conversations.insert_one(moved(conversation, new), session=view.session)
+        for start in range(0, len(messages), SLICE):
+            await view.messages.insert_many(messages[start : start + SLICE], session=view.session)
         return True
 
-    async def _slot_taken(self, owner: str, context_id: str | None) -> bool:
-        where = {"owner_id": owner, "context_id": context_id, "slot": True}
+    async def _slot_taken(self, owner: str, conversation: Document) -> bool:
+        """Whether a conversation of the owner holds the slot of the scope that another conversation is in."""
+        scope = {"context_id": conversation["context_id"], "project_id": conversation.get("project_id")}
+        where = {"owner_id": owner, **scope, "slot": True}
         return await self._view.conversations.find_one(where, {"_id": 1}, session=self._view.session) is not None
 
-    async def end_rename(self, owner: str) -> None:
-        """Remove an owner whose conversations were moved, unless others were created meanwhile."""
-        await self._forget_owner(owner)
-
-
-async def _within(cursor: AsyncCursor[Document], max_bytes: int) -> Part[Document]:
-    """The first documents that have room in a page; the server sends at most 16 MB more."""
-    found: list[Document] = []
-    async for each in cursor:
-        max_bytes -= document_bytes(each)
-        if max_bytes < 0 and found:
-            return Part(found, cut=True)
-        found.append(each)
-    return Part(found)
+    async def end_rename(self, owner: str, projects: Collection[UUID]) -> None:
+        """Remove an owner whose conversations were moved and whose projects were copied, unless other conversations
+        were created meanwhile: those may be in the projects."""
+        if await self._forget_owner(owner):
+            await self._forget_projects(owner, projects)
 
 
 # --- filters ----------------------------------------------------------------------------------------------
@@ -513,11 +422,6 @@ def _in_segment(key: Key, segment: Segment) -> Document:
     return where if segment.trunk else where | {"run": segment.run, "branched": True}
 
 
-def _listed(owner: str, context_id: str | None) -> Document:
-    where: Document = {"owner_id": owner, "deleted_at": None}
-    return where if context_id is None else where | {"context_id": context_id}
-
-
 def _below(place: tuple[Any, ...] | None) -> Document:
     if place is None:
         return {}
@@ -532,8 +436,3 @@ def _below(place: tuple[Any, ...] | None) -> Document:
 
 def _hidden() -> Document:
     return {"$set": {"deleted_at": micros(now())}, "$unset": {"slot": ""}}
-
-
-def _moved(document: Document, owner: str) -> Document:
-    """A document with another owner, whose name is also in its `_id`."""
-    return {**document, "_id": {**document["_id"], "o": owner}, "owner_id": owner}

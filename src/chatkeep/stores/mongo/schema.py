@@ -4,23 +4,27 @@ Every step is idempotent, and safe for many processes at once.
 """
 
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 from pymongo import IndexModel
 from pymongo.errors import CollectionInvalid, OperationFailure
 
 from chatkeep.errors import InvalidInput
-from chatkeep.model import Role, Status
+from chatkeep.model import COUNTS, Role, Status
 from chatkeep.stores.mongo.database import Collection, Database, Document, View
 from chatkeep.stores.mongo.documents import micros
-from chatkeep.stores.revisions import needs_migration, target_revision
-from chatkeep.values import now
+from chatkeep.stores.revisions import Schema, needs_migration, target_revision
+from chatkeep.values import MAX_LABELS, now
 
-REVISIONS = ("0001", "0002")
+REVISIONS = ("0001", "0002", "0003")
 """Every revision, oldest first."""
 
 HEAD = REVISIONS[-1]
 """The newest revision."""
+
+SERVED_FROM = {"0003": "0002"}
+"""The oldest revision whose processes can use a revision, during a rolling upgrade; without one only its own can."""
 
 NO_SCHEMA = "the database has no schema of chatkeep; run `chatkeep db upgrade`"
 
@@ -31,10 +35,13 @@ TIME = {"bsonType": "long"}
 TEXT = {"bsonType": "string"}
 BYTES = {"bsonType": "binData"}
 ANY_TEXT = {"bsonType": ["string", "null"]}
+LABELS = {"bsonType": "array", "minItems": 1, "maxItems": MAX_LABELS, "items": TEXT}
 
 
 def _validator(required: tuple[str, ...], **properties: Document) -> Document:
-    return {"$jsonSchema": {"bsonType": "object", "required": ["_id", "owner_id", *required], "properties": properties}}
+    """The rule of a collection. Documents of earlier revisions keep it, too: they have fewer fields."""
+    of_owner = ["owner_id"] if "owner_id" in properties else []
+    return {"$jsonSchema": {"bsonType": "object", "required": ["_id", *of_owner, *required], "properties": properties}}
 
 
 VALIDATORS: dict[str, Document] = {
@@ -44,7 +51,10 @@ VALIDATORS: dict[str, Document] = {
         id=BYTES,
         title=ANY_TEXT,
         context_id=ANY_TEXT,
+        project_id=BYTES,
+        llm_provider_id=BYTES,
         external_id=ANY_TEXT,
+        labels=LABELS,
         metadata=TEXT,
         last_seq=COUNT,
         head_seq={"bsonType": ["int", "long", "null"], "minimum": 1},
@@ -69,8 +79,11 @@ VALIDATORS: dict[str, Document] = {
         role={"enum": [role.value for role in Role]},
         content=TEXT,
         status={"enum": [status.value for status in Status]},
+        parts=TEXT,
         sources=TEXT,
         metadata=TEXT,
+        model=TEXT,
+        **dict.fromkeys(COUNTS, COUNT),
         external_id=TEXT,
         sent_at=TIME,
         created_at=TIME,
@@ -79,10 +92,33 @@ VALIDATORS: dict[str, Document] = {
         unindexed={"enum": [True]},
     ),
     "users": _validator((), owner_id=TEXT),
+    "projects": _validator(
+        ("id", "name", "created_at", "updated_at"),
+        owner_id=TEXT,
+        id=BYTES,
+        name=TEXT,
+        metadata=TEXT,
+        created_at=TIME,
+        updated_at=TIME,
+    ),
+    "llm_providers": _validator(
+        ("provider_name", "model_name", "is_default", "created_at", "updated_at"),
+        _id=BYTES,
+        provider_name=TEXT,
+        model_name=TEXT,
+        is_default={"bsonType": "bool"},
+        api_config=TEXT,
+        created_at=TIME,
+        updated_at=TIME,
+    ),
     "api_keys": _validator(("secret_hash", "name", "scopes", "created_at"), owner_id=TEXT, secret_hash=BYTES),
     "requests": _validator(("fingerprint", "lease_until", "expires_at"), owner_id=TEXT, expires_at=TIME),
 }
-"""The validator of each collection."""
+"""The validator of each collection at the newest revision. It takes what processes of the revision before write."""
+
+NEW_FIELDS = ("parts", "model", *COUNTS)
+NEW = ("projects", "llm_providers")
+"""The fields of messages, and the collections, that came with 0003."""
 
 
 def _index(name: str, *keys: str, unique: bool = False, where: Document | None = None) -> IndexModel:
@@ -97,6 +133,8 @@ def _index(name: str, *keys: str, unique: bool = False, where: Document | None =
 SOME_TEXT = {"$gte": ""}
 """Where a field is text. For {"$type": "string"} MongoDB would not use the index of a part: it compares values."""
 
+PRESENT = {"$exists": True}
+
 # Each append moves its conversation in every index with updated_at.
 BY_CONTEXT = "owner_id", "context_id", "-updated_at", "-id"
 
@@ -105,13 +143,23 @@ CONVERSATION_INDEXES = (
     _index("by_id", "owner_id", "id"),
     # Whether somebody else has an id: the one question that does not name an owner.
     _index("elsewhere", "id"),
-    _index("slot", "owner_id", "context_id", "slot", unique=True, where={"slot": True}),
-    _index("remains", "deleted_at", "owner_id", where={"deleted_at": {"$exists": True}}),
+    _index("remains", "deleted_at", "owner_id", where={"deleted_at": PRESENT}),
 )
 """The indexes of conversations that every revision has."""
 
+SLOT = _index("slot", "owner_id", "context_id", "slot", unique=True, where={"slot": True})
+IN_CONTEXT = _index("in_context", *BY_CONTEXT, where={"context_id": SOME_TEXT})
+
 INDEXES: dict[str, list[IndexModel]] = {
-    "conversations": [*CONVERSATION_INDEXES, _index("in_context", *BY_CONTEXT, where={"context_id": SOME_TEXT})],
+    "conversations": [
+        *CONVERSATION_INDEXES,
+        IN_CONTEXT,
+        _index("by_external_id", "owner_id", "external_id", "-updated_at", "-id", where={"external_id": SOME_TEXT}),
+        _index("by_project", "owner_id", "project_id", "-updated_at", "-id", where={"project_id": PRESENT}),
+        # With nothing that an append changes. The ids of those with a label are read from it alone.
+        _index("labels", "owner_id", "labels", "id", where={"labels": PRESENT}),
+        _index("slots", "owner_id", "context_id", "project_id", "slot", unique=True, where={"slot": True}),
+    ],
     "messages": [
         _index("seq", "owner_id", "conversation_id", "seq", unique=True),
         _index("run", "owner_id", "conversation_id", "run", "seq", where={"branched": True}),
@@ -126,11 +174,13 @@ INDEXES: dict[str, list[IndexModel]] = {
             "-created_at",
             "-conversation_id",
             "-seq",
-            where={"words": {"$exists": True}},
+            where={"words": PRESENT},
         ),
         _index("unindexed", "unindexed", "owner_id", where={"unindexed": True}),
     ],
     "users": [_index("owner", "owner_id")],
+    "projects": [_index("owner", "owner_id", "id")],
+    "llm_providers": [_index("default", "is_default", unique=True, where={"is_default": True})],
     "api_keys": [_index("owner", "owner_id", "created_at")],
     "requests": [
         _index("expiry", "owner_id", "expires_at"),
@@ -141,42 +191,91 @@ INDEXES: dict[str, list[IndexModel]] = {
 
 EARLIER: dict[str, dict[str, list[IndexModel]]] = {
     "0001": {
-        "conversations": [*CONVERSATION_INDEXES, _index("by_context", *BY_CONTEXT)],
+        "conversations": [*CONVERSATION_INDEXES, SLOT, _index("by_context", *BY_CONTEXT)],
         "requests": INDEXES["requests"][:1],
-    }
+    },
+    "0002": {"conversations": [*CONVERSATION_INDEXES, SLOT, IN_CONTEXT]},
 }
 """The indexes of an earlier revision, of the collections whose indexes were others."""
 
-SPREAD = ("users", "conversations", "messages", "requests")
-"""The sharded collections, by owner. API keys are not: a key is looked up before its owner is known."""
+SPREAD = ("users", "conversations", "messages", "requests", "projects")
+"""The sharded collections, by owner. API keys are not: a key is looked up before its owner is known. Providers are of
+no owner."""
 
 NAMESPACE_EXISTS, NO_SUCH_INDEX, SAME_KEYS = 48, 27, 85
 
 
-async def revision(view: View) -> str | None:
-    """The revision of the schema, None without one."""
+async def revision(view: View) -> Schema:
+    """The schema that the database has."""
     found = await view.schema.find_one({"_id": "schema"})
-    return None if found is None else found["revision"]
+    return Schema() if found is None else Schema(found["revision"], found.get("served_from"))
 
 
 async def migrate(database: Database, target: str) -> None:
-    """Bring the schema to `target`. Safe to call from many processes at once."""
+    """Bring the schema to `target`. Safe to call from many processes at once, and again after one was killed."""
     target = target_revision(target, REVISIONS)
-    if needs_migration(await database.read(revision), target, REVISIONS, database.name):
-        await database.change(_drop if target == "base" else lambda view: _build(view, target), atomic=False)
+    before = await database.read(revision)
+    if needs_migration(before, target, REVISIONS, database.name):
+        is_downgrade = before.revision is not None and before.revision > target
+        work = _drop if target == "base" else partial(_lower if is_downgrade else _build, target=target)
+        await database.change(work, atomic=False)
 
 
 async def _build(view: View, target: str) -> None:
+    """Make what a revision has, then note the revision."""
+    await _make_collections(view, target)
+    await _end_future(view)
+    await _note(view, target)
+
+
+async def _lower(view: View, target: str) -> None:
+    """Remove what an earlier revision does not know, and note it before the newer one's indexes go.
+
+    Until then the database is one of the newer revision, from then on one of the earlier with a few indexes more.
+    """
+    if target < "0003":
+        await _forget_model(view)
+    await _note(view, target)
+    if target < "0003":
+        for name in NEW:
+            await view.database.drop_collection(name)
+    await _make_collections(view, target)
+
+
+async def _make_collections(view: View, target: str) -> None:
     found = await (await view.database.list_collections()).to_list()
     there = {each["name"]: each.get("options", {}).get("validator") for each in found}
     for name, validator in VALIDATORS.items():
+        if target < "0003" and name in NEW:
+            continue
         if name not in there:
             await _create(view, name, validator)
         elif there[name] != validator:
             await view.database.command("collMod", name, validator=validator)
         await _make_indexes(view.database[name], EARLIER.get(target, {}).get(name, INDEXES[name]))
-    await _end_future(view)
-    await view.schema.update_one({"_id": "schema"}, {"$set": {"revision": target}}, upsert=True)
+
+
+async def _note(view: View, target: str) -> None:
+    """Note the revision, and who can use it."""
+    known = {"revision": target, "served_from": SERVED_FROM.get(target)}
+    change = {"$set": {name: value for name, value in known.items() if value is not None}}
+    if known["served_from"] is None:
+        change["$unset"] = {"served_from": ""}
+    await view.schema.update_one({"_id": "schema"}, change, upsert=True)
+
+
+async def _forget_model(view: View) -> None:
+    """Remove what came with 0003, as the other databases do: an earlier revision would not remove it with the rest.
+
+    Of two slots of a context, in different projects, one is enough.
+    """
+    in_project = {"project_id": PRESENT}
+    await view.conversations.update_many(in_project, {"$unset": {"project_id": "", "slot": ""}})
+    for collection, names in ((view.conversations, ("labels", "llm_provider_id")), (view.messages, NEW_FIELDS)):
+        some = {"$or": [{name: PRESENT} for name in names]}
+        await collection.update_many(some, {"$unset": dict.fromkeys(names, "")})
+    ended = {"$set": {"status": Status.INTERRUPTED.value}}
+    await view.messages.update_many({"status": Status.IN_PROGRESS.value}, ended)
 
 
 async def _make_indexes(collection: Collection, wanted: list[IndexModel]) -> None:

@@ -6,8 +6,8 @@ from uuid import UUID
 
 from chatkeep.errors import SchemaMismatch
 from chatkeep.model import ImportReceipt, Message, NewMessage
-from chatkeep.store import StoreOptions
-from chatkeep.stores.append import is_simple, with_ids
+from chatkeep.options import StoreOptions
+from chatkeep.stores.append import is_simple, size_of, with_ids
 from chatkeep.stores.base import RowStore
 from chatkeep.stores.group_commit import GroupCommit
 from chatkeep.stores.imports import Import
@@ -18,6 +18,7 @@ from chatkeep.stores.mongo.append import Item, append_batch
 from chatkeep.stores.mongo.database import Database, View
 from chatkeep.stores.mongo.documents import check_message_fits
 from chatkeep.stores.mongo.rows import MongoRows
+from chatkeep.stores.revisions import Schema
 from chatkeep.stores.rows import Key, Work
 from chatkeep.words import index_words
 
@@ -30,6 +31,7 @@ class MongoStore(RowStore[MongoRows]):
 
     driver_options = True
     newest_revision = schema.HEAD
+    revisions = schema.REVISIONS
 
     def __init__(self, url: str, options: StoreOptions) -> None:
         super().__init__(url, options)
@@ -82,7 +84,7 @@ class MongoStore(RowStore[MongoRows]):
     async def _need_schema(self) -> None:
         """Raise SchemaMismatch without a schema: MongoDB would make collections by itself."""
         if not self._has_schema:
-            if await self._revision() is None:
+            if (await self._schema()).revision is None:
                 raise SchemaMismatch(schema.NO_SCHEMA, got=self._database.name)
             self._has_schema = True
 
@@ -90,7 +92,7 @@ class MongoStore(RowStore[MongoRows]):
         await schema.migrate(self._database, revision)
         self._has_schema = False
 
-    async def _revision(self) -> str | None:
+    async def _schema(self) -> Schema:
         return await self._database.read(schema.revision)
 
     async def _finish(self) -> None:
@@ -107,11 +109,25 @@ class MongoStore(RowStore[MongoRows]):
         return self._database.sharded if hidden is None else hidden
 
     async def _rename(self, old: str, new: str) -> int:
-        """Move conversations one by one, each in a transaction: cut off, a second call finishes."""
+        """Move conversations one by one, each in a transaction: cut off, a second call finishes.
+
+        Both owners have the projects until then, so that no conversation is without its own.
+        """
         ids = await self._write(lambda rows: rows.begin_rename(old, new), atomic=False)
+        projects = await self._copy_projects(old, new)
         moved = [await self._move(id_, old, new) for id_ in sorted(ids)]
-        await self._write(lambda rows: rows.end_rename(old), atomic=False)
+        await self._write(lambda rows: rows.end_rename(old, projects), atomic=False)
         return sum(moved)
+
+    async def _copy_projects(self, old: str, new: str) -> list[UUID]:
+        """Give the projects of one owner to another as well; return their ids."""
+        ids = await self._read(lambda rows: rows.projects_of(old))
+        for id_ in ids:
+            await self._copy_project(id_, old, new)
+        return ids
+
+    async def _copy_project(self, id_: UUID, old: str, new: str) -> None:
+        await self._write(lambda rows: rows.copy_project(id_, old, new), atomic=False)
 
     async def _move(self, id_: UUID, old: str, new: str) -> bool:
         """Move a conversation, in its turn; that takes longer the larger it is."""
@@ -131,7 +147,7 @@ class MongoStore(RowStore[MongoRows]):
             await self._need_schema()
             if expected_seq is None and is_simple(messages) and not words and key not in self._locks:
                 item = Item(key, messages[0], fingerprints[0], may_repeat)
-                stored = await self._batches.submit(item, size=len(messages[0].content), key=key)
+                stored = await self._batches.submit(item, size=size_of(messages), key=key)
                 if stored is not None:
                     return [cast("Message", stored)]
             return await self._write_to(

@@ -17,22 +17,24 @@ _APPEND = """
     WITH c AS (
         UPDATE conversations
         SET last_seq = last_seq + 1, head_seq = last_seq + 1, head_id = $3, previous_head_id = head_id,
-            title = coalesce(title, $13), updated_at = greatest(updated_at, {moment})
+            title = coalesce(title, $18), updated_at = greatest(updated_at, {moment})
         WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL AND runs IS NULL
             AND head_seq IS NOT DISTINCT FROM nullif(last_seq, 0)
         RETURNING last_seq, previous_head_id
     )
     INSERT INTO messages (owner_id, conversation_id, seq, id, run, depth, parent_id, fingerprint, role, content, status,
-                          sources, metadata, external_id, sent_at, terms, created_at)
-    SELECT $1, $2, c.last_seq, $3, 0, c.last_seq, c.previous_head_id, $4, $5, $6, $7, $8, $9, $10, $11,
-           string_to_array($12, ' '), {moment}
+                          parts, sources, metadata, model, input_tokens, output_tokens, duration_ms, external_id,
+                          sent_at, terms, created_at)
+    SELECT $1, $2, c.last_seq, $3, 0, c.last_seq, c.previous_head_id, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14,
+           $15, $16, string_to_array($17, ' '), {moment}
     FROM c
     RETURNING 1, seq, parent_id, created_at
 """
 APPEND = _APPEND.format(moment="now()")
-APPEND_AT = _APPEND.format(moment="$14::timestamptz")
+APPEND_AT = _APPEND.format(moment="$19::timestamptz")
 APPEND_MANY = """
-    SELECT * FROM chatkeep_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16)
+    SELECT * FROM chatkeep_append($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19,
+                                  $20, $21)
 """
 
 
@@ -46,8 +48,13 @@ class Item(NamedTuple):
     role: str
     content: str
     status: str
+    parts: str | None
     sources: str | None
     metadata: str | None
+    model: str | None
+    input_tokens: int | None
+    output_tokens: int | None
+    duration_ms: int | None
     external_id: str | None
     sent_at: datetime | None
     terms: str | None
@@ -66,8 +73,13 @@ def to_item(
         message.role,
         encode_nul(message.content),
         message.status,
+        json_text(message.parts) if message.parts else None,
         json_text(message.sources) if message.sources else None,
         json_text(message.metadata) if message.metadata else None,
+        encode(message.model),
+        message.input_tokens,
+        message.output_tokens,
+        message.duration_ms,
         encode(message.external_id),
         message.sent_at,
         terms_of(message.content, owner) if search else None,

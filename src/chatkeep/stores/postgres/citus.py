@@ -14,16 +14,27 @@ from chatkeep.stores.postgres.append import APPEND_AT, Item
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.rows import Row
 
-DISTRIBUTED = {"users": "id", "conversations": "owner_id", "messages": "owner_id", "requests": "owner_id"}
+DISTRIBUTED = {
+    "users": "id",
+    "conversations": "owner_id",
+    "messages": "owner_id",
+    "requests": "owner_id",
+    "conversation_labels": "owner_id",
+    "projects": "owner_id",
+}
 """The tables with their distribution columns; all are colocated with the first."""
 
-EVERYWHERE = ("api_keys", "word_index")
-"""The reference tables, copied to every machine: a key is looked up before its owner is known, and words are of no
-owner."""
+EVERYWHERE = ("api_keys", "word_index", "llm_providers")
+"""The reference tables, copied to every machine: a key is looked up before its owner is known, and words and providers
+are of no owner."""
 
+OF_OWNER = "FOREIGN KEY (owner_id) REFERENCES users (id) ON DELETE CASCADE"
+OF_CONVERSATION = "FOREIGN KEY (owner_id, conversation_id) REFERENCES conversations (owner_id, id) ON DELETE CASCADE"
 REFERENCES = (
-    ("conversations", "conversations_owner_id_fkey"),
-    ("messages", "messages_owner_id_conversation_id_fkey"),
+    ("conversations", "conversations_owner_id_fkey", OF_OWNER),
+    ("messages", "messages_owner_id_conversation_id_fkey", OF_CONVERSATION),
+    ("conversation_labels", "conversation_labels_owner_id_conversation_id_fkey", OF_CONVERSATION),
+    ("projects", "projects_owner_id_fkey", OF_OWNER),
 )
 """The foreign keys between them, dropped while only some tables are distributed: Citus cannot hold them then."""
 
@@ -44,8 +55,8 @@ MOVE = """
     WHERE c.owner_id = $1 AND c.id = t.conversation_id
 """
 COLUMNS = (
-    "conversation_id", "seq", "id", "depth", "parent_id", "fingerprint", "role", "content", "status", "sources",
-    "metadata", "external_id", "sent_at", "terms",
+    "conversation_id", "seq", "id", "depth", "parent_id", "fingerprint", "role", "content", "status", "parts",
+    "sources", "metadata", "model", "input_tokens", "output_tokens", "duration_ms", "external_id", "sent_at", "terms",
 )  # fmt: skip
 
 
@@ -98,7 +109,7 @@ def _columns(ends: dict[UUID, End]) -> tuple[list[Any], ...]:
 
 
 def _values(item: Item, seq: int, parent_id: UUID | None) -> tuple[object, ...]:
-    before, after = (item.conversation_id, seq, item.id, seq, parent_id), item[3:11]
+    before, after = (item.conversation_id, seq, item.id, seq, parent_id), item[3:-2]
     return *before, *after, None if item.terms is None else item.terms.split(" ")
 
 
@@ -132,12 +143,11 @@ async def _is_distributed(connection: Connection, table: str) -> bool:
 async def _spread(connection: Connection, tables: Sequence[str]) -> None:
     # Tables that refer to each other are changed over one connection to each machine.
     await connection.execute("SET LOCAL citus.multi_shard_modify_mode = 'sequential'")
-    definitions = [await _definition(connection, name) for _, name in REFERENCES]
-    for table, name in REFERENCES:
-        await connection.execute(f"ALTER TABLE {table} DROP CONSTRAINT {name}")
+    for table, name, _ in REFERENCES:
+        await connection.execute(f"ALTER TABLE {table} DROP CONSTRAINT IF EXISTS {name}")
     for table in tables:
         await _spread_one(connection, table)
-    for (table, name), definition in zip(REFERENCES, definitions, strict=True):
+    for table, name, definition in REFERENCES:
         await connection.execute(f"ALTER TABLE {table} ADD CONSTRAINT {name} {definition}")
 
 
@@ -148,13 +158,6 @@ async def _spread_one(connection: Connection, table: str) -> None:
     others = "default" if table == "users" else "users"
     statement = "SELECT create_distributed_table($1::text::regclass, $2, colocate_with => $3)"
     await connection.execute(statement, table, DISTRIBUTED[table], others)
-
-
-async def _definition(connection: Connection, name: str) -> str:
-    text: str = await connection.fetchval(
-        "SELECT pg_get_constraintdef(oid) FROM pg_constraint WHERE conname = $1", name
-    )
-    return text
 
 
 async def has_citus(connection: Connection) -> bool:

@@ -10,18 +10,19 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from urllib.parse import urlsplit
 
 import asyncpg
 
 from chatkeep.errors import ChatkeepError, SchemaMismatch, StoreUnavailable
 from chatkeep.migrations import REVISIONS
-from chatkeep.store import StoreOptions
+from chatkeep.options import StoreOptions
 from chatkeep.stores.postgres import schema
 from chatkeep.stores.postgres.failures import DRIVER_ERRORS, is_lost, may_pass, meaning_of
 from chatkeep.stores.postgres.pool import Connection, Pool
 from chatkeep.stores.postgres.sessions import LOCK_MILLISECONDS, Sessions
-from chatkeep.stores.revisions import target_revision
+from chatkeep.stores.revisions import NEEDS_UPGRADE, Schema, target_revision
 from chatkeep.stores.semaphore import InFlight
 from chatkeep.stores.time_limit import GRACE_SECONDS, TimeLimit
 
@@ -44,6 +45,10 @@ loop for a third of a millisecond."""
 SERVER_RUN = "concat_ws(' ', pg_postmaster_start_time(), pg_stat_get_bgwriter_stat_reset_time())"
 MARK = f"SELECT pg_current_xact_id_if_assigned()::text, {SERVER_RUN}"
 FATE = f"SELECT pg_xact_status($1::text::xid8) WHERE {SERVER_RUN} = $2"
+
+
+NO_SCHEMA = (asyncpg.UndefinedTableError, asyncpg.UndefinedColumnError, asyncpg.UndefinedFunctionError)
+"""What the database says if it has no schema, or an older one."""
 
 
 class Database:
@@ -106,8 +111,12 @@ class Database:
                 remaining = int(self._reads.seconds * 1_000) - LOCK_MILLISECONDS
                 return await self._statement(work, max(remaining, 1), pool=pool)
 
-    async def write[T](self, work: Statements[T], *, slow: bool = False, repeatable: bool = False) -> T:
+    async def write[T](
+        self, work: Statements[T], *, slow: bool = False, repeatable: bool = False, patient: bool = False
+    ) -> T:
         """Run `work` in a transaction, and retry it while that may help, until `write_timeout`, or an hour if `slow`.
+
+        If it is `patient`, also if it gave up to wait for a lock.
 
         If the answer to a commit is lost, the server is asked what became of it. If it does not know, or if `work` is
         `repeatable`, that is run again: it returns the same then, by the ids that it writes.
@@ -115,9 +124,10 @@ class Database:
         limit, work = (self._slow, _unhurried(work)) if slow else (self._writes, work)
         run = self._transaction if repeatable else self._committed
         with self._translating(), self.writing, limit.of_call():
-            return await self._repeated(lambda milliseconds: run(work, milliseconds), time.monotonic() + limit.seconds)
+            deadline = time.monotonic() + limit.seconds
+            return await self._repeated(lambda milliseconds: run(work, milliseconds), deadline, patient=patient)
 
-    async def _repeated[T](self, run: Callable[[int], Awaitable[T]], deadline: float) -> T:
+    async def _repeated[T](self, run: Callable[[int], Awaitable[T]], deadline: float, *, patient: bool) -> T:
         """What `run` returns, which is given how many milliseconds to wait for locks."""
         pause = BACKOFF_SECONDS[0]
         while True:
@@ -125,7 +135,8 @@ class Database:
             try:
                 return await run(int(min(remaining, self._writes.seconds) * 1_000) + 1)
             except DRIVER_ERRORS as error:
-                if not may_pass(error) or time.monotonic() >= deadline:
+                is_waiting = patient and isinstance(error, asyncpg.LockNotAvailableError)
+                if not (is_waiting or may_pass(error)) or time.monotonic() >= deadline:
                     raise
                 if is_lost(error):
                     pause = max(pause, RECONNECT_BACKOFF_SECONDS)
@@ -186,13 +197,13 @@ class Database:
             "connections_idle": sum(pool.idle for pool in pools),
         }
 
-    async def revision(self) -> str | None:
-        """The revision of the schema, None without one."""
-        return await self.read(schema.read_revision)
+    async def schema(self) -> Schema:
+        """The schema that the database has."""
+        return await self.read(schema.read_schema)
 
-    async def probe(self) -> str | None:
-        """The revision, over a connection of its own: whether the server answers does not depend on others' calls."""
-        return await self.read(schema.read_revision, pool=self._probes)
+    async def probe(self) -> Schema:
+        """The same, over a connection of its own: whether the server answers does not depend on others' calls."""
+        return await self.read(schema.read_schema, pool=self._probes)
 
     async def _open_probe(self) -> Connection:
         """A connection to probe with: one of the others, if the server has no more left."""
@@ -205,10 +216,25 @@ class Database:
             return idle
 
     async def migrate(self, revision: str) -> None:
-        """Bring the schema to `revision`; of many processes one migrates, and the others wait."""
+        """Bring the schema to `revision`, step by step; of many processes one makes each step, and the others wait."""
         target = target_revision(revision, REVISIONS)
-        if (await self.revision() or "base") != target:
-            await self.write(lambda connection: schema.migrate(connection, target, self.name), slow=True)
+        for before, step in schema.steps_to(await self.schema(), target, self.name):
+            index = schema.index_of(step)
+            if index and not self._sessions.pooled:
+                await self._build(before, step, index)
+            else:
+                execute = partial(schema.execute, before=before, step=step, target=target)
+                await self.write(execute, slow=True, patient=True)
+
+    async def _build(self, before: str | None, step: str, index: str) -> None:
+        """Build an index while others write, over a connection of its own, without a transaction."""
+        with self._translating(), self._slow.of_call():
+            connection = await self._sessions.open()
+            try:
+                await connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
+                await schema.build(connection, before, step, index)
+            finally:
+                await connection.close()
 
     async def finish(self) -> None:
         """Wait for the writes in flight."""
@@ -229,8 +255,8 @@ class Database:
             raise self._translated(error, reading=reading) from error
 
     def _translated(self, error: Exception, *, reading: bool = False) -> ChatkeepError:
-        if isinstance(error, asyncpg.UndefinedTableError | asyncpg.UndefinedFunctionError):
-            return SchemaMismatch("the database has no schema of chatkeep; run `chatkeep db upgrade`", got=self.name)
+        if isinstance(error, NO_SCHEMA):
+            return SchemaMismatch(NEEDS_UPGRADE, got=self.name)
         state = getattr(error, "sqlstate", None) or type(error).__name__
         logger.error("PostgreSQL failed on %s: %s", self.name, state)
         return StoreUnavailable(meaning_of(error, reading=reading), got=f"{self.name}: {state}")

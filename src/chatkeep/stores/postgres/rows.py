@@ -12,29 +12,25 @@ from chatkeep.access import IDS_CLASH
 from chatkeep.errors import Conflict
 from chatkeep.ids import valid_id
 from chatkeep.model import (
-    Conversation,
-    ImportedConversation,
     Message,
-    NewConversation,
 )
-from chatkeep.store import ListOrder, Order
+from chatkeep.store import Order
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.postgres.columns import (
     CONTENT,
-    METADATA,
-    in_context,
     in_segment,
-    in_utc,
-    sized_conversations,
     sized_messages,
-    to_conversation,
     to_hit,
     to_messages,
 )
+from chatkeep.stores.postgres.conversations import (
+    DELETE_LABELS,
+    PostgresConversations,
+)
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.search import FIRST_PLACE, search_statements
-from chatkeep.stores.postgres.text import decode, encode, terms_of
+from chatkeep.stores.postgres.text import encode, terms_of
 from chatkeep.stores.rows import (
     Found,
     Key,
@@ -43,15 +39,13 @@ from chatkeep.stores.rows import (
     Place,
     Removed,
     Row,
-    Rows,
     StateRow,
     Within,
     WordIndex,
     order_of,
     that_fit,
-    within,
 )
-from chatkeep.stores.window import ListPlace, Window, cursor_time
+from chatkeep.stores.window import Window, cursor_time
 from chatkeep.tree import Position, Segment
 from chatkeep.values import EPOCH, decode_nul, encode_nul, json_text
 from chatkeep.words import MAX_INDEXED_CHARS, Query, query_terms
@@ -68,20 +62,11 @@ INDEX_SLICE_BYTES = 1 << 20
 SLICE = 5_000
 """Messages that one transaction removes at most, which bounds how long other writers wait."""
 
-MEASURED = 64
-"""Rows of which the sizes are asked for at first."""
+MAX_BIGINT = 2**63 - 1
 
-MAX_INTEGER, MAX_BIGINT = 2**31 - 1, 2**63 - 1
-
-CONVERSATION_COLUMNS = """
-    c.id, c.owner_id, c.title, c.context_id, c.external_id, c.metadata, c.last_seq, c.head_id, c.created_at,
-    c.updated_at
-"""
-CONVERSATION = f"SELECT {CONVERSATION_COLUMNS} FROM conversations c WHERE c.owner_id = $1 AND c.deleted_at IS NULL"  # noqa: S608
-LIST_ORDER: Mapping[ListOrder, str] = {"id": "{0}id", "updated": "{0}updated_at DESC, {0}id DESC"}
 MESSAGE_COLUMNS = """
-    m.id, m.seq, m.parent_id, m.role, m.content, m.status, m.sources, m.metadata, m.external_id, m.sent_at,
-    m.created_at::text AS created_at
+    m.id, m.seq, m.parent_id, m.role, m.content, m.status, m.parts, m.sources, m.metadata, m.external_id, m.sent_at,
+    m.created_at::text AS created_at, m.model, m.input_tokens, m.output_tokens, m.duration_ms
 """
 # In one statement, so with one snapshot: messages are removed after their conversation was hidden, so a visible one
 # is whole.
@@ -91,18 +76,6 @@ MESSAGE = f"""
         SELECT 1 FROM conversations c WHERE c.owner_id = $1 AND c.id = $2 AND c.deleted_at IS NULL
     )
 """  # noqa: S608
-STATE = """
-    SELECT last_seq, head_seq, head_id, runs, title, updated_at, now() FROM conversations
-    WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL
-"""
-INSERT_CONVERSATION = f"""
-    WITH owner AS (INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING)
-    INSERT INTO conversations AS c (owner_id, id, title, context_id, external_id, metadata, fingerprint, slot,
-                                    created_at, updated_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, least($9, now()), least($10, now()))
-    ON CONFLICT DO NOTHING
-    RETURNING {CONVERSATION_COLUMNS}
-"""  # noqa: S608
 SAVE = """
     WITH c AS (
         UPDATE conversations
@@ -110,15 +83,17 @@ SAVE = """
         WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL
         RETURNING 1
     )
-    INSERT INTO messages (owner_id, conversation_id, seq, id, run, depth, parent_id, role, content, status, sources,
-                          metadata, external_id, sent_at, created_at, fingerprint, terms)
-    SELECT $1, $2, t.seq, t.id, t.run, t.depth, t.parent_id, t.role, t.content, t.status, t.sources::json,
-           t.metadata::json, t.external_id, t.sent_at, t.created_at, t.fingerprint, string_to_array(t.terms, ' ')
+    INSERT INTO messages (owner_id, conversation_id, seq, id, run, depth, parent_id, role, content, status, parts,
+                          sources, metadata, model, input_tokens, output_tokens, duration_ms, external_id, sent_at,
+                          created_at, fingerprint, terms)
+    SELECT $1, $2, t.seq, t.id, t.run, t.depth, t.parent_id, t.role, t.content, t.status, t.parts, t.sources::json,
+           t.metadata::json, t.model, t.input_tokens, t.output_tokens, t.duration_ms, t.external_id, t.sent_at,
+           t.created_at, t.fingerprint, string_to_array(t.terms, ' ')
     FROM c, unnest($9::bigint[], $10::uuid[], $11::integer[], $12::bigint[], $13::uuid[], $14::text[], $15::text[],
-                   $16::text[], $17::text[], $18::text[], $19::text[], $20::timestamptz[], $21::timestamptz[],
-                   $22::bytea[], $23::text[])
-        AS t (seq, id, run, depth, parent_id, role, content, status, sources, metadata, external_id, sent_at,
-              created_at, fingerprint, terms)
+                   $16::text[], $17::text[], $18::text[], $19::text[], $20::text[], $21::bigint[], $22::bigint[],
+                   $23::bigint[], $24::text[], $25::timestamptz[], $26::timestamptz[], $27::bytea[], $28::text[])
+        AS t (seq, id, run, depth, parent_id, role, content, status, parts, sources, metadata, model, input_tokens,
+              output_tokens, duration_ms, external_id, sent_at, created_at, fingerprint, terms)
 """
 STRAIGHT_MESSAGES = f"""
     SELECT {MESSAGE_COLUMNS} FROM messages m
@@ -183,8 +158,9 @@ FINGERPRINTS = """
     SELECT fingerprint FROM messages WHERE owner_id = $1 AND conversation_id = $2 AND seq BETWEEN $3 AND $4
     ORDER BY seq
 """
+SET_METADATA = "UPDATE messages SET metadata = $4 WHERE owner_id = $1 AND conversation_id = $2 AND id = $3"
 ERASE_MESSAGE = """
-    UPDATE messages SET content = '', sources = NULL, metadata = NULL, external_id = NULL, terms = '{}',
+    UPDATE messages SET content = '', parts = NULL, sources = NULL, metadata = NULL, external_id = NULL, terms = '{}',
         status = 'deleted'
     WHERE owner_id = $1 AND conversation_id = $2 AND id = $3 AND status <> 'deleted'
 """
@@ -259,23 +235,25 @@ RENAME = """
     WITH c AS (
         UPDATE conversations c SET owner_id = $2, slot = c.slot AND NOT EXISTS (
             SELECT 1 FROM conversations n
-            WHERE n.owner_id = $2 AND n.slot AND coalesce(n.context_id, '') = coalesce(c.context_id, ''))
+            WHERE n.owner_id = $2 AND n.slot AND coalesce(n.context_id, '') = coalesce(c.context_id, '')
+                AND n.project_id IS NOT DISTINCT FROM c.project_id)
         WHERE owner_id = $1 RETURNING 1
+    ), l AS (UPDATE conversation_labels SET owner_id = $2 WHERE owner_id = $1), p AS (
+        UPDATE projects p SET owner_id = $2 WHERE owner_id = $1 AND NOT EXISTS (
+            SELECT 1 FROM projects n WHERE n.owner_id = $2 AND n.id = p.id)
     ), m AS (UPDATE messages SET owner_id = $2, terms = NULL WHERE owner_id = $1)
     SELECT count(*) FROM c
 """
 
 
-class PostgresRows(Rows):
+class PostgresRows(PostgresConversations):
     """Rows on one connection: each statement sees a snapshot of its own."""
 
-    __slots__ = ("_connection", "_index", "_terms", "_texts")
-
-    reads_visible = True
+    __slots__ = ("_index", "_terms", "_texts")
 
     def __init__(self, connection: Connection, texts: LongTexts, *, index: bool = True) -> None:
         """Take the connection, and what splits long texts; index=False leaves new messages to `index_slice`."""
-        self._connection = connection
+        super().__init__(connection)
         self._texts = texts
         self._index = index
         self._terms: Mapping[str, str] = {}
@@ -284,69 +262,6 @@ class PostgresRows(Rows):
         """These rows, knowing the terms of some texts that are to be saved."""
         self._terms = terms
         return self
-
-    # --- conversations ------------------------------------------------------------------------------------
-
-    async def state(self, key: Key, *, lock: bool = False) -> StateRow | None:
-        row = await self._connection.fetchrow(f"{STATE} FOR NO KEY UPDATE" if lock else STATE, *key)
-        return None if row is None else StateRow(*row)._replace(title=decode(row[4]), updated_at=in_utc(row[5]))
-
-    async def conversation(self, key: Key, *, lock: bool = False) -> Conversation | None:
-        statement = f"{CONVERSATION} AND c.id = $2{' FOR NO KEY UPDATE' if lock else ''}"
-        row = await self._connection.fetchrow(statement, *key)
-        return None if row is None else to_conversation(row)
-
-    async def exists_elsewhere(self, id_: UUID) -> bool:
-        statement = "SELECT 1 FROM conversations WHERE id = $1 AND deleted_at IS NULL LIMIT 1"
-        return await self._connection.fetchval(statement, id_) is not None
-
-    async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
-        times = (new.created_at, new.updated_at) if isinstance(new, ImportedConversation) else (None, None)
-        texts = (encode(new.title), encode(new.context_id), encode(new.external_id), json_text(new.metadata))
-        row = await self._connection.fetchrow(INSERT_CONVERSATION, *key, *texts, new.fingerprint(), slot, *times)
-        return None if row is None else to_conversation(row)
-
-    async def fingerprint(self, key: Key) -> bytes | None:
-        statement = "SELECT fingerprint FROM conversations WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL"
-        return cast("bytes | None", await self._connection.fetchval(statement, *key))
-
-    async def newest(self, owner: str, context_id: str | None) -> Conversation | None:
-        where, values = ("IS NULL", ()) if context_id is None else ("= $2", (encode_nul(context_id),))
-        statement = f"{CONVERSATION} AND c.context_id {where} ORDER BY c.updated_at DESC, c.id DESC LIMIT 1"
-        row = await self._connection.fetchrow(statement, owner, *values)
-        return None if row is None else to_conversation(row)
-
-    async def listed(
-        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, size: PageSize, offset: int
-    ) -> Part[Conversation]:
-        where, values = in_context(owner, context_id)
-        n = len(values)
-        if after is not None and after.updated_at is not None:
-            where += f" AND (c.updated_at, c.id) < (${n + 1}, ${n + 2})"
-            values += [after.updated_at, after.id]
-        elif after is not None:
-            where += f" AND c.id > ${n + 1}"
-            values.append(after.id)
-        by, n = LIST_ORDER[order], len(values)
-        listed = f"{CONVERSATION}{where} ORDER BY {by.format('c.')} OFFSET ${n + 1} LIMIT ${n + 2}"
-        statement = sized_conversations(listed, by.format(""), f"${n + 3}")
-        rows, cut = await self._fetch_page(statement, *values, offset, size=size, column=METADATA)
-        return Part([to_conversation(row) for row in rows], cut)
-
-    async def count(self, owner: str, context_id: str | None) -> int:
-        where, values = in_context(owner, context_id)
-        statement = f"SELECT count(*) FROM ({CONVERSATION}{where}) c"  # noqa: S608
-        return cast("int", await self._connection.fetchval(statement, *values))
-
-    async def set_values(self, key: Key, values: Mapping[str, Any]) -> None:
-        # Names of this package, never a caller's.
-        names = ", ".join(f"{name} = ${number}" for number, name in enumerate(values, 3))
-        columns = [encode(value) if name == "title" else value for name, value in values.items()]
-        await self._connection.execute(
-            f"UPDATE conversations SET {names} WHERE owner_id = $1 AND id = $2",  # noqa: S608
-            *key,
-            *columns,
-        )
 
     # --- messages -----------------------------------------------------------------------------------------
 
@@ -375,8 +290,13 @@ class PostgresRows(Rows):
             message.role,
             encode_nul(message.content),
             message.status,
+            json_text(message.parts) if message.parts else None,
             json_text(message.sources) if message.sources else None,
             json_text(message.metadata) if message.metadata else None,
+            encode(message.model),
+            message.input_tokens,
+            message.output_tokens,
+            message.duration_ms,
             encode(message.external_id),
             message.sent_at,
             message.created_at,
@@ -396,20 +316,6 @@ class PostgresRows(Rows):
         )
         rows, cut = await self._fetch_page(statement, *key, *values, size=size)
         return Part(to_messages(key[1], rows), cut)
-
-    async def _fetch_page(self, statement: str, *values: object, size: PageSize, column: int = CONTENT) -> Part[Row]:
-        """The first rows that have room in a page: mostly all, since none has more than its share.
-
-        Else their sizes say how many have room, and those are read. Adding sizes up in the statement would take the
-        server a third more time for every page. To measure JSON the server has to read it: of many rows, first a part.
-        """
-        for count in sorted({min(size.limit, MEASURED), size.limit}):
-            found = await self._connection.fetch(statement, *values, count, size.max_bytes // count)
-            if None in map(itemgetter(column), found):
-                some, cut = within(((row, row[-1]) for row in found), size.max_bytes)
-                if cut or count == size.limit:
-                    return Part(await self._connection.fetch(statement, *values, len(some), MAX_INTEGER), cut)
-        return Part(found)
 
     async def repeated(self, key: Key, id_: UUID, fingerprint: bytes) -> Message | None:
         """The stored message that an append with this fingerprint repeats."""
@@ -488,6 +394,9 @@ class PostgresRows(Rows):
             return row, [] if runs is None else None
         return row, None if None in map(itemgetter(CONTENT), found) else to_messages(key[1], found)
 
+    async def set_metadata(self, key: Key, id_: UUID, metadata: str | None) -> None:
+        await self._connection.execute(SET_METADATA, *key, id_, metadata)
+
     async def erase_message(self, key: Key, id_: UUID) -> None:
         await self._connection.execute(ERASE_MESSAGE, *key, id_)
 
@@ -564,17 +473,23 @@ class PostgresRows(Rows):
         gone = Removed(*cast("Row", await self._connection.fetchrow(statement, owner, ids, *limit)))
         if not whole and gone.messages == SLICE:
             return gone
+        labels = await self._connection.execute(DELETE_LABELS, owner, ids)
         await self._connection.execute(REMOVE_CONVERSATIONS, owner, ids)
-        return gone.plus(Removed(len(ids)))
+        return gone.plus(Removed(len(ids), labels=int(labels.removeprefix("DELETE "))))
 
     async def remove_owner(self, owner: str) -> int | None:
         await self.lock_owner(owner)  # so that nobody creates a conversation between the question and the removal
         if await self._connection.fetchval("SELECT 1 FROM conversations WHERE owner_id = $1 LIMIT 1", owner):
             return None
         await self._connection.execute("DELETE FROM users WHERE id = $1", owner)
-        users = await self._connection.fetchval("SELECT count(*) FROM users WHERE id = $1", owner)
-        left = await self._connection.fetchval("SELECT count(*) FROM messages WHERE owner_id = $1", owner)
-        return cast("int", users + left)
+        left: int = await self._connection.fetchval("SELECT count(*) FROM users WHERE id = $1", owner)
+        for table in ("messages", "conversation_labels", "projects"):
+            left += await self._connection.fetchval(f"SELECT count(*) FROM {table} WHERE owner_id = $1", owner)  # noqa: S608
+        return left
+
+    async def remove_projects(self, owner: str) -> int:
+        gone = await self._connection.execute("DELETE FROM projects WHERE owner_id = $1", owner)
+        return int(gone.removeprefix("DELETE "))
 
     async def rename_owner(self, old: str, new: str) -> int:
         """Give the conversations of one owner to another, to be indexed anew, and count them. Raises Conflict."""

@@ -7,9 +7,9 @@ from typing import NamedTuple, cast, override
 from uuid import UUID
 
 from chatkeep.errors import InvalidInput
-from chatkeep.migrations import HEAD
+from chatkeep.migrations import HEAD, REVISIONS
 from chatkeep.model import Conversation, ImportReceipt, Message, NewConversation, NewMessage, Page
-from chatkeep.store import StoreOptions
+from chatkeep.options import StoreOptions
 from chatkeep.stores.access_sql import SqlAccess
 from chatkeep.stores.append import is_simple, with_ids
 from chatkeep.stores.base import RowStore
@@ -23,6 +23,7 @@ from chatkeep.stores.postgres.database import Database
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.rows import PostgresRows
 from chatkeep.stores.postgres.text import terms_of
+from chatkeep.stores.revisions import Schema
 from chatkeep.stores.rows import Key, Part, Row, Work
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Tree
@@ -44,6 +45,7 @@ class PostgresStore(RowStore[PostgresRows]):
 
     driver_options = True
     newest_revision = HEAD
+    revisions = REVISIONS
 
     def __init__(self, url: str, options: StoreOptions) -> None:
         super().__init__(url, options)
@@ -84,10 +86,10 @@ class PostgresStore(RowStore[PostgresRows]):
     async def _migrate(self, revision: str) -> None:
         await self._database.migrate(revision)
 
-    async def _revision(self) -> str | None:
-        return await self._database.revision()
+    async def _schema(self) -> Schema:
+        return await self._database.schema()
 
-    async def _probe(self) -> str | None:
+    async def _probe(self) -> Schema:
         return await self._database.probe()
 
     async def _finish(self) -> None:
@@ -108,10 +110,12 @@ class PostgresStore(RowStore[PostgresRows]):
 
     async def _create(self, key: Key, new: NewConversation) -> Conversation | None:
         with self._database.writing, self._writes.of_call():
-            return await self._attempt(lambda rows: rows.create(key, new)) or await super()._create(key, new)
+            is_one_statement = new.project_id is None and not new.labels
+            made = await self._attempt(lambda rows: rows.create(key, new)) if is_one_statement else None
+            return made or await super()._create(key, new)
 
     async def _rename(self, old: str, new: str) -> int:
-        await self._database.revision()  # which tells what kind of database it is
+        await self._database.schema()  # which tells what kind of database it is
         if self._database.citus:
             raise InvalidInput("Citus cannot move rows to another owner; export the conversations and import them")
         return await self._database.write(lambda connection: self._rows(connection).rename_owner(old, new), slow=True)

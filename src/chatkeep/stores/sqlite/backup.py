@@ -89,7 +89,7 @@ def _check(connection: apsw.Connection, path: Path) -> Backup:
 
 def _contents(connection: apsw.Connection) -> Backup:
     (counts,) = connection.execute(COUNTS).fetchall()
-    return Backup(schema.read_revision(connection) or "none", *cast("Any", counts))
+    return Backup(schema.read_schema(connection).revision or "none", *cast("Any", counts))
 
 
 def _compare(copied: Backup, found: Backup) -> None:

@@ -27,7 +27,7 @@ from chatkeep.errors import ChatkeepError, SchemaMismatch, StoreUnavailable
 from chatkeep.migrations import REVISIONS
 from chatkeep.stores.group_commit import GroupCommit
 from chatkeep.stores.process import PROCESS, check_process
-from chatkeep.stores.revisions import target_revision
+from chatkeep.stores.revisions import NEEDS_UPGRADE, Schema, target_revision
 from chatkeep.stores.sqlite import schema
 from chatkeep.stores.sqlite.files import OpenFiles, create
 from chatkeep.stores.sqlite.reading import Reading
@@ -220,12 +220,12 @@ class SqliteFile:
         self._may_create = True
         await self._in_writer(partial(self._migrate, revision))
 
-    async def revision(self) -> str | None:
-        """The revision of the schema, None without one. Raises StoreUnavailable if the file was replaced.
+    async def schema(self) -> Schema:
+        """The schema that the file has. Raises StoreUnavailable if the file was replaced.
 
         It has a thread of its own: whether the database answers does not depend on how many others read.
         """
-        return await self._read_in(self._prober, self._revision)
+        return await self._read_in(self._prober, self._schema)
 
     async def scrub(self) -> None:
         """VACUUM the file and truncate its log, so that nothing that was deleted is left in either.
@@ -327,7 +327,7 @@ class SqliteFile:
             connection.execute(f"PRAGMA synchronous = {self._synchronous}")
             if connection.execute("PRAGMA journal_mode = WAL").get != "wal":
                 raise StoreUnavailable("SQLite's write-ahead log does not work on this file system", got=self.path)
-            schema.read_revision(connection)  # opens the log and the file of its locks
+            schema.read_schema(connection)  # opens the log and the file of its locks
             self._files.opened(connection.filename)
             connection.set_wal_hook(self._note_wal_size)
             if hasattr(self._of_thread, "deadline"):
@@ -394,9 +394,9 @@ class SqliteFile:
             if connection.in_transaction:
                 connection.execute("COMMIT")
 
-    def _revision(self, connection: apsw.Connection) -> str | None:
+    def _schema(self, connection: apsw.Connection) -> Schema:
         self._files.check()
-        return schema.read_revision(connection)
+        return schema.read_schema(connection)
 
     async def _flush(self, jobs: Sequence[Job[object]]) -> Sequence[object]:
         if self._closing is not None:
@@ -559,8 +559,8 @@ class SqliteFile:
                 self._roll_back(connection)
 
     def _translated(self, error: apsw.Error) -> ChatkeepError:
-        if isinstance(error, apsw.SQLError) and "no such table" in str(error):
-            return SchemaMismatch("the database has no schema of chatkeep; run `chatkeep db upgrade`", got=self.path)
+        if isinstance(error, apsw.SQLError) and any(sign in str(error) for sign in NO_SCHEMA):
+            return SchemaMismatch(NEEDS_UPGRADE, got=self.path)
         if not isinstance(error, apsw.InterruptError):  # that was asked for
             logger.error("SQLite failed on %s: %s: %s", self.path, type(error).__name__, error)
         meaning = next((text for kind, text in MEANINGS if isinstance(error, kind)), "SQLite refused the operation")
@@ -572,6 +572,7 @@ def _index_text(*values: object) -> str:
     return index_text(cast("str", values[0]))
 
 
+NO_SCHEMA = ("no such table", "no such column", "has no column named")
 CLOSED = "the store is closed"
 LOCK_HELD = "another process held the database's lock for too long; try again"
 REWRITING = "the file was being rewritten, as an owner was erased; try again"

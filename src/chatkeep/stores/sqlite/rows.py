@@ -2,9 +2,8 @@
 
 from collections.abc import Collection, Generator, Mapping, Sequence
 from contextlib import closing
-from datetime import datetime
 from itertools import chain, islice
-from typing import Any, cast, override
+from typing import Any, cast
 from uuid import UUID
 
 import apsw
@@ -13,14 +12,10 @@ from chatkeep.access import IDS_CLASH
 from chatkeep.errors import Conflict
 from chatkeep.ids import valid_id
 from chatkeep.model import (
-    CONVERSATION_FIELDS,
-    Conversation,
     Message,
-    NewConversation,
-    stored,
 )
-from chatkeep.store import ListOrder, Order
-from chatkeep.stores.append import Known, Placed, State, times_of
+from chatkeep.store import Order
+from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.rows import (
     Found,
     Key,
@@ -29,28 +24,23 @@ from chatkeep.stores.rows import (
     Place,
     Removed,
     Row,
-    Rows,
-    StateRow,
     Within,
     WordIndex,
     that_fit,
 )
 from chatkeep.stores.sqlite.columns import (
-    conversations_within,
-    fetch,
     found_within,
-    in_context,
     in_segment,
     message_values,
     messages_within,
     of_word_index,
     owner_word,
     state_values,
-    to_conversation,
     to_message,
     uuid,
 )
-from chatkeep.stores.sqlite.database import Transaction, Values
+from chatkeep.stores.sqlite.conversations import SqliteConversations
+from chatkeep.stores.sqlite.database import Transaction
 from chatkeep.stores.sqlite.rewrites import count_removal
 from chatkeep.stores.sqlite.search import (
     COUNT_HITS,
@@ -61,9 +51,8 @@ from chatkeep.stores.sqlite.search import (
     search_statements,
     small_values,
 )
-from chatkeep.stores.window import ListPlace
 from chatkeep.tree import Position, Segment
-from chatkeep.values import EPOCH, from_micros, json_text, to_micros
+from chatkeep.values import to_micros
 from chatkeep.words import MAX_INDEXED_CHARS, Query, index_text
 
 SLICE = 1_000
@@ -79,27 +68,13 @@ import commits more often than it needs."""
 MERGE_PAGES = 500
 """Pages that one step of merging the full-text index writes, about."""
 
-CONVERSATION = """
-    SELECT c.id, c.owner_id, c.title, c.context_id, c.external_id, c.metadata, c.last_seq, c.head_id,
-           c.created_at, c.updated_at
-    FROM conversations c WHERE c.owner_id = ? AND c.deleted_at IS NULL
-"""
-STATE = """
-    SELECT last_seq, head_seq, head_id, runs, title, updated_at FROM conversations
-    WHERE owner_id = ? AND id = ? AND deleted_at IS NULL
-"""
-INSERT_CONVERSATION = """
-    INSERT INTO conversations (owner_id, id, title, context_id, external_id, metadata, fingerprint, created_at,
-                               updated_at)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (owner_id, id) DO NOTHING
-"""
 SAVE_STATE = """
     UPDATE conversations SET last_seq = ?, head_seq = ?, head_id = ?, runs = ?, title = ?, updated_at = ?
     WHERE owner_id = ? AND id = ?
 """
 MESSAGE_COLUMNS = """
-    m.id, m.conversation_id, m.seq, m.parent_id, m.role, m.content, m.status, m.sources, m.metadata,
-    m.external_id, m.sent_at, m.created_at
+    m.id, m.conversation_id, m.seq, m.parent_id, m.role, m.content, m.status, m.parts, m.sources, m.metadata,
+    m.external_id, m.sent_at, m.created_at, m.model, m.input_tokens, m.output_tokens, m.duration_ms
 """
 MESSAGE = f"SELECT {MESSAGE_COLUMNS} FROM messages m WHERE m.owner_id = ? AND m.conversation_id = ?"  # noqa: S608
 PLACES = "SELECT m.seq, m.status FROM messages m WHERE m.owner_id = ? AND m.conversation_id = ?"
@@ -109,13 +84,16 @@ DELETED_PLACES = """
 """
 INSERT_MESSAGE = """
     INSERT INTO messages (rid, owner_id, conversation_id, seq, id, run, depth, parent_id, role, content, status,
-                          sources, metadata, external_id, sent_at, created_at, fingerprint)
+                          parts, sources, metadata, model, input_tokens, output_tokens, duration_ms, external_id,
+                          sent_at, created_at, fingerprint)
 """
 INSERT_WORDS = "INSERT INTO message_words (rowid, owner, words)"
 ERASE_MESSAGE = """
-    UPDATE messages SET content = '', sources = NULL, metadata = NULL, external_id = NULL, status = 'deleted'
+    UPDATE messages SET content = '', parts = NULL, sources = NULL, metadata = NULL, external_id = NULL,
+        status = 'deleted'
     WHERE owner_id = ? AND conversation_id = ? AND id = ? AND status <> 'deleted' RETURNING rid
 """
+SET_METADATA = "UPDATE messages SET metadata = ? WHERE owner_id = ? AND conversation_id = ? AND id = ?"
 SEARCH, SEARCH_RESTORED, SEARCH_SMALL = search_statements(MESSAGE_COLUMNS)
 RESTORED_TO = """
     INSERT INTO store_state VALUES ('restored_to', ?) ON CONFLICT (name) DO UPDATE SET value = excluded.value
@@ -164,13 +142,10 @@ CLASH = """
 NOTHING_KNOWN: Mapping[str, str] = {}
 
 
-class SqliteRows(Rows):
+class SqliteRows(SqliteConversations):
     """Rows on one connection: a snapshot, or with a transaction what it writes."""
 
-    __slots__ = ("_connection", "_index", "_transaction", "_words")
-
-    reads_visible = False
-    is_snapshot = True
+    __slots__ = ("_index", "_words")
 
     def __init__(
         self,
@@ -184,117 +159,14 @@ class SqliteRows(Rows):
 
         index=False leaves new messages to `index_slice`.
         """
-        self._connection = connection
-        self._transaction = transaction
+        super().__init__(connection, transaction)
         self._index = index
         self._words = words
-
-    @property
-    def _writes(self) -> Transaction:
-        """The transaction of rows that may write."""
-        assert self._transaction is not None  # noqa: S101 - RowStore writes in `_write` alone
-        return self._transaction
-
-    @property
-    @override
-    def moment(self) -> datetime:
-        return self._writes.moment
-
-    def _fetch(self, statement: str, values: Values = ()) -> list[Row]:
-        return fetch(self._connection, statement, values)
 
     def _flush(self, key: Key) -> None:
         """Write the deferred rows if some are of this conversation."""
         if self._transaction is not None and key in self._transaction.deferred_of:
             self._transaction.flush()
-
-    # --- conversations ------------------------------------------------------------------------------------
-
-    @override
-    async def state(self, key: Key, *, lock: bool = False) -> StateRow | None:
-        row = self._connection.execute(STATE, (key[0], key[1].bytes)).fetchone()
-        if row is None:
-            return None
-        last_seq, head_seq, head_id, runs, title, updated_at = row
-        moment = EPOCH if self._transaction is None else self._transaction.moment
-        head = None if head_id is None else uuid(head_id)
-        return StateRow(last_seq, head_seq, head, runs, title, from_micros(updated_at), moment)
-
-    @override
-    async def conversation(self, key: Key, *, lock: bool = False) -> Conversation | None:
-        row = self._connection.execute(f"{CONVERSATION} AND c.id = ?", (key[0], key[1].bytes)).fetchone()
-        return None if row is None else to_conversation(row)
-
-    async def exists_elsewhere(self, id_: UUID) -> bool:
-        statement = "SELECT 1 FROM conversations WHERE id = ? AND deleted_at IS NULL LIMIT 1"
-        return self._connection.execute(statement, (id_.bytes,)).get is not None
-
-    async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
-        if slot and await self.newest(key[0], new.context_id):
-            return None
-        created, updated = times_of(new, self._writes.moment)
-        self._note_owner(key[0])
-        columns = (new.title, new.context_id, new.external_id, json_text(new.metadata), new.fingerprint())
-        times = (to_micros(created), to_micros(updated))
-        self._connection.execute(INSERT_CONVERSATION, (key[0], key[1].bytes, *columns, *times))
-        if not self._connection.changes():
-            return None
-        return stored(
-            Conversation,
-            CONVERSATION_FIELDS,
-            {
-                "id": key[1],
-                "owner_id": key[0],
-                "title": new.title,
-                "context_id": new.context_id,
-                "external_id": new.external_id,
-                "metadata": new.metadata,
-                "last_seq": 0,
-                "head_id": None,
-                "created_at": created,
-                "updated_at": updated,
-            },
-        )
-
-    def _note_owner(self, owner: str) -> None:
-        if owner not in self._writes.owners:
-            self._connection.execute("INSERT INTO users VALUES (?) ON CONFLICT DO NOTHING", (owner,))
-            self._writes.owners.add(owner)
-
-    async def fingerprint(self, key: Key) -> bytes | None:
-        statement = "SELECT fingerprint FROM conversations WHERE owner_id = ? AND id = ? AND deleted_at IS NULL"
-        return cast("bytes | None", self._connection.execute(statement, (key[0], key[1].bytes)).get)
-
-    async def newest(self, owner: str, context_id: str | None) -> Conversation | None:
-        row = self._connection.execute(
-            f"{CONVERSATION} AND c.context_id IS ? ORDER BY c.updated_at DESC, c.id DESC LIMIT 1", (owner, context_id)
-        ).fetchone()
-        return None if row is None else to_conversation(row)
-
-    async def listed(
-        self, owner: str, context_id: str | None, order: ListOrder, after: ListPlace | None, size: PageSize, offset: int
-    ) -> Part[Conversation]:
-        where, values = in_context(owner, context_id)
-        if after is not None and after.updated_at is not None:
-            where += " AND (c.updated_at, c.id) < (?, ?)"
-            values += [to_micros(after.updated_at), after.id.bytes]
-        elif after is not None:
-            where += " AND c.id > ?"
-            values.append(after.id.bytes)
-        by = "c.id" if order == "id" else "c.updated_at DESC, c.id DESC"
-        statement = f"{CONVERSATION}{where} ORDER BY {by} LIMIT ? OFFSET ?"
-        with self._rows(statement, (*values, size.limit, offset)) as rows:
-            return conversations_within(rows, size.max_bytes)
-
-    async def count(self, owner: str, context_id: str | None) -> int:
-        where, values = in_context(owner, context_id)
-        return cast("int", self._connection.execute(f"SELECT count(*) FROM ({CONVERSATION}{where})", values).get)  # noqa: S608
-
-    async def set_values(self, key: Key, values: Mapping[str, Any]) -> None:
-        names = ", ".join(f"{name} = ?" for name in values)  # names of this package, never a caller's
-        columns = [value.bytes if isinstance(value, UUID) else value for value in values.values()]
-        statement = f"UPDATE conversations SET {names} WHERE owner_id = ? AND id = ?"  # noqa: S608
-        self._connection.execute(statement, (*columns, key[0], key[1].bytes))
 
     # --- messages -----------------------------------------------------------------------------------------
 
@@ -328,10 +200,6 @@ class SqliteRows(Rows):
         self._flush(key)
         with self._rows(f"{MESSAGE}{rest}", (key[0], key[1].bytes, *values)) as rows:
             return messages_within(rows, key[1], max_bytes)
-
-    def _rows(self, statement: str, values: Values) -> closing[apsw.Cursor]:
-        """The rows of a statement, one by one: closed after use, a cursor keeps no snapshot."""
-        return closing(self._connection.execute(statement, values))
 
     def _columns(self, key: Key, columns: str, rest: str, *values: Any) -> Row | None:
         """Some columns of the first message that `rest` selects."""
@@ -396,6 +264,10 @@ class SqliteRows(Rows):
     async def deleted_places(self, key: Key, after: tuple[int, int], limit: int) -> list[tuple[int, int]]:
         self._flush(key)
         return self._fetch(DELETED_PLACES, (key[0], key[1].bytes, *after, limit))
+
+    async def set_metadata(self, key: Key, id_: UUID, metadata: str | None) -> None:
+        self._flush(key)
+        self._connection.execute(SET_METADATA, (metadata, key[0], key[1].bytes, id_.bytes))
 
     async def erase_message(self, key: Key, id_: UUID) -> None:
         self._flush(key)
@@ -531,9 +403,10 @@ class SqliteRows(Rows):
         return Removed(0, len(found), len(indexed))
 
     def _remove_conversation(self, owner: str, id_: bytes) -> Removed:
+        labels = self._delete_labels((owner, uuid(id_)))
         statement = "DELETE FROM conversations WHERE owner_id = ? AND id = ? AND deleted_at IS NOT NULL"
         self._connection.execute(statement, (owner, id_))
-        return Removed(self._connection.changes())
+        return Removed(self._connection.changes(), labels=labels)
 
     async def remove_owner(self, owner: str) -> int | None:
         self._writes.flush()
@@ -545,10 +418,16 @@ class SqliteRows(Rows):
         self._writes.owners.discard(owner)
         left = (
             ("SELECT count(*) FROM messages WHERE owner_id = ?", owner),
+            ("SELECT count(*) FROM conversation_labels WHERE owner_id = ?", owner),
+            ("SELECT count(*) FROM projects WHERE owner_id = ?", owner),
             ("SELECT count(*) FROM users WHERE id = ?", owner),
             ("SELECT count(*) FROM message_words WHERE message_words MATCH ?", f'owner : "{owner_word(owner)}"'),
         )
         return sum(cast("int", self._connection.execute(statement, (value,)).get) for statement, value in left)
+
+    async def remove_projects(self, owner: str) -> int:
+        self._connection.execute("DELETE FROM projects WHERE owner_id = ?", (owner,))
+        return self._connection.changes()
 
     async def rename_owner(self, old: str, new: str) -> int:
         """Give the conversations of one owner to another, to be indexed anew, and count them. Raises Conflict."""
@@ -565,7 +444,8 @@ class SqliteRows(Rows):
             self._mark_unindexed(cast("int", first))
         self._connection.execute("UPDATE conversations SET owner_id = ? WHERE owner_id = ?", both)
         count = self._connection.changes()
-        self._connection.execute("UPDATE messages SET owner_id = ? WHERE owner_id = ?", both)
+        for table in ("messages", "conversation_labels", "projects"):
+            self._connection.execute(f"UPDATE OR IGNORE {table} SET owner_id = ? WHERE owner_id = ?", both)  # noqa: S608
         self._connection.execute("DELETE FROM users WHERE id = ?", (old,))
         count_removal(self._connection)
         self._writes.owners.discard(old)

@@ -5,13 +5,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, override
 
 from chatkeep.errors import InvalidInput
-from chatkeep.migrations import HEAD
+from chatkeep.migrations import HEAD, REVISIONS
 from chatkeep.model import ImportReceipt, Message, NewMessage
-from chatkeep.store import Backup, StoreOptions, file_path
+from chatkeep.options import StoreOptions
+from chatkeep.store import Backup, file_path
 from chatkeep.stores.access_sql import SqlAccess
 from chatkeep.stores.append import size_of
 from chatkeep.stores.base import RowStore
 from chatkeep.stores.imports import Import
+from chatkeep.stores.revisions import Schema
 from chatkeep.stores.rows import Key, Row, Work, run
 from chatkeep.stores.sqlite.backup import copy
 from chatkeep.stores.sqlite.columns import fetch
@@ -28,6 +30,7 @@ class SqliteStore(RowStore[SqliteRows]):
     """Conversations in one SQLite file; several processes may use the same file."""
 
     newest_revision = HEAD
+    revisions = REVISIONS
     hit_place = (int, int, str, int)
 
     def __init__(self, url: str, options: StoreOptions) -> None:
@@ -113,8 +116,8 @@ class SqliteStore(RowStore[SqliteRows]):
     async def _migrate(self, revision: str) -> None:
         await self._file.migrate(revision)
 
-    async def _revision(self) -> str | None:
-        return await self._file.revision()
+    async def _schema(self) -> Schema:
+        return await self._file.schema()
 
     async def _finish(self) -> None:
         await self._file.finish()

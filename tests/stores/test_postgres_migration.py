@@ -1,0 +1,82 @@
+"""Migrations of PostgreSQL: step by step, while others read and write, completed after a kill."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import asyncpg
+import pytest
+
+from chatkeep import NewConversation, open_store
+from chatkeep.migrations import HEAD
+from servers.postgres import databases, raw
+
+OWNER = "ada"
+INDEX = "conversations_by_project"
+VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'conversations_by_project'::regclass"
+
+
+@pytest.fixture
+def url() -> Iterator[str]:
+    """A database of its own, with the schema of the revision before 0005."""
+    url = databases().empty()
+
+    async def before() -> None:
+        async with open_store(url, migrate=False) as store:
+            await store.migrate("0004")
+
+    asyncio.run(before())
+    yield url
+    databases().drop(url)
+
+
+async def migrate(url: str) -> str | None:
+    """Bring a database to the newest revision, and return it."""
+    async with open_store(url) as store:
+        return await store.schema_revision()
+
+
+async def test_nobody_waits_behind_a_step_that_waits(url: str) -> None:
+    """While a step waits for a long transaction that has read a table, others read it with pauses of half a second."""
+    async with raw(url) as reader, raw(url) as other:
+        transaction = reader.transaction()
+        await transaction.start()
+        await reader.fetch("SELECT 1 FROM messages")
+        migrating = asyncio.create_task(migrate(url))
+        waits = []
+        for _ in range(30):
+            began = time.monotonic()
+            await other.fetch("SELECT 1 FROM messages LIMIT 1")
+            waits.append(time.monotonic() - began)
+            await asyncio.sleep(0.1)
+        assert not migrating.done()
+        await transaction.rollback()
+        assert await migrating == HEAD
+        assert 0.1 < max(waits) < 1.0
+
+
+async def test_what_is_left_of_an_index_is_built_anew(url: str) -> None:
+    """An index whose builder was killed is not taken for one."""
+    async with raw(url) as connection, raw(url) as reader:
+        await connection.execute("ALTER TABLE conversations ADD COLUMN project_id uuid")
+        transaction = reader.transaction(isolation="repeatable_read")
+        await transaction.start()
+        await reader.fetch("SELECT 1 FROM conversations")
+        await connection.execute("SET statement_timeout = 300")
+        with pytest.raises(asyncpg.QueryCanceledError):  # it waits for the reader
+            await connection.execute(f"CREATE INDEX CONCURRENTLY {INDEX} ON conversations (id)")
+        await transaction.rollback()
+        assert await connection.fetchval(VALID) is False
+        assert await migrate(url) == HEAD
+        assert await connection.fetchval(VALID) is True
+        definition = await connection.fetchval(f"SELECT pg_get_indexdef('{INDEX}'::regclass)")
+        assert "project_id" in definition
+
+
+async def test_processes_that_migrate_at_once(url: str) -> None:
+    """Of several one makes each step and each index; all end at the newest revision, and can write."""
+    assert await asyncio.gather(*(migrate(url) for _ in range(4))) == [HEAD] * 4
+    async with open_store(url) as store, raw(url) as connection:
+        await store.create_conversation(OWNER, NewConversation(labels=("pinned",)))
+        assert await connection.fetchval("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
+        assert await connection.fetchval("SELECT count(*) FROM pg_constraint WHERE NOT convalidated") == 0
