@@ -7,25 +7,30 @@ from chatkeep.migrations import STEP
 revision = "0005"
 down_revision = "0004"
 
-# The text of a CHECK is all that changes of `messages`: no row is rewritten, so it takes no time and no space. SQLite
-# documents the way (lang_altertable.html, 7). It comes first: what follows tells other connections of a new schema.
+# No row is rewritten: the text of the tables changes, as ALTER TABLE ADD COLUMN changes it, which would check every row
+# of a STRICT table for each column (8 s for a million messages), and the text of a CHECK, as SQLite documents it
+# (lang_altertable.html, 7). It comes first: what follows tells other connections of a new schema.
+STATUSES = "CHECK (status IN (''complete'',", "CHECK (status IN (''in_progress'', ''complete'',"
+LAST = "fingerprint BLOB NOT NULL,"
+MORE = f"{LAST} parts TEXT, model TEXT, input_tokens INTEGER, output_tokens INTEGER, duration_ms INTEGER,"
+LAST_OF_CONVERSATIONS = "deleted_at INTEGER,"
+MORE_OF_CONVERSATIONS = f"{LAST_OF_CONVERSATIONS} labels TEXT, project_id BLOB, llm_provider_id BLOB,"
+
+
+def _rewritten(table: str, *pairs: tuple[str, str]) -> str:
+    """The statement that changes the text of a table."""
+    text = "sql"
+    for before, after in pairs:
+        text = f"replace({text}, '{before}', '{after}')"
+    return f"UPDATE sqlite_schema SET sql = {text} WHERE type = 'table' AND name = '{table}'"  # noqa: S608 - constants
+
+
 SQLITE_UP = (
     "PRAGMA writable_schema = ON",
-    """
-    UPDATE sqlite_schema SET sql = replace(sql, 'CHECK (status IN (''complete'',',
-        'CHECK (status IN (''in_progress'', ''complete'',')
-    WHERE type = 'table' AND name = 'messages'
-    """,
+    _rewritten("messages", STATUSES, (LAST, MORE)),
+    _rewritten("conversations", (LAST_OF_CONVERSATIONS, MORE_OF_CONVERSATIONS)),
     "PRAGMA writable_schema = RESET",
-    "ALTER TABLE messages ADD COLUMN parts TEXT",
-    "ALTER TABLE messages ADD COLUMN model TEXT",
-    "ALTER TABLE messages ADD COLUMN input_tokens INTEGER",
-    "ALTER TABLE messages ADD COLUMN output_tokens INTEGER",
-    "ALTER TABLE messages ADD COLUMN duration_ms INTEGER",
     # labels: each on a line of its own. conversation_labels finds the conversations of a label that few have.
-    "ALTER TABLE conversations ADD COLUMN labels TEXT",
-    "ALTER TABLE conversations ADD COLUMN project_id BLOB",
-    "ALTER TABLE conversations ADD COLUMN llm_provider_id BLOB",
     """
     CREATE INDEX conversations_by_external_id ON conversations (owner_id, external_id, updated_at, id)
         WHERE external_id IS NOT NULL
@@ -91,11 +96,7 @@ SQLITE_DOWN = (
     ),
     "UPDATE messages SET status = 'interrupted' WHERE status = 'in_progress'",
     "PRAGMA writable_schema = ON",
-    """
-    UPDATE sqlite_schema SET sql = replace(sql, 'CHECK (status IN (''in_progress'', ''complete'',',
-        'CHECK (status IN (''complete'',')
-    WHERE type = 'table' AND name = 'messages'
-    """,
+    _rewritten("messages", STATUSES[::-1]),
     "PRAGMA writable_schema = RESET",
     # Tells other connections of a new schema.
     "CREATE TABLE chatkeep_new_schema (id INTEGER)",

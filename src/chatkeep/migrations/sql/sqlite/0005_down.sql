@@ -32,9 +32,7 @@ UPDATE messages SET status = 'interrupted' WHERE status = 'in_progress';
 
 PRAGMA writable_schema = ON;
 
-UPDATE sqlite_schema SET sql = replace(sql, 'CHECK (status IN (''in_progress'', ''complete'',',
-        'CHECK (status IN (''complete'',')
-    WHERE type = 'table' AND name = 'messages';
+UPDATE sqlite_schema SET sql = replace(sql, 'CHECK (status IN (''in_progress'', ''complete'',', 'CHECK (status IN (''complete'',') WHERE type = 'table' AND name = 'messages';
 
 PRAGMA writable_schema = RESET;
 

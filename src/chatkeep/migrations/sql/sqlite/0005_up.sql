@@ -2,27 +2,11 @@
 
 PRAGMA writable_schema = ON;
 
-UPDATE sqlite_schema SET sql = replace(sql, 'CHECK (status IN (''complete'',',
-        'CHECK (status IN (''in_progress'', ''complete'',')
-    WHERE type = 'table' AND name = 'messages';
+UPDATE sqlite_schema SET sql = replace(replace(sql, 'CHECK (status IN (''complete'',', 'CHECK (status IN (''in_progress'', ''complete'','), 'fingerprint BLOB NOT NULL,', 'fingerprint BLOB NOT NULL, parts TEXT, model TEXT, input_tokens INTEGER, output_tokens INTEGER, duration_ms INTEGER,') WHERE type = 'table' AND name = 'messages';
+
+UPDATE sqlite_schema SET sql = replace(sql, 'deleted_at INTEGER,', 'deleted_at INTEGER, labels TEXT, project_id BLOB, llm_provider_id BLOB,') WHERE type = 'table' AND name = 'conversations';
 
 PRAGMA writable_schema = RESET;
-
-ALTER TABLE messages ADD COLUMN parts TEXT;
-
-ALTER TABLE messages ADD COLUMN model TEXT;
-
-ALTER TABLE messages ADD COLUMN input_tokens INTEGER;
-
-ALTER TABLE messages ADD COLUMN output_tokens INTEGER;
-
-ALTER TABLE messages ADD COLUMN duration_ms INTEGER;
-
-ALTER TABLE conversations ADD COLUMN labels TEXT;
-
-ALTER TABLE conversations ADD COLUMN project_id BLOB;
-
-ALTER TABLE conversations ADD COLUMN llm_provider_id BLOB;
 
 CREATE INDEX conversations_by_external_id ON conversations (owner_id, external_id, updated_at, id)
         WHERE external_id IS NOT NULL;
