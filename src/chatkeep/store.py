@@ -133,7 +133,10 @@ class Store(ABC):
 
     @abstractmethod
     async def find_conversation(self, owner: str, external_id: str) -> Conversation:
-        """Return the most recently updated conversation with an external_id. Raises NotFound if there is none."""
+        """Return the most recently updated conversation with an external_id, or the one whose id is made of it.
+
+        Raises NotFound if there is none.
+        """
 
     @abstractmethod
     async def list_conversations(

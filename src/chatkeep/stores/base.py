@@ -1,4 +1,4 @@
-"""The ports over rows: arguments, pages, search, removal. Written once for every database."""
+"""The ports over rows: arguments, pages, search. Written once for every database."""
 
 import asyncio
 import logging

@@ -119,7 +119,7 @@ class Transactions[R: Rows](Store):
         if "head_id" in changed:
             head = None if change.head_id is None else await self._message(rows, key, change.head_id)
             values["head_seq"] = head.seq if head else None
-        if changed.get("context_id", before.context_id) == before.context_id:
+        if changed.get("context_id", before.context_id) == before.context_id:  # it keeps its slot
             values.pop("context_id", None)
         if not values:
             return before

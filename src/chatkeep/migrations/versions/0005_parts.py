@@ -30,6 +30,8 @@ SQLITE_UP = (
     _rewritten("messages", STATUSES, (LAST, MORE)),
     _rewritten("conversations", (LAST_OF_CONVERSATIONS, MORE_OF_CONVERSATIONS)),
     "PRAGMA writable_schema = RESET",
+    # Fails if the text of a table was another one.
+    "SELECT parts, duration_ms, labels FROM messages, conversations LIMIT 0",
     # labels: each on a line of its own. conversation_labels finds the conversations of a label that few have.
     """
     CREATE INDEX conversations_by_external_id ON conversations (owner_id, external_id, updated_at, id)

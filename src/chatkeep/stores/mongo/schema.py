@@ -26,8 +26,6 @@ HEAD = REVISIONS[-1]
 SERVED_FROM = {"0003": "0002"}
 """The oldest revision whose processes can use a revision, during a rolling upgrade; without one only its own can."""
 
-NO_SCHEMA = "the database has no schema of chatkeep; run `chatkeep db upgrade`"
-
 NUMBER = {"bsonType": ["int", "long"]}
 COUNT = {**NUMBER, "minimum": 0}
 PLACE = {**NUMBER, "minimum": 1}

@@ -18,7 +18,7 @@ from chatkeep.stores.mongo.append import Item, append_batch
 from chatkeep.stores.mongo.database import Database, View
 from chatkeep.stores.mongo.documents import check_message_fits
 from chatkeep.stores.mongo.rows import MongoRows
-from chatkeep.stores.revisions import Schema
+from chatkeep.stores.revisions import NEEDS_UPGRADE, Schema
 from chatkeep.stores.rows import Key, Work
 from chatkeep.words import index_words
 
@@ -85,7 +85,7 @@ class MongoStore(RowStore[MongoRows]):
         """Raise SchemaMismatch without a schema: MongoDB would make collections by itself."""
         if not self._has_schema:
             if (await self._schema()).revision is None:
-                raise SchemaMismatch(schema.NO_SCHEMA, got=self._database.name)
+                raise SchemaMismatch(NEEDS_UPGRADE, got=self._database.name)
             self._has_schema = True
 
     async def _migrate(self, revision: str) -> None:

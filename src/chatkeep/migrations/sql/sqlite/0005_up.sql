@@ -8,6 +8,8 @@ UPDATE sqlite_schema SET sql = replace(sql, 'deleted_at INTEGER,', 'deleted_at I
 
 PRAGMA writable_schema = RESET;
 
+SELECT parts, duration_ms, labels FROM messages, conversations LIMIT 0;
+
 CREATE INDEX conversations_by_external_id ON conversations (owner_id, external_id, updated_at, id)
         WHERE external_id IS NOT NULL;
 
