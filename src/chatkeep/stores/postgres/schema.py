@@ -59,7 +59,7 @@ async def build(connection: Connection, before: str | None, step: str, index: st
     while (await read_schema(connection)).revision == before:
         state = await connection.fetchrow(INDEX_STATE, index)
         if state is None:
-            with suppress(asyncpg.DuplicateTableError):  # another process was faster
+            with suppress(asyncpg.DuplicateTableError, asyncpg.DeadlockDetectedError):  # another process was faster
                 await connection.execute(step)
         elif state[0]:
             return
