@@ -18,7 +18,7 @@ import uvloop
 
 from chatkeep import Message, NewMessage, Recorder, StoreOptions, StoreUnavailable
 from chatkeep.stores.append import listed
-from chatkeep.stores.memory import MemoryStore
+from chatkeep.stores.memory.store import MemoryStore
 
 OWNER = "ada"
 CONVERSATIONS = 100

@@ -4,6 +4,9 @@
     ├── InvalidId (ValueError)      an id is not a UUID
     ├── InvalidInput (ValueError)   another argument is invalid
     ├── Conflict                    same id with other content, or another expected_seq
+    │   └── TurnInProgress          the conversation is being answered
+    ├── TooManyTurns                the owner has as many answers in progress as one may have
+    ├── TurnLost                    another process has ended this turn, or its conversation is gone
     ├── NotFound                    no such conversation or message
     ├── NotYours                    the conversation belongs to another owner
     ├── Unauthenticated             no valid token or API key
@@ -15,6 +18,8 @@
 
 A record with invalid values raises pydantic's ValidationError, which is a ValueError, too.
 """
+
+from uuid import UUID
 
 
 class ChatkeepError(Exception):
@@ -49,6 +54,22 @@ class InvalidInput(ChatkeepError, ValueError):
 
 class Conflict(ChatkeepError):
     """The id is in use with other content, or `last_seq` is not the `expected_seq`."""
+
+
+class TurnInProgress(Conflict):
+    """The conversation is being answered; `message_id` is the answer."""
+
+    def __init__(self, message_id: UUID) -> None:
+        super().__init__("the conversation is being answered; wait for the end of the answer, or stop it")
+        self.message_id = message_id
+
+
+class TooManyTurns(ChatkeepError):
+    """The owner has as many answers in progress as one may have."""
+
+
+class TurnLost(ChatkeepError):
+    """The turn has ended, in another process or with its conversation: whoever makes its answer stops."""
 
 
 class NotFound(ChatkeepError):

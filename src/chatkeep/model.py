@@ -304,6 +304,17 @@ def content_of(role: Role, parts: Sequence[Part]) -> str:
 COUNTS = ("input_tokens", "output_tokens", "duration_ms")
 
 
+class NewAnswer(NewMessage):
+    """The row of an answer that is about to be made: empty, and in progress. Only a turn appends it."""
+
+    role: Role = Role.ASSISTANT
+    status: Status = Status.IN_PROGRESS
+
+    @model_validator(mode="after")
+    def _has_something_to_say(self) -> Self:
+        return self
+
+
 class ImportedMessage(NewMessage):
     """A message from another system: it may be blank, of any length, or a tombstone.
 
@@ -320,8 +331,8 @@ class ImportedMessage(NewMessage):
     @model_validator(mode="after")
     def _has_something_to_say(self) -> Self:
         self._take_content()
-        if self.status is Status.IN_PROGRESS:
-            raise ValueError("an imported message cannot be in progress; one that was cut off is interrupted")
+        if self.status is Status.IN_PROGRESS:  # whoever made it is not here to go on
+            self.__dict__["status"] = Status.INTERRUPTED
         if self.status is Status.DELETED and (self.content or self.metadata or self.sources or self.parts):
             raise ValueError("a deleted message has no content, parts, metadata or sources")
         return self
@@ -356,6 +367,18 @@ class Message(Record):
     created_at: datetime = Field(description="The store's time.")
 
 
+class StreamPlace(Record):
+    """How far the stream of an answer has come."""
+
+    last_event_id: str = Field(description="Read on after it: the header `Last-Event-ID` of the answer's events.")
+
+
+class RunningAnswer(Message):
+    """An answer that is being made, with what there is of it."""
+
+    stream: StreamPlace
+
+
 class MessageChange(Given):
     """What may be changed of a message: its metadata, such as feedback. JSON Merge Patch (RFC 7396)."""
 
@@ -364,6 +387,7 @@ class MessageChange(Given):
 
 CONVERSATION_FIELDS = set(Conversation.model_fields)
 MESSAGE_FIELDS = set(Message.model_fields)
+RUNNING_FIELDS = set(RunningAnswer.model_fields)
 IMPORTED_FIELDS = set(ImportedMessage.model_fields)
 
 
@@ -375,7 +399,7 @@ class SearchHit(Record):
     snippet: str = Field(description="The text around the first word found.")
 
 
-UPDATABLE = ("title", "context_id", "labels", "metadata", "deletions", "head")
+UPDATABLE = ("title", "context_id", "labels", "metadata", "deletions", "head", "answers")
 """The differences that an import takes over if it is asked to."""
 
 
@@ -414,6 +438,7 @@ class ErasureReceipt(Record):
     search_entries: int
     labels: int = 0
     projects: int = 0
+    turns: int = Field(0, description="Answers that were being made.")
     api_keys: int = 0
     requests: int = Field(0, description="Replies that were kept for requests that might be sent again.")
     remaining: int = Field(description="Rows of this owner that a re-count found when all was removed.")

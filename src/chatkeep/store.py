@@ -48,6 +48,7 @@ from chatkeep.model import (
     SearchHit,
 )
 from chatkeep.options import StoreOptions
+from chatkeep.turns import Turns
 from chatkeep.urls import split_url
 
 MAX_LIMIT = 1_000
@@ -95,7 +96,7 @@ class Store(ABC):
     def __init_subclass__(cls, **arguments: Any) -> None:
         """Have the observer told of the methods of the port that `cls` defines."""
         super().__init_subclass__(**arguments)
-        for name in (Store.__abstractmethods__ - {"access", "aclose"}) & vars(cls).keys():
+        for name in OBSERVED & vars(cls).keys():
             setattr(cls, name, _observed(name, vars(cls)[name]))
 
     def __init__(self, url: str, options: StoreOptions) -> None:  # noqa: ARG002 - adapters use it
@@ -106,6 +107,11 @@ class Store(ABC):
     @abstractmethod
     def access(self) -> Access:
         """API keys and replies to retried requests, in the same database."""
+
+    @property
+    @abstractmethod
+    def turns(self) -> Turns:
+        """Questions and the answers that are being made of them, in the same database."""
 
     @abstractmethod
     async def create_conversation(self, owner: str, new: NewConversation) -> Conversation:
@@ -451,6 +457,9 @@ class Store(ABC):
             self.observer.committed(items)
 
 
+OBSERVED = (Store.__abstractmethods__ | Turns.__abstractmethods__) - {"access", "turns", "aclose"}
+"""The methods of which an observer is told."""
+
 type Method = Callable[..., Awaitable[Any]]
 
 
@@ -505,7 +514,7 @@ class OpeningStore:
 
 
 ADAPTERS = {
-    "memory": "chatkeep.stores.memory:MemoryStore",
+    "memory": "chatkeep.stores.memory.store:MemoryStore",
     "sqlite": "chatkeep.stores.sqlite.store:SqliteStore",
     "postgresql": "chatkeep.stores.postgres.store:PostgresStore",
     "postgres": "chatkeep.stores.postgres.store:PostgresStore",

@@ -49,6 +49,9 @@ MAX_PARTS_BYTES = 8 << 20
 MAX_INTEGER_DIGITS = 4_300
 """Most digits of an integer in metadata: as many as Python reads, which takes quadratic time."""
 
+MAX_COUNT = 2**63 - 1
+"""Largest count of tokens or milliseconds."""
+
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 # --- text, JSON, times ----------------------------------------------------------------------------------
@@ -429,7 +432,7 @@ Label = Annotated[
 Labels = Annotated[tuple[Label, ...], Field(max_length=MAX_LABELS, fail_fast=True), AfterValidator(_without_repetition)]
 """The labels of a conversation, each once, in the order in which they were given."""
 
-Count = Annotated[int, Field(strict=True, ge=0, le=2**63 - 1)]
+Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
 FilePath = Annotated[str, BeforeValidator(_clean), StringConstraints(max_length=4096), AfterValidator(_not_blank)]
 JsonObject = Annotated[dict[str, Any], BeforeValidator(copy_json)]
 AnyTime = Annotated[AwareDatetime, AfterValidator(_to_utc)]

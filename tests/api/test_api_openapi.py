@@ -14,7 +14,7 @@ from chatkeep import Conversation, Message, NewConversation, NewMessage, Page, S
 from chatkeep.api.app import create_app
 from chatkeep.api.routes.messages import MessageBatch
 from chatkeep.settings import Settings
-from chatkeep.stores.memory import MemoryStore
+from chatkeep.stores.memory.store import MemoryStore
 from servers.api import Api, serving
 
 COMMITTED = Path(__file__).parents[2] / "docs" / "openapi.json"

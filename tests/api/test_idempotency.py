@@ -59,7 +59,7 @@ async def test_expired_replies_are_swept(store_url: str, monkeypatch: pytest.Mon
         access, owners = store.access, ["one", "two\0", "three"]
         for hours, count in ((25, 5), (23, 2)):
             moment = now() - timedelta(hours=hours)
-            for module in ("access_sql", "memory", "mongo.access"):
+            for module in ("access_sql", "memory.access", "mongo.access"):
                 monkeypatch.setattr(f"chatkeep.stores.{module}.now", lambda moment=moment: moment)
             for owner in owners:
                 for key in (f"{hours} {number}" for number in range(count)):

@@ -18,7 +18,7 @@ from chatkeep import NewConversation, NewMessage, Role, Store, StoreOptions, ope
 from chatkeep.api.admission import is_protected
 from chatkeep.api.app import create_app
 from chatkeep.settings import Settings
-from chatkeep.stores.memory import MemoryStore
+from chatkeep.stores.memory.store import MemoryStore
 from servers.api import Api, serving
 
 DOCUMENT = create_app(MemoryStore("memory://", StoreOptions()), Settings()).openapi()

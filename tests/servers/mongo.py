@@ -25,7 +25,17 @@ from chatkeep import open_store
 EMULATED = (
     "emulated: transactions take turns (conflicts are injected), durability, read and write concerns, explain, mongos"
 )
-COLLECTIONS = ("conversations", "messages", "users", "projects", "llm_providers", "api_keys", "requests")
+COLLECTIONS = (
+    "conversations",
+    "messages",
+    "turns",
+    "turn_events",
+    "users",
+    "projects",
+    "llm_providers",
+    "api_keys",
+    "requests",
+)
 
 
 class Emulator:

@@ -12,12 +12,13 @@ from functools import partial
 import asyncpg
 import pytest
 from test_postgres import Asked, asked, of_requests, use_everything
-from topics import DifferentTopics, SharedTopics
+from topics import DifferentTopics, DifferentTurnTopics, SharedTopics, SharedTurnTopics
 from typer.testing import CliRunner
 
 from chatkeep import InvalidInput, NewConversation, NotFound, NotYours, Store, open_store
 from chatkeep.cli.app import app
 from chatkeep.testing import Opener, dense, numbered, seqs, someone, user, whole_log
+from chatkeep.testing.turn_steps import Running
 from servers.postgres import databases, plain
 
 STAND_IN = """
@@ -115,6 +116,19 @@ class TestSharedTopics(OnCitus, SharedTopics):
         await self.test_renaming_an_owner(store, owner)
 
 
+class TestDifferentTurnTopics(OnCitus, DifferentTurnTopics):
+    """The topics of turns that differ here."""
+
+    async def test_renamed_owner(self, half: Running, owner: str) -> None:
+        """It refuses in every case."""
+        with pytest.raises(InvalidInput, match="export the conversations"):
+            await half.store.rename_owner(owner, "zoe")
+
+
+class TestSharedTurnTopics(OnCitus, SharedTurnTopics):
+    """The others."""
+
+
 async def test_owners_are_not_renamed(store: Store) -> None:
     """What TestSharedTopics shows, for the runs without it."""
     with pytest.raises(InvalidInput, match="export the conversations"):
@@ -138,6 +152,8 @@ async def test_distributing(url: str) -> None:
         ("messages", "owner_id", "users"),
         ("projects", "owner_id", "users"),
         ("requests", "owner_id", "users"),
+        ("turn_events", "owner_id", "users"),
+        ("turns", "owner_id", "users"),
         ("users", "id", "default"),
         ("word_index", None, "everywhere"),
     ]
@@ -148,6 +164,8 @@ async def test_distributing(url: str) -> None:
         ("conversations", "FOREIGN KEY (owner_id) REFERENCES users(id) ON DELETE CASCADE"),
         ("messages", f"FOREIGN KEY (owner_id, conversation_id) {parent}"),
         ("projects", "FOREIGN KEY (owner_id) REFERENCES users(id) ON DELETE CASCADE"),
+        ("turn_events", "FOREIGN KEY (owner_id, turn) REFERENCES turns(owner_id, number) ON DELETE CASCADE"),
+        ("turns", f"FOREIGN KEY (owner_id, conversation_id) {parent}"),
     ]
 
 
@@ -187,7 +205,7 @@ async def test_statements_are_ones_that_citus_takes(url: str, asked: Asked) -> N
     async with open_store(url) as store:
         await use_everything(store)
     statements = of_requests(asked)
-    one_owner = re.compile(r"owner_id = \$1|users \(id\) VALUES \(\$1\)|users WHERE id = \$1|INTO \w+ .*\(\$1, ")
+    one_owner = re.compile(r"owner_id = \$1|users \(id\) VALUES \(\$1\)|users WHERE id = \$1|(VALUES \(|SELECT )\$1, ")
     refused = [text for text in statements if "chatkeep_append" in text or "clock_timestamp" in text]
     assert refused == []
     assert [text for text in statements if not one_owner.search(text) and text != "SELECT now()"] == []

@@ -1,6 +1,7 @@
 """The SQL files of the migrations: what Alembic renders, the same schema on every path, nothing else at run time."""
 
 import importlib.resources
+import re
 import subprocess
 import sys
 from itertools import chain, product
@@ -17,6 +18,9 @@ from servers.postgres import databases, plain
 
 POSITIONS = ("base", *REVISIONS)
 PATHS = [(start, end) for start, end in product(POSITIONS, POSITIONS) if start != end]
+
+BETWEEN_STEPS = rf"{STEP};|(?<=\n)(?=-- Running upgrade 0)"
+"""A step ends with its revision, too."""
 
 POSTGRESQL_SCHEMA = """
     SELECT 'column', c.relname, a.attnum, a.attname, concat_ws(
@@ -71,7 +75,7 @@ async def postgresql_schema(scripts: list[str]) -> set[tuple[object, ...]]:
     url = databases().empty()
     connection = await asyncpg.connect(plain(url))
     try:
-        for step in chain.from_iterable(script.split(f"{STEP};") for script in scripts):
+        for step in chain.from_iterable(re.split(BETWEEN_STEPS, script) for script in scripts):
             await connection.execute(step)
         found = [*await connection.fetch(POSTGRESQL_SCHEMA), *await connection.fetch("TABLE chatkeep_schema")]
     finally:

@@ -33,9 +33,12 @@ from chatkeep import (
     SchemaMismatch,
     Store,
     StoreUnavailable,
+    TurnInProgress,
     UnsafeDatabase,
     open_store,
 )
+from chatkeep.events import TurnEvent, fold, reasoning, text
+from chatkeep.model import Status
 from chatkeep.recorder import Recorder
 from chatkeep.stores.mongo import append, conversations, documents, rows
 from chatkeep.stores.mongo.rows import MongoRows
@@ -55,6 +58,7 @@ from chatkeep.testing import (
     whole_log,
     whole_search,
 )
+from chatkeep.turns import Ending, TurnKey, TurnPlace, TurnWrite
 from chatkeep.values import now
 from servers.mongo import mongo_databases
 
@@ -405,8 +409,8 @@ async def test_schema_goes_up_and_down(empty_url: str) -> None:
         assert objects(empty_url) == {}
         await store.migrate()
         assert objects(empty_url) == first
-        with pytest.raises(SchemaMismatch, match="0001, 0002, 0003"):
-            await store.migrate("0004")
+        with pytest.raises(SchemaMismatch, match="0001, 0002, 0003, 0004"):
+            await store.migrate("0005")
     for name, validator in VALIDATORS.items():
         assert first[name] == (validator, sorted(["_id_", *(index.document["name"] for index in INDEXES[name])]))
 
@@ -437,7 +441,7 @@ def test_processes_migrate_at_once(empty_url: str, processes: int) -> None:
     assert [code for _, code in ended] == [0] * processes, ended
     command[4] = "status"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, "revision 0003, newest 0003" in done.stdout) == (0, True), done
+    assert (done.returncode, "revision 0004, newest 0004" in done.stdout) == (0, True), done
 
 
 async def test_messages_without_words_are_indexed_when_search_is_on(url: str) -> None:
@@ -467,6 +471,7 @@ def is_of_no_owner(command: Mapping[str, Any], where: Mapping[str, Any]) -> bool
         or (name == "find" and where == {"deleted_at": {"$gt": 0}})  # when it is opened
         or (name == "find" and where == {"unindexed": True})  # when it is opened
         or (name == "find" and collection == "conversations" and where == {})  # when it is opened, with an older rule
+        or (name == "aggregate" and collection == "turns" and where == {})  # the sweep, for processes that are gone
     )
 
 
@@ -476,7 +481,12 @@ def filters(command: Mapping[str, Any]) -> list[Mapping[str, Any]]:
         return [command["pipeline"][0]["$match"]]
     many = [*command.get("updates", ()), *command.get("deletes", ())]
     found = [each["q"] for each in many] + [command[key] for key in ("filter", "query") if key in command]
-    return [*found, *command.get("documents", ())]
+    return [*(part for where in found for part in parts_of(where)), *command.get("documents", ())]
+
+
+def parts_of(where: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """A filter, or each of those that it consists of."""
+    return list(where["$or"]) if set(where) == {"$or"} else [where]
 
 
 def behind_mongos(store: Store) -> None:
@@ -504,6 +514,7 @@ async def use_everything(store: Store, owner: str, other: str) -> None:
     await whole_search(store, owner, "tea turn", limit=2)
     await whole_search(store, owner, "tea", limit=2)
     await store.create_conversation(owner, NewConversation(external_id="tea"))
+    await use_turns(store, owner)
     for calls in (CONVERSATION_CALLS, OWNER_CALLS):
         for name, call in calls.items():
             if not name.startswith(("delete", "erase", "rename")):
@@ -518,6 +529,31 @@ async def use_everything(store: Store, owner: str, other: str) -> None:
     await store.delete_message(other, talk.id, stored[0].id)
     await store.delete_conversation(other, imported.id)
     await store.erase_owner(other)
+
+
+async def use_turns(store: Store, owner: str) -> None:
+    """Answer, follow, stop, finish and close; two turns run on."""
+    worker, turns = uuid4(), store.turns
+    begun = []
+    for number in range(4):
+        talk = await store.create_conversation(owner, NewConversation())
+        lease = timedelta(milliseconds=1 if number > 2 else 60_000)
+        turn = await turns.start_turn(owner, talk.id, user("$sage?"), worker=worker, lease=lease)
+        begun.append(TurnKey(owner, talk.id, turn.answer.id))
+        with pytest.raises(TurnInProgress if number < 3 else InvalidInput):
+            await turns.start_turn(owner, talk.id, user("mint?") if number < 3 else assistant("no"), worker=worker)
+    pieces = [TurnEvent(n, *event) for n, event in enumerate([text("$a"), reasoning("$$NOW", signature="s")], 1)]
+    await turns.append_turn_events(worker, [TurnWrite(key, pieces) for key in begun[:3]])
+    await turns.append_turn_events(worker, [TurnWrite(key) for key in begun[:3]])
+    await turns.turn_events([TurnPlace(key) for key in begun])
+    await whole_history(store, owner, begun[0].conversation_id)
+    await turns.stop_turn(*begun[0])
+    await turns.finish_turn(*begun[0], Ending.of(fold(pieces), Status.INTERRUPTED), worker=worker)
+    while not (await turns.turn_events([TurnPlace(begun[3])]))[0].has_expired:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.01)
+    assert await turns.expire_turns() >= 1
+    await turns.answer_stats(owner, after=now() - timedelta(1), before=now())
+    await store.delete_message(*begun[1])
 
 
 async def use_labels_and_projects(store: Store, owner: str) -> None:
@@ -572,6 +608,8 @@ async def test_every_command_names_the_owner(url: str, sent: Commands, sharded: 
         "requests",
         "api_keys",
         "projects",
+        "turns",
+        "turn_events",
     }
     assert {name for name, _ in seen} >= {"find", "insert", "update", "delete", "findAndModify", "aggregate"}
 
@@ -606,8 +644,8 @@ async def test_no_scan_and_no_sort(url: str, sent: Commands) -> None:
         await use_everything(store, OWNER, "bob")
     asked = [c for c in sent if "find" in c and c["find"] not in ("chatkeep_schema",) and "_id" not in c["filter"]]
     assert len(asked) > 20
-    for command in asked:
-        where, by = command["filter"], command.get("sort", {})
+    for command, where in [(each, where) for each in asked for where in parts_of(each["filter"])]:
+        by = command.get("sort", {})
         if where == {} or c_is_list(where):
             continue
         plain = {key: command[key] for key in ("find", "filter", "sort", "limit", "skip", "hint") if key in command}

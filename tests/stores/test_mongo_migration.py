@@ -23,8 +23,10 @@ from chatkeep import (
     Store,
     open_store,
 )
+from chatkeep.events import TurnEvent, reasoning, text
 from chatkeep.stores.mongo.schema import EARLIER, INDEXES, VALIDATORS
 from chatkeep.testing import user, whole_list
+from chatkeep.turns import TurnKey, TurnWrite
 from chatkeep.values import now, to_micros
 from servers.mongo import mongo_databases
 
@@ -70,14 +72,19 @@ async def talks(store: Store) -> list[str | None]:
 async def test_indexes_of_each_revision(url: str) -> None:
     """Up and down bring the indexes of the revision, and leave those that somebody else made."""
     raw(url).conversations.create_index("title", name="mine")
-    for revision in ("0001", "0002", "0003", "0001", "0003", "0002"):
+    served = {"0003": "0002", "0004": "0003"}
+    for revision in ("0001", "0002", "0003", "0004", "0001", "0004", "0003", "0002", "0003"):
         await migrate(url, revision)
         assert indexes(url, "conversations") == names(revision, "conversations") | {"mine"}
         assert indexes(url, "requests") == names(revision, "requests")
-        assert ("projects" in raw(url).list_collection_names()) is (revision == "0003")
-        note = {"_id": "schema", "revision": revision, **({"served_from": "0002"} if revision == "0003" else {})}
+        assert indexes(url, "messages") == names(revision, "messages")
+        there = raw(url).list_collection_names()
+        assert [name in there for name in ("projects", "turns")] == [revision >= "0003", revision >= "0004"]
+        note = {"_id": "schema", "revision": revision}
+        note |= {"served_from": served[revision]} if revision in served else {}
         assert raw(url).chatkeep_schema.find_one({"_id": "schema"}) == note
     assert names("0001", "conversations") ^ names("0002", "conversations") == {"by_context", "in_context"}
+    assert names("0003", "messages") ^ names("0004", "messages") == {"by_model"}
     new = {"by_external_id", "by_project", "labels", "slots"}
     assert names("0002", "conversations") ^ names("0003", "conversations") == new | {"slot"}
     await migrate(url, "base")
@@ -115,7 +122,7 @@ async def test_a_process_of_the_old_revision_goes_on(url: str) -> None:
 
 async def test_documents_of_the_old_revision_go_on(url: str) -> None:
     """What a process of the revision before writes now is what a new one reads; neither takes the other's slot."""
-    await migrate(url, "0003")
+    await migrate(url, "0004")
     async with open_store(url) as store:
         await store.get_or_create_conversation(OWNER, NewConversation(context_id="c"))
         old = raw(url).conversations.find_one()
@@ -145,26 +152,33 @@ async def test_validators_are_changed(url: str) -> None:
     before = {"$jsonSchema": {"required": ["_id", "role"], "properties": {"status": {"enum": ["complete"]}}}}
     raw(url).drop_collection("messages")
     raw(url).create_collection("messages", validator=before)
-    await asyncio.gather(*(migrate(url, "0003") for _ in range(2)))
+    await asyncio.gather(*(migrate(url, "0004") for _ in range(2)))
     found = {each["name"]: each["options"].get("validator") for each in raw(url).list_collections()}
     assert {name: found[name] for name in VALIDATORS} == VALIDATORS
     await full(url)
 
 
 async def full(url: str) -> UUID:
-    """Fill a database of 0003 with everything that is new; return the project."""
+    """Fill a database with everything that is new since 0002, and a turn if it is of 0004; return the project."""
     project = uuid4()
-    async with open_store(url) as store:
+    async with open_store(url, migrate=False) as store:
         for context in ("c", None):
             new = ImportedConversation(project_id=project, context_id=context, labels=["a"], external_id="x")
             message = ImportedMessage(role=Role.ASSISTANT, parts=[{"type": "text", "text": "tea"}], input_tokens=1)
             await store.import_conversation(OWNER, new, [message])
         for scope in ({"project_id": project}, {}, {"context_id": "c"}, {"context_id": "d", "project_id": project}):
             await store.get_or_create_conversation(OWNER, NewConversation(**scope))
-        await store.create_conversation(OWNER, NewConversation(title="t"))
+        talk = await store.create_conversation(OWNER, NewConversation(title="t"))
+        if await store.schema_revision() == "0004":
+            turn = await store.turns.start_turn(OWNER, talk.id, user("$sage?"), worker=talk.id)
+            write = TurnWrite(TurnKey(OWNER, talk.id, turn.answer.id), EVENTS)
+            await store.turns.append_turn_events(talk.id, [write])
     raw(url).conversations.update_one({"context_id": "d"}, {"$set": {"context_id": "c"}})
-    raw(url).messages.update_one({}, {"$set": {"status": "in_progress"}})
+    raw(url).messages.update_one({"seq": 1}, {"$set": {"status": "in_progress"}})
     return project
+
+
+EVENTS = [TurnEvent(n, *event) for n, event in enumerate((text("$a "), reasoning("hm"), text("herb")), 1)]
 
 
 class Killed(BaseException):
@@ -222,6 +236,30 @@ async def kill(url: str, target: str, step: int, monkeypatch: pytest.MonkeyPatch
     return done
 
 
+@pytest.mark.parametrize("step", range(12))
+@pytest.mark.parametrize("target", ["0003", "0002"])
+async def test_turns_end_with_the_revision(url: str, monkeypatch: pytest.MonkeyPatch, target: str, step: int) -> None:
+    """An earlier revision has the answer as far as it was made, to be indexed; also if the migration is killed."""
+    await migrate(url, "0004")
+    await full(url)
+    done = await kill(url, target, step, monkeypatch)
+    noted = raw(url).chatkeep_schema.find_one({"_id": "schema"})["revision"]
+    if noted == "0004":
+        assert indexes(url, "messages") >= names("0004", "messages")
+        assert {"turns", "turn_events"} <= set(raw(url).list_collection_names())
+    if noted == target:
+        assert raw(url).messages.count_documents({"status": "in_progress"}) == 0
+    assert noted == target or step < done
+    await migrate(url, target)
+    answer = raw(url).messages.find_one({"content": "$a herb"})
+    assert (answer["status"], answer["unindexed"]) == ("interrupted", True)
+    assert ("parts" in answer) is (target == "0003")
+    assert raw(url).turns.count_documents({}) == raw(url).turn_events.count_documents({}) == 0
+    assert step < done or "turns" not in raw(url).list_collection_names()
+    async with open_store(url) as store:
+        assert [hit.message.content for hit in (await store.search_messages(OWNER, "herb")).items] == ["$a herb"]
+
+
 COMMANDS = {
     AsyncCollection: ("create_indexes", "drop_index", "update_one", "update_many"),
     AsyncDatabase: ("create_collection", "drop_collection"),
@@ -230,7 +268,7 @@ COMMANDS = {
 
 async def test_an_earlier_revision_has_nothing_of_the_newer(url: str) -> None:
     """Downgrading removes what the earlier one would not remove with the rest, and ends what is in progress."""
-    await migrate(url, "0003")
+    await migrate(url, "0004")
     project = await full(url)
     await migrate(url, "0002")
     for collection, fields in {
@@ -250,15 +288,15 @@ async def test_an_earlier_revision_has_nothing_of_the_newer(url: str) -> None:
 
 async def test_a_newer_schema_that_serves_this_revision(url: str) -> None:
     """During a rolling upgrade: it is used as it is, and not migrated; other newer ones are refused."""
-    await migrate(url, "0003")
+    await migrate(url, "0004")
     notes = raw(url).chatkeep_schema
-    notes.update_one({"_id": "schema"}, {"$set": {"revision": "0004", "served_from": "0003"}})
+    notes.update_one({"_id": "schema"}, {"$set": {"revision": "0005", "served_from": "0004"}})
     async with open_store(url) as store:
         await store.ping()
         await store.create_conversation(OWNER, NewConversation())
-        assert await store.schema_revision() == "0004"
-    assert notes.find_one({"_id": "schema"})["revision"] == "0004"
-    notes.update_one({"_id": "schema"}, {"$set": {"served_from": "0004"}})
+        assert await store.schema_revision() == "0005"
+    assert notes.find_one({"_id": "schema"})["revision"] == "0005"
+    notes.update_one({"_id": "schema"}, {"$set": {"served_from": "0005"}})
     with pytest.raises(SchemaMismatch, match="newer schema"):
         await open_store(url)
     async with open_store(url, migrate=False) as store:

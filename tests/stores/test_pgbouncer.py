@@ -8,7 +8,7 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from topics import DifferentTopics, SharedTopics
+from topics import DifferentTopics, DifferentTurnTopics, SharedTopics, SharedTurnTopics
 
 from chatkeep import NewConversation, Store, open_store
 from chatkeep.testing import Opener, dense, seqs, user, whole_log
@@ -56,6 +56,14 @@ class TestDifferentTopics(OnPgBouncer, DifferentTopics):
 
 
 class TestSharedTopics(OnPgBouncer, SharedTopics):
+    """The others."""
+
+
+class TestDifferentTurnTopics(OnPgBouncer, DifferentTurnTopics):
+    """The topics of turns that differ here."""
+
+
+class TestSharedTurnTopics(OnPgBouncer, SharedTurnTopics):
     """The others."""
 
 

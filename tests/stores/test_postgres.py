@@ -36,10 +36,12 @@ from chatkeep import (
     NotFound,
     Role,
     SchemaMismatch,
+    Status,
     Store,
     StoreUnavailable,
     open_store,
 )
+from chatkeep.events import EventKind, TurnEvent
 from chatkeep.migrations import HEAD
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.postgres.address import written_address
@@ -48,6 +50,7 @@ from chatkeep.stores.postgres.conversations import CONVERSATION
 from chatkeep.stores.postgres.rows import PostgresRows
 from chatkeep.stores.postgres.store import PostgresStore
 from chatkeep.testing import CONVERSATION_CALLS, assistant, contents, dense, numbered, seqs, user, whole_log
+from chatkeep.turns import LEASE, Ending, TurnKey, TurnPlace, TurnWrite
 from chatkeep.values import decode_nul, encode_nul
 from servers.postgres import databases, raw, with_query
 
@@ -413,6 +416,7 @@ NOT_OF_AN_OWNER = (
     "SELECT owner_id, conversation_id, seq, left(content, $2) FROM (",  # when it is opened
     "SELECT rule, target, place FROM word_index",  # when it is opened
     "SELECT owner_id, id FROM conversations WHERE id IN ( SELECT DISTINCT id",  # when it is opened, with an older rule
+    "SELECT owner_id, conversation_id, message_id FROM turns WHERE until <=",  # the sweep of all turns that expired
 )
 
 
@@ -451,6 +455,7 @@ async def test_every_statement_names_the_owner(url: str, asked: Asked) -> None:
         await use_everything(store)
     named = re.compile(
         r"owner_id = \$1|chatkeep_append\(\$1|users (\(id\) VALUES \(\$1\)|WHERE id = \$1)|INTO \w+ \(owner_id"
+        r"|unnest\(\$1::text\[\].*\s+AS w \(owner_id, "
     )
     statements = of_requests(asked)
     assert [text for text in statements if not named.search(text)] == []
@@ -528,8 +533,28 @@ async def use_everything(store: Store) -> None:
     await use_filters(store)
     with suppress(Exception):
         await store.get_conversation("bob", talk.id)
+    await use_turns(store, talk.id)
     await store.delete_conversation(OWNER, talk.id)
     await store.erase_owner(OWNER)
+
+
+async def use_turns(store: Store, talk: UUID) -> None:
+    """Call every method of the port of turns."""
+    worker, day = uuid4(), timedelta(days=1)
+    for lease in (timedelta(0), LEASE):
+        turn = await store.turns.start_turn(OWNER, talk, user("why?"), worker=worker, lease=lease)
+        key = TurnKey(OWNER, talk, turn.answer.id)
+        await store.turns.append_turn_events(worker, [TurnWrite(key)], lease=lease)
+        await store.turns.turn_events([TurnPlace(key)])
+        assert await store.turns.expire_turns() == (lease == timedelta(0))
+    events = [TurnEvent(1, EventKind.TEXT, {"text": "pebble"})]
+    for _ in range(2):  # those that are there are stored in another way
+        await store.turns.append_turn_events(worker, [TurnWrite(key, events)])
+    await store.get_message(OWNER, talk, key.message_id)
+    await store.turns.stop_turn(*key)
+    await store.turns.finish_turn(*key, Ending(Status.COMPLETE, "pebble", model="m"), worker=worker)
+    await store.turns.start_turn(OWNER, talk, turn.question.id, worker=worker)
+    await store.turns.answer_stats(OWNER, after=turn.answer.created_at, before=turn.answer.created_at + day)
 
 
 # --- many processes, restarts ----------------------------------------------------------------------------

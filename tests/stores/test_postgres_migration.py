@@ -3,12 +3,16 @@
 import asyncio
 import time
 from collections.abc import Iterator
+from uuid import UUID
 
 import asyncpg
 import pytest
 
 from chatkeep import NewConversation, open_store
-from chatkeep.migrations import HEAD
+from chatkeep.events import EventKind, TurnEvent
+from chatkeep.migrations import HEAD, steps
+from chatkeep.testing import user
+from chatkeep.turns import TurnKey, TurnWrite
 from servers.postgres import databases, raw
 
 OWNER = "ada"
@@ -80,3 +84,30 @@ async def test_processes_that_migrate_at_once(url: str) -> None:
         await store.create_conversation(OWNER, NewConversation(labels=("pinned",)))
         assert await connection.fetchval("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
         assert await connection.fetchval("SELECT count(*) FROM pg_constraint WHERE NOT convalidated") == 0
+
+
+async def test_turns_are_added_beside_a_process_that_does_not_know_them() -> None:
+    """Killed after any step of 0006 and run again; meanwhile the schema serves both, and what has turns can go."""
+    url = databases().empty()
+    try:
+        async with open_store(url, migrate=False) as store, raw(url) as connection:
+            await store.migrate("0005")
+            await connection.execute("ALTER TABLE messages SET (autovacuum_enabled = off)")
+            *begun, _ = steps("postgresql", "0005", "0006")
+            for _, step in begun:
+                await connection.execute(step)
+            assert await migrate(url) == await migrate(url) == HEAD
+            schema = await connection.fetchrow("SELECT served_from FROM chatkeep_schema")
+            assert schema is not None
+            assert schema[0] == "0005"
+            talk = await store.create_conversation(OWNER, NewConversation())
+            turn = await store.turns.start_turn(OWNER, talk.id, user("why?"), worker=UUID(int=1))
+            key = TurnKey(OWNER, talk.id, turn.answer.id)
+            event = TurnEvent(1, EventKind.TEXT, {"text": "tea"})
+            await store.turns.append_turn_events(UUID(int=1), [TurnWrite(key, [event])])
+            # What a process of 0005 does to delete a conversation.
+            for statement in ("DELETE FROM messages", "DELETE FROM conversations"):
+                await connection.execute(statement)
+            assert await connection.fetchval("SELECT count(*) FROM turn_events") == 0
+    finally:
+        databases().drop(url)

@@ -7,12 +7,13 @@ from uuid import UUID
 
 import pytest
 
-from chatkeep import NewConversation, open_store
+from chatkeep import NewConversation, Status, open_store
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.rows import PostgresRows
 from chatkeep.stores.rows import Key, PageSize
 from chatkeep.tree import Position, Segment
+from chatkeep.turns import Ending, TurnKey
 from servers.postgres import databases, raw
 
 OWNER = "ada"
@@ -65,6 +66,7 @@ READS: dict[str, Read] = {
     "places of a branch": lambda rows, _: rows.places(KEY, [BRANCH], "asc", 100),
     "count of deleted": lambda rows, _: rows.count_segment(KEY, TRUNK, deleted=True),
     "deleted_places": lambda rows, _: rows.deleted_places(KEY, (-1, 0), 100),
+    "set_answer": lambda rows, ids: rows.set_answer(TurnKey(*KEY, ids[0]), Ending(Status.COMPLETE)),
     "erase_message": lambda rows, ids: rows.erase_message(KEY, ids[0]),
 }
 

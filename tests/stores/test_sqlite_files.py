@@ -18,7 +18,7 @@ import pytest
 
 from chatkeep import Message, NewConversation, Store, StoreUnavailable, open_store
 from chatkeep.access import Access
-from chatkeep.stores.memory import MemoryStore
+from chatkeep.stores.memory.store import MemoryStore
 from chatkeep.stores.sqlite.files import CHECK_SECONDS
 from chatkeep.stores.sqlite.lasting_locks import _files
 from chatkeep.testing import numbered, user, whole_log

@@ -10,16 +10,22 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine
 from contextlib import ExitStack
+from datetime import timedelta
 from pathlib import Path
 from uuid import UUID, uuid4
 
 import apsw
 import pytest
 
-from chatkeep import ConversationChange, NewConversation, StoreUnavailable, open_store
+from chatkeep import ConversationChange, NewConversation, Status, StoreUnavailable, open_store
+from chatkeep.errors import TurnLost
+from chatkeep.events import TurnEvent, text
 from chatkeep.testing import dense, found, numbered, seqs, user, whole_log
+from chatkeep.turns import Ending, TurnKey, TurnPlace, TurnState, TurnWrite, answer_id
 
 OWNER = "ada"
+SHORT = timedelta(milliseconds=200)
+"""The lease of a turn that is to expire."""
 
 
 # --- what a process does ---------------------------------------------------------------------------------
@@ -89,8 +95,36 @@ async def die_while_deleting(url: str, conversation: str) -> None:
         await deleting
 
 
+async def answer(url: str, conversation: str, question: str) -> None:
+    """Begin a turn, go on with it when told to, and say what became of each write; the lease is short."""
+    worker, new = uuid4(), user("Why?", id=UUID(question))
+    async with open_store(url) as store:
+        turn = await store.turns.start_turn(OWNER, conversation, new, worker=worker, lease=SHORT)
+        key = TurnKey(OWNER, UUID(conversation), turn.answer.id)
+
+        async def write(n: int) -> TurnState:
+            event = TurnEvent(n, *text(f"piece {n} "))
+            return (await store.turns.append_turn_events(worker, [TurnWrite(key, [event])], lease=SHORT))[key]
+
+        assert await write(1) is TurnState.RUNNING
+        when_told()
+        print((await write(2)).name)
+        try:
+            await store.turns.finish_turn(*key, Ending(Status.COMPLETE, "overwritten"), worker=worker)
+        except TurnLost:
+            print("refused")
+
+
+async def ask(url: str, conversation: str, question: str) -> None:
+    """Ask a question when told to, and say whether this process is to answer it."""
+    async with open_store(url) as store:
+        when_told()
+        turn = await store.turns.start_turn(OWNER, conversation, user("Why?", id=UUID(question)), worker=uuid4())
+        print(turn.is_mine, turn.answer.id)
+
+
 ROLES: dict[str, Callable[..., Coroutine[object, object, None] | None]] = {
-    role.__name__: role for role in (begin_ten, write, hold, die_while_deleting)
+    role.__name__: role for role in (begin_ten, write, hold, die_while_deleting, answer, ask)
 }
 
 
@@ -235,6 +269,41 @@ async def test_interrupted_deletion_is_finished_at_the_next_open(path: Path, url
         assert await found(store, OWNER, "pebble") == set()
     for table in ("messages", "conversations", "message_words_docsize"):
         assert rows(path, table) == 0
+
+
+async def test_worker_that_stood_still_hears_that_its_turn_was_closed(path: Path, url: str) -> None:
+    """Another process closes the turn when its lease has expired; what the worker writes afterwards changes nothing."""
+    async with open_store(url) as store:
+        talk, question = await store.create_conversation(OWNER, NewConversation()), uuid4()
+        key = TurnKey(OWNER, talk.id, answer_id(question))
+        with Child("answer", url, talk.id, question) as child:
+            assert await asyncio.to_thread(child.is_ready)
+            child.process.send_signal(signal.SIGSTOP)
+            while not (await store.turns.turn_events([TurnPlace(key)]))[0].has_expired:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.01)
+            assert await store.turns.expire_turns() == 1
+            closed = await store.get_message(*key)
+            assert (closed.content, closed.status) == ("piece 1 ", Status.INTERRUPTED)
+            child.tell()
+            child.process.send_signal(signal.SIGCONT)
+            assert await asyncio.to_thread(child.lines) == [["LOST"], ["refused"]]
+        assert await store.get_message(*key) == closed
+        assert [rows(path, table) for table in ("turns", "turn_events")] == [0, 0]
+
+
+async def test_question_that_four_processes_ask_is_answered_by_one(url: str) -> None:
+    """However many send the same question at once, one of them answers, and the others find its turn."""
+    async with open_store(url) as store:
+        talk, question = await store.create_conversation(OWNER, NewConversation()), uuid4()
+        with ExitStack() as stack:
+            children = [stack.enter_context(Child("ask", url, talk.id, question)) for _ in range(4)]
+            assert all(child.is_ready() for child in children)
+            for child in children:
+                child.tell()
+            said = await asyncio.gather(*(asyncio.to_thread(child.lines) for child in children))
+        assert sorted(line for ((line, _),) in said) == ["False", "False", "False", "True"]
+        assert {id_ for ((_, id_),) in said} == {str(answer_id(question))}
+        assert seqs(await store.log(OWNER, talk.id)) == [1, 2]
 
 
 def rows(path: Path, table: str) -> int:

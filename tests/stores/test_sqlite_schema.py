@@ -134,7 +134,11 @@ async def test_newer_schema_that_this_version_can_use(path: Path, url: str) -> N
 async def test_schema_of_another_revision_is_named(url: str) -> None:
     """A store that is used without the upgrade that it needs says so, instead of naming a column."""
     async with open_store(url, migrate=False) as store:
-        await store.migrate(REVISIONS[-2])
+        await store.migrate("0005")
+        talk = await store.create_conversation(OWNER, NewConversation())
+        with pytest.raises(SchemaMismatch, match="chatkeep db upgrade"):
+            await store.turns.start_turn(OWNER, talk.id, user("sage tea"), worker=talk.id)
+        await store.migrate("0004")
         with pytest.raises(SchemaMismatch, match="chatkeep db upgrade"):
             await store.create_conversation(OWNER, NewConversation())
         with pytest.raises(SchemaMismatch, match="chatkeep db upgrade"):

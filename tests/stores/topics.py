@@ -6,7 +6,7 @@ others are marked `long`.
 
 import pytest
 
-from chatkeep.testing import StoreContract
+from chatkeep.testing import StoreContract, TurnContract
 from chatkeep.testing.access import AccessContract
 from chatkeep.testing.append import AppendContract
 from chatkeep.testing.branches import BranchContract
@@ -29,6 +29,12 @@ from chatkeep.testing.port import PortContract
 from chatkeep.testing.projects import ProjectContract
 from chatkeep.testing.removal import RemovalContract
 from chatkeep.testing.search import SearchContract
+from chatkeep.testing.turn_ends import TurnEndContract
+from chatkeep.testing.turn_events import TurnEventContract
+from chatkeep.testing.turn_owners import TurnOwnerContract
+from chatkeep.testing.turn_reads import TurnReadContract
+from chatkeep.testing.turn_starts import TurnStartContract
+from chatkeep.testing.turn_stats import TurnStatsContract
 from chatkeep.testing.usage import UsageContract
 from chatkeep.testing.values import ValueContract
 
@@ -68,4 +74,15 @@ class SharedTopics(
     """Everything else."""
 
 
+@pytest.mark.long
+class DifferentTurnTopics(TurnStartContract, TurnEventContract, TurnEndContract):
+    """Turns that begin, go on and end."""
+
+
+@pytest.mark.long
+class SharedTurnTopics(TurnReadContract, TurnOwnerContract, TurnStatsContract):
+    """Everything else of turns."""
+
+
 assert {*DifferentTopics.__bases__, *SharedTopics.__bases__} == {*StoreContract.__bases__}, "a topic is in neither"
+assert {*DifferentTurnTopics.__bases__, *SharedTurnTopics.__bases__} == {*TurnContract.__bases__}, "so is one of turns"

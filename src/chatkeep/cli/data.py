@@ -54,7 +54,7 @@ def import_(
     database_url: DatabaseUrl = None,
     owner: Annotated[str, typer.Option(help="Owner of the imported conversations.")] = LOCAL_OWNER,
     update: Annotated[
-        bool, typer.Option("--update", help="Take over title, metadata, deletions and head where they differ.")
+        bool, typer.Option("--update", help="Take over title, metadata, deletions, answers and head where they differ.")
     ] = False,
     max_line_bytes: Annotated[
         int, typer.Option(min=1, help="Longest line, in bytes, which is held in memory with what it says.")

@@ -21,7 +21,7 @@ Lines without `format` are from other systems:
 `source` and `lang` are stored in the conversation's metadata, and `created_at` as `sent_at`. Ids may be any text: a
 UUID is kept, any other id is mapped to a UUID (version 5) and stored as external_id. `head` is the message that the
 history ends with, the last if it is absent. `content` may be absent or null beside `parts` (chatkeep/parts.py): then it
-is the text of the parts of the type `text`. No message may be in progress.
+is the text of the parts of the type `text`. A message in progress is interrupted: nothing here goes on with it.
 
 Messages are in the order of seq, parents before their children. Importing a file twice stores nothing twice.
 """
@@ -155,8 +155,6 @@ class LineMessage(Given):
 
     def refusal(self) -> str | None:
         """Why this message is none that can be imported, if it is not."""
-        if self.status is Status.IN_PROGRESS:
-            return "is in progress, and nothing here goes on with it; give it the status interrupted"
         if self.status is Status.DELETED and (self.content or self.parts or self.metadata or self.sources):
             return "is deleted and has content, parts, metadata or sources all the same"
         if self.parts is None and "content" not in self.model_fields_set:

@@ -29,9 +29,9 @@ from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import check, listed, size_of, with_ids
 from chatkeep.stores.hits import Below, HitReader
 from chatkeep.stores.imports import Import
-from chatkeep.stores.maintenance import Maintenance
 from chatkeep.stores.process import PROCESS
 from chatkeep.stores.rows import Found, Key, PageSize, Rows, Within
+from chatkeep.stores.turns import TurnStore
 from chatkeep.stores.window import (
     ListFilter,
     Window,
@@ -56,7 +56,7 @@ NEAR_OFFSET = 1_000
 """Rows that a page may skip without waiting for the owner's turn to read much: it takes less than a millisecond."""
 
 
-class RowStore[R: Rows](Maintenance[R]):
+class RowStore[R: Rows](TurnStore[R]):
     """Conversations over the rows of a database, used from one event loop."""
 
     hit_place: ClassVar[tuple[type, ...]] = (int, str, int)
@@ -182,7 +182,8 @@ class RowStore[R: Rows](Maintenance[R]):
         window = Window.of(owner, key[1], leaf, limit, before, after, order, cursor, offset)
 
         async def read(rows: R, room: int) -> Page[Message]:
-            return await self._history(rows, key, leaf, window, room, total=total)
+            page = await self._history(rows, key, leaf, window, room, total=total)
+            return await self._page_so_far(rows, key, page)
 
         return await self._read_page(key[0], limit, read, much=total or offset > NEAR_OFFSET)
 
@@ -191,11 +192,11 @@ class RowStore[R: Rows](Maintenance[R]):
     ) -> list[Message]:
         valid_page(limit, 0, None)
         key = self._key(owner, conversation_id)
-        return await self._read(lambda rows: self._log(rows, key, max(0, min(after, 2**63 - 1)), limit))
+        return await self._read(lambda rows: self._log_so_far(rows, key, max(0, min(after, 2**63 - 1)), limit))
 
     async def get_message(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> Message:
         key, id_ = self._key(owner, conversation_id), valid_id(message_id)
-        return await self._read(lambda rows: self._message(rows, key, id_))
+        return await self._read(lambda rows: self._message_so_far(rows, key, id_))
 
     async def siblings(
         self,
@@ -213,7 +214,8 @@ class RowStore[R: Rows](Maintenance[R]):
 
         async def read(rows: R, room: int) -> Page[Message]:
             found, last_seq = await self._siblings(rows, key, id_, PageSize(limit, room), after)
-            return Page(items=found, next=None if last_seq is None else encode_cursor("siblings", scope, last_seq))
+            following = None if last_seq is None else encode_cursor("siblings", scope, last_seq)
+            return await self._page_so_far(rows, key, Page(items=found, next=following))
 
         return await self._read_page(key[0], limit, read)
 

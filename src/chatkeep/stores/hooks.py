@@ -15,7 +15,7 @@ from chatkeep.options import StoreOptions
 from chatkeep.stores.fairness import FairSemaphore
 from chatkeep.stores.imports import Imports
 from chatkeep.stores.locks import KeyedLocks
-from chatkeep.stores.long_texts import LongTexts
+from chatkeep.stores.long_texts import HasContent, LongTexts
 from chatkeep.stores.process import PROCESS, check_process
 from chatkeep.stores.revisions import Schema
 from chatkeep.stores.rows import Key, Rows, Work
@@ -96,6 +96,10 @@ class DatabaseStore[R: Rows](Imports[R]):
     async def _write_to[T](self, key: Key, work: Work[R, T]) -> T:  # noqa: ARG002 - some databases lock it
         """Run `work`, which changes one conversation, in a transaction."""
         return await self._write(work)
+
+    async def _write_texts[T](self, key: Key, texts: Sequence[HasContent], work: Work[R, T]) -> T:  # noqa: ARG002 - some databases find their words before
+        """Run `work`, which stores these texts in one conversation, in a transaction."""
+        return await self._write_to(key, work)
 
     async def _append(
         self, key: Key, messages: Sequence[NewMessage], fingerprints: Sequence[bytes], expected_seq: int | None

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 from uuid import UUID
 
 from chatkeep.errors import NotFound
@@ -14,6 +14,8 @@ from chatkeep.model import (
     ImportedMessage,
     ImportReceipt,
     Message,
+    NewAnswer,
+    Role,
     Status,
     stored,
 )
@@ -21,6 +23,7 @@ from chatkeep.stores.append import Known, Placed, State, ids_to_look_up, plan
 from chatkeep.stores.rows import Key, Rows, unique
 from chatkeep.stores.transactions import Transactions
 from chatkeep.tree import Position, Tree
+from chatkeep.turns import Ending, TurnKey
 from chatkeep.values import json_text
 
 BEGINNING = datetime.min.replace(tzinfo=UTC)
@@ -94,6 +97,9 @@ class Imports[R: Rows](Transactions[R]):
         wanted = _head(given, _positions(placed, known))
         goes_on = not row.last_seq or _continues(given.head_id, placed, before.head_id)
         differences = _differences(before, given, there)
+        ended = await self._ended(rows, key, given, there)
+        if ended:
+            differences.append("answers")
         if given.says_head and not goes_on and not _is_behind(state, wanted):
             differences.append("head")
         if goes_on or (given.update and "head" in differences):
@@ -103,6 +109,8 @@ class Imports[R: Rows](Transactions[R]):
         await self._save(rows, key, before, state, placed)
         taken = [name for name in UPDATABLE if given.update and name in differences]
         await self._take_over(rows, key, given, there, taken)
+        for message in ended if given.update else ():
+            await rows.set_answer(TurnKey(*key, cast("UUID", message.id)), _ending(message))
         if "deletions" in taken and _deleted_here(given, there):
             taken.remove("deletions")
         return ImportReceipt(
@@ -126,6 +134,13 @@ class Imports[R: Rows](Transactions[R]):
             for id_, message in stored_as.items()
             if _says_the_same(message, by_id[id_][0])
         }
+
+    async def _ended(self, rows: R, key: Key, given: Import, there: Mapping[UUID, Known]) -> list[ImportedMessage]:
+        """The answers of turns that were in progress when they were exported first, and have ended in this import."""
+        by_id = given.by_id
+        made = [id_ for id_, known in there.items() if id_ in by_id and known.fingerprint == _of_answer(by_id[id_][0])]
+        stored_as = await rows.messages_by_id(key, made) if made else {}
+        return [by_id[id_][0] for id_, message in stored_as.items() if _has_ended(message, by_id[id_][0])]
 
     async def _save(self, rows: R, key: Key, before: Conversation, state: State, placed: Sequence[Placed]) -> None:
         if placed:
@@ -163,7 +178,7 @@ class Imports[R: Rows](Transactions[R]):
 
     async def _export_messages(self, rows: R, key: Key, after: int, limit: int) -> list[ImportedMessage]:
         """Messages as `_import` takes them."""
-        found = await self._log(rows, key, after, limit)
+        found = await self._log_so_far(rows, key, after, limit)
         fingerprints = await rows.fingerprints(key, found[0].seq, found[-1].seq) if found else []
         if len(fingerprints) != len(found):
             raise await self._missing(rows, key[1])  # it was removed between the two
@@ -269,6 +284,23 @@ def _deleted_here(given: Import, there: Mapping[UUID, Known]) -> bool:
     """Whether messages of the import are deleted here only, which is not undone."""
     living = {message.id for message in given.messages if message.status is not Status.DELETED}
     return any(known.deleted and id_ in living for id_, known in there.items())
+
+
+def _of_answer(message: ImportedMessage) -> bytes | None:
+    """The fingerprint of the row that a turn made for a message, if one did; it has nothing of the answer."""
+    return NewAnswer(parent_id=message.parent_id).fingerprint() if message.role is Role.ASSISTANT else None
+
+
+def _has_ended(there: Message, message: ImportedMessage) -> bool:
+    """Whether an answer was cut off here, and goes on in the import."""
+    if there.status is not Status.INTERRUPTED:
+        return False
+    has_more = message.status is Status.INTERRUPTED and len(message.content) > len(there.content)
+    return has_more or message.status in (Status.COMPLETE, Status.FAILED)
+
+
+def _ending(message: ImportedMessage) -> Ending:
+    return Ending(**{name: getattr(message, name) for name in Ending._fields})
 
 
 def _says_the_same(there: Message, message: ImportedMessage) -> bool:

@@ -3,15 +3,21 @@
 import asyncio
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Concatenate
-
-from chatkeep.model import NewMessage
+from typing import Concatenate, Protocol
 
 LONG_CHARS = 4_096
 """Longest text in characters whose words are found on the event loop, which takes about 2 ms."""
 
 LONG_ASCII_CHARS = 32_768
 """As LONG_CHARS, of ASCII, which is split in a tenth of the time."""
+
+
+class HasContent(Protocol):
+    """A message, or how an answer ended."""
+
+    @property
+    def content(self) -> str:
+        """Its text."""
 
 
 def is_long(text: str) -> bool:
@@ -37,7 +43,7 @@ class LongTexts:
         """Return what `work` returns, in the thread."""
         return await asyncio.get_running_loop().run_in_executor(self._thread, work)
 
-    async def each[T](self, work: Callable[[str], T], messages: Iterable[NewMessage]) -> dict[str, T]:
+    async def each[T](self, work: Callable[[str], T], messages: Iterable[HasContent]) -> dict[str, T]:
         """Return `work` of the content of every message that is long, by content."""
         return {text: await self.run(work, text) for message in messages if is_long(text := message.content)}
 

@@ -138,6 +138,7 @@ class Maintenance[R: Rows](DatabaseStore[R]):
             search_entries=total.indexed,
             labels=total.labels,
             projects=total.projects,
+            turns=total.turns,
             api_keys=forgotten.api_keys,
             requests=forgotten.requests,
             remaining=remaining,

@@ -4,7 +4,7 @@ A database brings these operations, its connections and its fast paths; what an 
 written once, above. Every operation but `exists_elsewhere` and those of the whole store names the owner first.
 """
 
-from abc import ABC, abstractmethod
+from abc import abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
 from itertools import accumulate
@@ -14,6 +14,7 @@ from uuid import UUID
 from chatkeep.model import Conversation, Message, NewConversation
 from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
+from chatkeep.stores.turn_rows import TurnRows
 from chatkeep.stores.window import ListFilter, ListPlace
 from chatkeep.tree import Position, Segment
 from chatkeep.values import json_text, now
@@ -129,13 +130,14 @@ class Removed(NamedTuple):
     indexed: int = 0
     labels: int = 0
     projects: int = 0
+    turns: int = 0
 
     def plus(self, more: "Removed") -> "Removed":
         """The sum of both."""
         return Removed(*map(sum, zip(self, more, strict=True)))
 
 
-class Rows(ABC):
+class Rows(TurnRows):
     """The rows of one transaction."""
 
     __slots__ = ()

@@ -4,7 +4,9 @@ from collections.abc import Mapping, Sequence
 from uuid import UUID
 
 from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, NotYours
+from chatkeep.events import fold, place_of
 from chatkeep.model import (
+    RUNNING_FIELDS,
     Conversation,
     ConversationChange,
     Message,
@@ -13,15 +15,20 @@ from chatkeep.model import (
     NewMessage,
     Page,
     Role,
+    RunningAnswer,
     Status,
+    StreamPlace,
+    stored,
 )
 from chatkeep.options import StoreOptions
 from chatkeep.store import Store
 from chatkeep.stores.append import Known, Placed, State, ids_to_look_up, plan
 from chatkeep.stores.paths import LOOK, PathReader, path_length
 from chatkeep.stores.rows import Key, PageSize, Part, Rows, Scope, StateRow, unique
+from chatkeep.stores.turn_rows import ALL_BYTES
 from chatkeep.stores.window import ListFilter, Window
 from chatkeep.tree import Position, Tree
+from chatkeep.turns import TurnKey, TurnPlace, TurnProgress
 from chatkeep.values import patched, title_from
 
 REPEATED_PAGES = 4
@@ -185,10 +192,38 @@ class Transactions[R: Rows](Store):
         message = (await rows.messages_by_id(key, (id_,))).get(id_)
         if message is None or message.status == Status.DELETED:
             return False
+        if message.status is Status.IN_PROGRESS:
+            await rows.end_turn(TurnKey(*key, id_))
         await rows.erase_message(key, id_)
         if message.role == Role.USER and conversation.title == title_from(message.content):
             await rows.set_values(key, {"title": None})
         return True
+
+    # --- answers in progress ----------------------------------------------------------------------------------
+
+    async def _so_far(self, rows: R, key: Key, messages: list[Message]) -> list[Message]:
+        """The messages; those that are in progress with what there is of them."""
+        running = [message for message in messages if message.status is Status.IN_PROGRESS]
+        if not running:
+            return messages
+        places = [TurnPlace(TurnKey(*key, message.id)) for message in running]
+        progress = await rows.events_of(places, ALL_BYTES)
+        pairs = list(zip(running, progress, strict=True))
+        ended = [message.id for message, each in pairs if not each.is_running]  # since they were read
+        shown = await rows.messages_by_id(key, ended) if ended else {}
+        shown |= {message.id: running_answer(message, each) for message, each in pairs if each.is_running}
+        return [shown.get(message.id, message) for message in messages]
+
+    async def _page_so_far(self, rows: R, key: Key, page: Page[Message]) -> Page[Message]:
+        items = await self._so_far(rows, key, page.items)
+        return page if items is page.items else page.model_copy(update={"items": items})
+
+    async def _message_so_far(self, rows: R, key: Key, id_: UUID) -> Message:
+        (message,) = await self._so_far(rows, key, [await self._message(rows, key, id_)])
+        return message
+
+    async def _log_so_far(self, rows: R, key: Key, after: int, limit: int) -> list[Message]:
+        return await self._so_far(rows, key, await self._log(rows, key, after, limit))
 
     async def _log(self, rows: R, key: Key, after: int, limit: int) -> list[Message]:
         found = (await rows.log(key, after, PageSize(limit, self._options.max_page_bytes))).items
@@ -233,7 +268,8 @@ class Transactions[R: Rows](Store):
             return message
         metadata, text = patched(message.metadata, change.metadata, self._metadata_limits)
         await rows.set_metadata(key, id_, text if metadata else None)
-        return message.model_copy(update={"metadata": metadata})
+        (changed,) = await self._so_far(rows, key, [message.model_copy(update={"metadata": metadata})])
+        return changed
 
     # --- paths ------------------------------------------------------------------------------------------------
 
@@ -282,3 +318,15 @@ class Transactions[R: Rows](Store):
         elif leaf is not None:
             seq = (await self._message(rows, key, leaf)).seq
         return None if seq is None else tree.find(seq) or await rows.position(key, seq)
+
+
+def running_answer(message: Message, progress: TurnProgress) -> RunningAnswer:
+    """The record of an answer that is in progress, with what its events add up to."""
+    folded = fold(progress.events)
+    place = StreamPlace(last_event_id=str(place_of(message.id, folded.n, folded.chars)))
+    more = {name: getattr(folded, name) for name in SO_FAR}
+    return stored(RunningAnswer, RUNNING_FIELDS, vars(message) | more | {"stream": place})
+
+
+SO_FAR = ("content", "parts", "sources", "model", "input_tokens", "output_tokens")
+"""What events add up to, of a message."""

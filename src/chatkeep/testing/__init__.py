@@ -1,8 +1,8 @@
-"""The contract of `Store` as a pytest suite: for the stores of chatkeep, and for one of your own.
+"""The contract of `Store`, and that of its `turns`, as pytest suites: for chatkeep's stores, and for one of your own.
 
     from chatkeep.testing import StoreContract
 
-    class TestMyStore(StoreContract):
+    class TestMyStore(StoreContract):  # and one with TurnContract
         @pytest.fixture
         def open_store_with(self, tmp_path):
             return lambda **options: open_my_store(tmp_path / "chat", **options)
@@ -27,7 +27,7 @@ except ModuleNotFoundError as error:
 from chatkeep.testing.access import AccessContract
 from chatkeep.testing.append import AppendContract
 from chatkeep.testing.branches import BranchContract
-from chatkeep.testing.calls import CONVERSATION_CALLS, OWNER_CALLS
+from chatkeep.testing.calls import CONVERSATION_CALLS, OWNER_CALLS, TURN_CALLS
 from chatkeep.testing.contexts import ContextContract
 from chatkeep.testing.contract import Opener
 from chatkeep.testing.conversations import ConversationContract
@@ -63,6 +63,7 @@ from chatkeep.testing.reference import (
 )
 from chatkeep.testing.removal import RemovalContract
 from chatkeep.testing.search import SearchContract
+from chatkeep.testing.turns import TurnContract
 from chatkeep.testing.usage import UsageContract
 from chatkeep.testing.values import ValueContract
 
@@ -70,8 +71,10 @@ __all__ = [
     "CONVERSATION_CALLS",
     "OWNER_CALLS",
     "SENTENCES",
+    "TURN_CALLS",
     "Opener",
     "StoreContract",
+    "TurnContract",
     "assistant",
     "by_time",
     "contents",

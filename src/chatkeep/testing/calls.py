@@ -1,8 +1,11 @@
 """The methods of the port, and a call of each."""
 
 from collections.abc import Awaitable, Callable, Mapping
+from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
+from chatkeep.events import TurnEvent, text
 from chatkeep.model import (
     ConversationChange,
     ImportedConversation,
@@ -10,16 +13,19 @@ from chatkeep.model import (
     MessageChange,
     NewConversation,
     Role,
+    Status,
 )
 from chatkeep.store import Order, Store
 from chatkeep.testing.messages import user
+from chatkeep.turns import Ending, TurnKey, TurnPlace, TurnWrite
+from chatkeep.values import now
 
 type Call = Callable[[Store, str, Any, Any], Awaitable[object]]
 """Calls a method with an owner, a conversation's id and a message's id."""
 
 
-METHODS = sorted(name for name in Store.__abstractmethods__ if name != "access")
-"""The methods of the port; `access` is a port of its own."""
+METHODS = sorted(name for name in Store.__abstractmethods__ if name not in ("access", "turns"))
+"""The methods of the port; `access` and `turns` are ports of their own."""
 
 
 CONVERSATION_CALLS: Mapping[str, Call] = {
@@ -72,3 +78,28 @@ STORE_CALLS = frozenset({"migrate", "schema_revision", "ping", "aclose"})
 
 MESSAGE_CALLS = ("delete_message", "get_message", "history", "siblings", "update_message")
 """The methods that take a message's id, too."""
+
+
+TURN_CALLS: Mapping[str, Call] = {
+    "start_turn": lambda store, owner, c, _: store.turns.start_turn(owner, c, user("let me in"), worker=uuid4()),
+    "start_turn again": lambda store, owner, c, m: store.turns.start_turn(owner, c, m, worker=uuid4()),
+    "finish_turn": lambda store, owner, c, m: store.turns.finish_turn(
+        owner, c, m, Ending(Status.COMPLETE, "taken over"), worker=uuid4()
+    ),
+    "stop_turn": lambda store, owner, c, m: store.turns.stop_turn(owner, c, m),
+    "expire_turn": lambda store, owner, c, m: store.turns.expire_turn(owner, c, m),
+}
+"""Calls of every method of `Turns` that takes a conversation's id; of `start_turn` with both kinds of questions."""
+
+
+OTHER_TURN_CALLS: Mapping[str, Call] = {
+    "append_turn_events": lambda store, owner, c, m: store.turns.append_turn_events(
+        uuid4(), [TurnWrite(TurnKey(owner, c, m), [TurnEvent(1, *text("let me in"))])]
+    ),
+    "turn_events": lambda store, owner, c, m: store.turns.turn_events([TurnPlace(TurnKey(owner, c, m))]),
+    "answer_stats": lambda store, owner, *_: store.turns.answer_stats(
+        owner, after=now() - timedelta(days=1), before=now() + timedelta(days=1)
+    ),
+    "expire_turns": lambda store, *_: store.turns.expire_turns(),
+}
+"""A call of every other method of `Turns`."""

@@ -82,6 +82,8 @@ class View:
     conversations: Collection
     messages: Collection
     users: Collection
+    turns: Collection
+    turn_events: Collection
     projects: Collection
     llm_providers: Collection
     api_keys: Collection
@@ -99,6 +101,8 @@ class View:
             conversations=database["conversations"],
             messages=database["messages"],
             users=database["users"],
+            turns=database["turns"],
+            turn_events=database["turn_events"],
             projects=database["projects"],
             llm_providers=database["llm_providers"],
             api_keys=database["api_keys"],
@@ -206,6 +210,23 @@ class Database:
                 return await self._repeat(lambda view, deadline: self._transaction(view, work, deadline), met_another)
             except (OperationFailure, DocumentTooLarge) as error:
                 if met_another(error):
+                    raise
+                return None
+
+    async def attempt_often[T](self, work: Operations[T], *, conflicts: int) -> T | None:
+        """As `write`, but None after so many conflicts with others: the caller goes on with less at a time."""
+        left = conflicts
+
+        def worth_it(error: Exception) -> bool:
+            nonlocal left
+            left -= not is_lost(error)
+            return left > 0 and may_pass(error)
+
+        with self.writes.of_call(), self.translating(), self.writing:
+            try:
+                return await self._repeat(lambda view, deadline: self._transaction(view, work, deadline), worth_it)
+            except PyMongoError as error:
+                if left > 0 or not may_pass(error):
                     raise
                 return None
 

@@ -14,6 +14,7 @@ from bson.binary import UUID_SUBTYPE, Binary
 from bson.int64 import Int64
 
 from chatkeep.errors import InvalidInput
+from chatkeep.events import KINDS, TurnEvent
 from chatkeep.ids import uuid_of
 from chatkeep.model import (
     CONVERSATION_FIELDS,
@@ -33,6 +34,7 @@ from chatkeep.stores.append import Known, Placed, State, times_of
 from chatkeep.stores.mongo.database import MAX_DOCUMENT_BYTES, TOO_LARGE, Document
 from chatkeep.stores.rows import Hit, Key, stored_bytes
 from chatkeep.tree import Position
+from chatkeep.turns import Ending, TurnKey
 from chatkeep.values import from_micros, json_text, load_json, now, to_micros
 from chatkeep.words import index_words
 
@@ -142,11 +144,22 @@ def message_id(key: Key, id_: UUID) -> Document:
     return {"o": key[0], "c": to_binary(key[1]), "m": to_binary(id_)}
 
 
+def turn_id(key: TurnKey) -> Document:
+    """The `_id` of a turn: that of its answer."""
+    return message_id(key[:2], key.message_id)
+
+
+def turn_key(document: Mapping[str, Any]) -> TurnKey:
+    """The key of the turn that is stored."""
+    identity = document["_id"]
+    return TurnKey(identity["o"], to_uuid(identity["c"]), to_uuid(identity["m"]))
+
+
 # --- sizes ------------------------------------------------------------------------------------------------
 
 
 def check_message_fits(message: NewMessage, known: Mapping[str, list[str]] | None) -> None:
-    """Raise InvalidInput if a message would exceed MongoDB's limit.
+    """Raise InvalidInput if a message or an answer would exceed MongoDB's limit.
 
     Its words are in the document, too, unless `known` is None; it has those of long texts.
     """
@@ -317,6 +330,47 @@ def to_message(conversation: UUID, document: Mapping[str, Any]) -> Message:
 def to_messages(conversation: UUID, found: Sequence[Mapping[str, Any]]) -> list[Message]:
     """The records of messages of one conversation."""
     return [to_message(conversation, each) for each in found]
+
+
+# --- turns ------------------------------------------------------------------------------------------------
+
+
+def answered(ending: Ending, words: list[str] | None) -> Document:
+    """The update that gives a message in progress the whole answer; without words they are to be found later."""
+    values: Document = {"content": ending.content, "status": ending.status.value}
+    for name in ("parts", "sources"):
+        if value := getattr(ending, name):
+            values[name] = json_text(value)
+    for name in ("model", *COUNTS):
+        if (value := getattr(ending, name)) is not None:
+            values[name] = value
+    if words is None:
+        return {"$set": values | {"unindexed": True}, "$unset": {"words": ""}}
+    return {"$set": values | {"words": words}, "$unset": {"unindexed": ""}}
+
+
+def new_event(key: TurnKey, event: TurnEvent) -> Document:
+    """The document of an event. Text is stored as it is: as JSON, control characters would take six times as much."""
+    identity = turn_id(key) | {"n": event.n}
+    own = {"owner_id": key.owner, "conversation_id": identity["c"], "message_id": identity["m"], "n": event.n}
+    data = event.data if event.data.keys() == {"text"} else {"data": json_text(event.data)}
+    return {"_id": identity, **own, "kind": event.kind.value, **data}
+
+
+def to_event(document: Mapping[str, Any]) -> TurnEvent:
+    """The event that is stored."""
+    text = document.get("text")
+    data = load_json(document["data"]) if text is None else {"text": text}
+    return TurnEvent(document["n"], KINDS[document["kind"]], data)
+
+
+def event_bytes(document: Mapping[str, Any]) -> int:
+    """The size of an event's data as JSON."""
+    text = document.get("text")
+    return stored_bytes(document["data"] if text is None else json_text({"text": text}))
+
+
+# --- hits -------------------------------------------------------------------------------------------------
 
 
 def to_place(document: Mapping[str, Any]) -> tuple[int | str, ...]:

@@ -19,12 +19,14 @@ from chatkeep.model import Message, Status
 from chatkeep.store import Order
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.long_texts import LongTexts
-from chatkeep.stores.mongo.conversations import BY_ID, MongoConversations, moved, within_page
+from chatkeep.stores.mongo.conversations import BY_ID, moved, within_page
+from chatkeep.stores.mongo.database import Collection as MongoCollection
 from chatkeep.stores.mongo.database import Document, View
 from chatkeep.stores.mongo.documents import (
     JSON_TEXTS,
     MESSAGE,
     PLACE,
+    answered,
     conversation_id,
     message_id,
     micros,
@@ -36,8 +38,10 @@ from chatkeep.stores.mongo.documents import (
     to_messages,
     to_place,
     to_uuid,
+    turn_id,
     uuid_or_none,
 )
+from chatkeep.stores.mongo.turns import EXPIRED, FENCED, MongoTurns
 from chatkeep.stores.rows import (
     Found,
     Key,
@@ -51,6 +55,7 @@ from chatkeep.stores.rows import (
     that_fit,
 )
 from chatkeep.tree import Position, Segment
+from chatkeep.turns import Ending, TurnKey
 from chatkeep.values import now
 from chatkeep.words import Query, index_words, query_words
 
@@ -78,7 +83,7 @@ DIRECTION: Mapping[Order, int] = {"asc": ASCENDING, "desc": DESCENDING}
 HIT_ORDER = [("created_at", DESCENDING), ("conversation_id", DESCENDING), ("seq", DESCENDING)]
 
 
-class MongoRows(MongoConversations):
+class MongoRows(MongoTurns):
     """Documents, as one transaction sees them, or each operation for itself."""
 
     __slots__ = ("_index", "_texts", "_words")
@@ -190,6 +195,16 @@ class MongoRows(MongoConversations):
         }
         await self._view.messages.update_one(where, change, session=self._view.session)
 
+    async def set_answer(self, key: TurnKey, ending: Ending) -> None:
+        words = self._words.get(ending.content)
+        if self._index and words is None:
+            words = await self._texts.run(index_words, ending.content)
+        view = self._view
+        where = view.one(key.owner, turn_id(key)) | {"status": Status.IN_PROGRESS.value}
+        await view.messages.update_one(where, answered(ending, words), session=view.session)
+        moved = {"$max": {"updated_at": micros(now())}}
+        await view.conversations.update_one(view.one(key.owner, conversation_id(key[:2])), moved, session=view.session)
+
     @override
     def shows_whole(self, found: Sequence[Message], segment: Segment, order: Order, *, ends: bool) -> bool:
         """What was read of the trunk without a missing seq was read before any removal."""
@@ -225,10 +240,11 @@ class MongoRows(MongoConversations):
         return {each["id"]: each["title"] for each in found if not each.get("deleted_at")}
 
     async def index_slice(self) -> bool:
-        found = await self._slice({"unindexed": True}, {"content": 1})
+        found = await self._slice({"unindexed": True}, {"content": 1, "status": 1})
         updates = [
             UpdateOne(
-                {**self._view.one(each["_id"]["o"], each["_id"]), "unindexed": True},
+                # Not of an answer that has ended meanwhile: it has other words.
+                {**self._view.one(each["_id"]["o"], each["_id"]), "unindexed": True, "status": each["status"]},
                 {"$set": {"words": await self._texts.run(index_words, each["content"])}, "$unset": {"unindexed": ""}},
             )
             for each in found
@@ -301,7 +317,12 @@ class MongoRows(MongoConversations):
     async def hide(self, key: Key) -> bool:
         where = self._view.one(key[0], conversation_id(key))
         done = await self._view.conversations.update_one(where, _hidden(), session=self._view.session)
+        await self._fence(message_filter(key))
         return done.matched_count == 1
+
+    async def _fence(self, where: Document) -> None:
+        """Take turns from their workers, once nobody can begin another one: they are counted when they are removed."""
+        await self._view.turns.update_many(where, FENCED, session=self._view.session)
 
     async def hide_slice(self, owner: str) -> bool:
         where = {"owner_id": owner, "deleted_at": None}
@@ -309,6 +330,7 @@ class MongoRows(MongoConversations):
         if found:
             some = self._view.some(each["_id"] for each in found)
             await self._view.conversations.update_many({**some, "deleted_at": None}, _hidden())
+            await self._fence({"owner_id": owner, "conversation_id": {"$in": [each["_id"]["c"] for each in found]}})
         return len(found) == SLICE
 
     async def purge_slice(self, owner: str) -> Removed | None:
@@ -331,7 +353,7 @@ class MongoRows(MongoConversations):
         return await self._purge(whole, of_them)
 
     async def _purge(self, conversations: Sequence[Document], messages: Document) -> Removed:
-        """Remove messages, and the conversations of which they are all."""
+        """Remove messages, the turns of their conversations, and the conversations of which they are all."""
         view, session = self._view, self._view.session
         indexed = {**messages, "words": {"$exists": True}, "content": {"$ne": ""}}
         count = await view.messages.count_documents(indexed, session=session)
@@ -340,13 +362,21 @@ class MongoRows(MongoConversations):
         if conversations:
             where = view.some(each["_id"] for each in conversations)
             removed = (await view.conversations.delete_many(where, session=session)).deleted_count
-        return Removed(removed, gone, count, sum(len(each.get("labels", ())) for each in conversations))
+        turns = await self._remove_turns({name: messages[name] for name in ("owner_id", "conversation_id")})
+        labels = sum(len(each.get("labels", ())) for each in conversations)
+        return Removed(removed, gone, count, labels, turns=turns)
+
+    async def _remove_turns(self, where: Document) -> int:
+        """Remove turns with their events, and count them."""
+        done = await self._view.turns.delete_many(where, session=self._view.session)
+        await self._view.turn_events.delete_many(where, session=self._view.session)
+        return done.deleted_count
 
     async def remove_owner(self, owner: str) -> int | None:
         if not await self._forget_owner(owner):
             return None
         view = self._view
-        kinds = (view.messages, view.projects, view.users)
+        kinds = (view.messages, view.turns, view.turn_events, view.projects, view.users)
         return sum([await kind.count_documents({"owner_id": owner}) for kind in kinds])
 
     async def _forget_owner(self, owner: str) -> bool:
@@ -372,21 +402,31 @@ class MongoRows(MongoConversations):
         return {to_uuid(each["id"]) for each in found}
 
     async def move(self, id_: UUID, old: str, new: str) -> bool:
-        """Give one conversation with its messages to another owner, whose name is in every `_id`."""
+        """Give one conversation with its messages to another owner, whose name is in every `_id`.
+
+        Of its turns the leases have expired then: their workers know the owner before.
+        """
         view, key = self._view, (old, id_)
         conversation = await self._conversation(key)
         if conversation is None:
             return False
         if conversation.get("slot") and await self._slot_taken(new, conversation):
             del conversation["slot"]
-        found = await view.messages.find(message_filter(key), session=view.session).to_list()
-        messages = [moved(each, new) for each in found]
-        await view.messages.delete_many(message_filter(key), session=view.session)
         await view.conversations.delete_one(view.one(old, conversation["_id"]), session=view.session)
         await view.conversations.insert_one(moved(conversation, new), session=view.session)
-        for start in range(0, len(messages), SLICE):
-            await view.messages.insert_many(messages[start : start + SLICE], session=view.session)
+        await self._move_all(view.turns, key, new, EXPIRED)
+        await self._move_all(view.turn_events, key, new, {})
+        await self._move_all(view.messages, key, new, {})
         return True
+
+    async def _move_all(self, collection: MongoCollection, key: Key, new: str, values: Document) -> None:
+        """Give what a collection has of a conversation to another owner."""
+        session = self._view.session
+        found = await collection.find(message_filter(key), session=session).to_list()
+        await collection.delete_many(message_filter(key), session=session)
+        documents = [moved(each, new) | values for each in found]
+        for start in range(0, len(documents), SLICE):
+            await collection.insert_many(documents[start : start + SLICE], session=session)
 
     async def _slot_taken(self, owner: str, conversation: Document) -> bool:
         """Whether a conversation of the owner holds the slot of the scope that another conversation is in."""

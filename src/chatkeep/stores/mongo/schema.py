@@ -11,19 +11,24 @@ from pymongo import IndexModel
 from pymongo.errors import CollectionInvalid, OperationFailure
 
 from chatkeep.errors import InvalidInput
+from chatkeep.events import fold
 from chatkeep.model import COUNTS, Role, Status
+from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.mongo.database import Collection, Database, Document, View
-from chatkeep.stores.mongo.documents import micros
+from chatkeep.stores.mongo.documents import micros, turn_key
+from chatkeep.stores.mongo.rows import MongoRows
 from chatkeep.stores.revisions import Schema, needs_migration, target_revision
+from chatkeep.stores.turn_rows import ALL_BYTES
+from chatkeep.turns import Ending, TurnPlace
 from chatkeep.values import MAX_LABELS, now
 
-REVISIONS = ("0001", "0002", "0003")
+REVISIONS = ("0001", "0002", "0003", "0004")
 """Every revision, oldest first."""
 
 HEAD = REVISIONS[-1]
 """The newest revision."""
 
-SERVED_FROM = {"0003": "0002"}
+SERVED_FROM = {"0003": "0002", "0004": "0003"}
 """The oldest revision whose processes can use a revision, during a rolling upgrade; without one only its own can."""
 
 NUMBER = {"bsonType": ["int", "long"]}
@@ -89,6 +94,26 @@ VALIDATORS: dict[str, Document] = {
         words={"bsonType": "array"},
         unindexed={"enum": [True]},
     ),
+    "turns": _validator(
+        ("conversation_id", "parent_id", "worker", "until", "n"),
+        owner_id=TEXT,
+        conversation_id=BYTES,
+        parent_id=BYTES,
+        worker=BYTES,
+        until={"bsonType": "date"},
+        n=COUNT,
+        stopping={"enum": [True]},
+    ),
+    "turn_events": _validator(
+        ("conversation_id", "message_id", "n", "kind"),
+        owner_id=TEXT,
+        conversation_id=BYTES,
+        message_id=BYTES,
+        n=PLACE,
+        kind=TEXT,
+        text=TEXT,
+        data=TEXT,
+    ),
     "users": _validator((), owner_id=TEXT),
     "projects": _validator(
         ("id", "name", "created_at", "updated_at"),
@@ -115,8 +140,10 @@ VALIDATORS: dict[str, Document] = {
 """The validator of each collection at the newest revision. It takes what processes of the revision before write."""
 
 NEW_FIELDS = ("parts", "model", *COUNTS)
-NEW = ("projects", "llm_providers")
-"""The fields of messages, and the collections, that came with 0003."""
+"""The fields of messages that came with 0003."""
+
+SINCE = {"projects": "0003", "llm_providers": "0003", "turns": "0004", "turn_events": "0004"}
+"""The revision that a collection came with; the others are of the first."""
 
 
 def _index(name: str, *keys: str, unique: bool = False, where: Document | None = None) -> IndexModel:
@@ -148,6 +175,16 @@ CONVERSATION_INDEXES = (
 SLOT = _index("slot", "owner_id", "context_id", "slot", unique=True, where={"slot": True})
 IN_CONTEXT = _index("in_context", *BY_CONTEXT, where={"context_id": SOME_TEXT})
 
+MESSAGE_INDEXES = (
+    _index("seq", "owner_id", "conversation_id", "seq", unique=True),
+    _index("run", "owner_id", "conversation_id", "run", "seq", where={"branched": True}),
+    _index("deleted", "owner_id", "conversation_id", "status", "run", "seq", where={"status": Status.DELETED.value}),
+    # In the order of a search's hits, so that the newest of many are read without sorting them all.
+    _index("words", "owner_id", "words", "-created_at", "-conversation_id", "-seq", where={"words": PRESENT}),
+    _index("unindexed", "unindexed", "owner_id", where={"unindexed": True}),
+)
+"""The indexes of messages that every revision has."""
+
 INDEXES: dict[str, list[IndexModel]] = {
     "conversations": [
         *CONVERSATION_INDEXES,
@@ -159,23 +196,24 @@ INDEXES: dict[str, list[IndexModel]] = {
         _index("slots", "owner_id", "context_id", "project_id", "slot", unique=True, where={"slot": True}),
     ],
     "messages": [
-        _index("seq", "owner_id", "conversation_id", "seq", unique=True),
-        _index("run", "owner_id", "conversation_id", "run", "seq", where={"branched": True}),
+        *MESSAGE_INDEXES,
+        # All that statistics read, so that no message is read for them: also the model, or each would be, to see that
+        # it has one. Only answers have.
         _index(
-            "deleted", "owner_id", "conversation_id", "status", "run", "seq", where={"status": Status.DELETED.value}
-        ),
-        # In the order of a search's hits, so that the newest of many are read without sorting them all.
-        _index(
-            "words",
+            "by_model",
             "owner_id",
-            "words",
-            "-created_at",
-            "-conversation_id",
-            "-seq",
-            where={"words": PRESENT},
+            "created_at",
+            "status",
+            "duration_ms",
+            "input_tokens",
+            "output_tokens",
+            "model",
+            where={"model": SOME_TEXT},
         ),
-        _index("unindexed", "unindexed", "owner_id", where={"unindexed": True}),
     ],
+    # No index has what a flush changes but that of expiry, which the sweep reads.
+    "turns": [_index("conversation", "owner_id", "conversation_id"), _index("expiry", "until")],
+    "turn_events": [_index("turn", "owner_id", "conversation_id", "message_id", "n")],
     "users": [_index("owner", "owner_id")],
     "projects": [_index("owner", "owner_id", "id")],
     "llm_providers": [_index("default", "is_default", unique=True, where={"is_default": True})],
@@ -190,13 +228,15 @@ INDEXES: dict[str, list[IndexModel]] = {
 EARLIER: dict[str, dict[str, list[IndexModel]]] = {
     "0001": {
         "conversations": [*CONVERSATION_INDEXES, SLOT, _index("by_context", *BY_CONTEXT)],
+        "messages": [*MESSAGE_INDEXES],
         "requests": INDEXES["requests"][:1],
     },
-    "0002": {"conversations": [*CONVERSATION_INDEXES, SLOT, IN_CONTEXT]},
+    "0002": {"conversations": [*CONVERSATION_INDEXES, SLOT, IN_CONTEXT], "messages": [*MESSAGE_INDEXES]},
+    "0003": {"messages": [*MESSAGE_INDEXES]},
 }
 """The indexes of an earlier revision, of the collections whose indexes were others."""
 
-SPREAD = ("users", "conversations", "messages", "requests", "projects")
+SPREAD = ("users", "conversations", "messages", "requests", "projects", "turns", "turn_events")
 """The sharded collections, by owner. API keys are not: a key is looked up before its owner is known. Providers are of
 no owner."""
 
@@ -231,11 +271,12 @@ async def _lower(view: View, target: str) -> None:
 
     Until then the database is one of the newer revision, from then on one of the earlier with a few indexes more.
     """
+    await _end_turns(view)
     if target < "0003":
         await _forget_model(view)
     await _note(view, target)
-    if target < "0003":
-        for name in NEW:
+    for name, since in SINCE.items():
+        if target < since:
             await view.database.drop_collection(name)
     await _make_collections(view, target)
 
@@ -244,7 +285,7 @@ async def _make_collections(view: View, target: str) -> None:
     found = await (await view.database.list_collections()).to_list()
     there = {each["name"]: each.get("options", {}).get("validator") for each in found}
     for name, validator in VALIDATORS.items():
-        if target < "0003" and name in NEW:
+        if target < SINCE.get(name, target):
             continue
         if name not in there:
             await _create(view, name, validator)
@@ -262,6 +303,21 @@ async def _note(view: View, target: str) -> None:
     await view.schema.update_one({"_id": "schema"}, change, upsert=True)
 
 
+async def _end_turns(view: View) -> None:
+    """End the answers in progress, with what there is of them; the next opening indexes their words.
+
+    Each step may be repeated: the lease goes after its answer has ended, and the events after the lease.
+    """
+    rows = MongoRows(view, LongTexts(), index=False)
+    async for each in view.turns.find({}, {"_id": 1}):
+        key = turn_key(each)
+        (progress,) = await rows.events_of([TurnPlace(key)], ALL_BYTES)
+        await rows.set_answer(key, Ending.of(fold(progress.events), Status.INTERRUPTED))
+        await rows.end_turn(key)
+    ended = {"$set": {"status": Status.INTERRUPTED.value}}
+    await view.messages.update_many({"status": Status.IN_PROGRESS.value}, ended)
+
+
 async def _forget_model(view: View) -> None:
     """Remove what came with 0003, as the other databases do: an earlier revision would not remove it with the rest.
 
@@ -272,8 +328,6 @@ async def _forget_model(view: View) -> None:
     for collection, names in ((view.conversations, ("labels", "llm_provider_id")), (view.messages, NEW_FIELDS)):
         some = {"$or": [{name: PRESENT} for name in names]}
         await collection.update_many(some, {"$unset": dict.fromkeys(names, "")})
-    ended = {"$set": {"status": Status.INTERRUPTED.value}}
-    await view.messages.update_many({"status": Status.IN_PROGRESS.value}, ended)
 
 
 async def _make_indexes(collection: Collection, wanted: list[IndexModel]) -> None:

@@ -1,6 +1,8 @@
 """The store in a MongoDB database: a replica set (one node is enough), or mongos before shards."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
+from datetime import timedelta
 from typing import cast
 from uuid import UUID
 
@@ -12,6 +14,7 @@ from chatkeep.stores.base import RowStore
 from chatkeep.stores.group_commit import GroupCommit
 from chatkeep.stores.imports import Import
 from chatkeep.stores.locks import KeyedLocks
+from chatkeep.stores.long_texts import HasContent
 from chatkeep.stores.mongo import schema
 from chatkeep.stores.mongo.access import MongoAccess
 from chatkeep.stores.mongo.append import Item, append_batch
@@ -20,10 +23,16 @@ from chatkeep.stores.mongo.documents import check_message_fits
 from chatkeep.stores.mongo.rows import MongoRows
 from chatkeep.stores.revisions import NEEDS_UPGRADE, Schema
 from chatkeep.stores.rows import Key, Work
+from chatkeep.turns import TurnKey, TurnState, TurnWrite
 from chatkeep.words import index_words
 
 FLUSHERS = 2
 """Batches in flight at the same time: while one waits for the disk, the other is filled and sent."""
+
+
+CONFLICTS = 3
+"""How often the events of all turns are stored together, before each turn's go alone: another process may write one of
+the turns again and again."""
 
 
 class MongoStore(RowStore[MongoRows]):
@@ -46,6 +55,7 @@ class MongoStore(RowStore[MongoRows]):
         self._access = MongoAccess(self._database)
         self._batches: GroupCommit[Item] = GroupCommit(self._append_batch, flushers=FLUSHERS, committed=self._committed)
         self._locks: KeyedLocks[Key] = KeyedLocks()
+        self._turn_locks: KeyedLocks[TurnKey] = KeyedLocks()
         self._has_schema = False
 
     def state(self) -> Mapping[str, int]:
@@ -155,16 +165,56 @@ class MongoStore(RowStore[MongoRows]):
             )
 
     async def _import_in(self, key: Key, given: Import) -> ImportReceipt | None:
-        with self._database.writing, self._writes.of_call():
-            words = await self._words(given.messages)
-            return await self._write_to(key, lambda rows: self._import(rows.knowing(words), key, given))
+        return await self._write_texts(key, given.messages, lambda rows: self._import(rows, key, given))
 
-    async def _words(self, messages: Sequence[NewMessage]) -> dict[str, list[str]]:
-        """The words of long messages. Raises InvalidInput if a message is larger than a document can be."""
-        words = await self._texts.each(index_words, messages) if self._options.search else {}
-        for message in messages:
-            check_message_fits(message, words if self._options.search else None)
+    async def _write_texts[T](self, key: Key, texts: Sequence[HasContent], work: Work[MongoRows, T]) -> T:
+        with self._database.writing, self._writes.of_call():
+            words = await self._words(texts)
+            return await self._write_to(key, lambda rows: work(rows.knowing(words)))
+
+    async def _words(self, texts: Sequence[HasContent]) -> dict[str, list[str]]:
+        """The words of long texts. Raises InvalidInput if a new message is larger than a document can be."""
+        words = await self._texts.each(index_words, texts) if self._options.search else {}
+        for text in texts:
+            if isinstance(text, NewMessage):
+                check_message_fits(text, words if self._options.search else None)
         return words
+
+    # --- turns --------------------------------------------------------------------------------------------
+
+    async def _write_turn[T](self, key: TurnKey, texts: Sequence[HasContent], work: Work[MongoRows, T]) -> T:
+        with self._database.writing, self._writes.of_call():
+            words = await self._words(texts)
+            async with self._locks.of(key[:2]):
+                await self._batches.passed(key[:2])
+                async with self._turn_locks.of(key):
+                    return await self._write(lambda rows: work(rows.knowing(words)))
+
+    async def _store_events(
+        self, worker: UUID, writes: Sequence[TurnWrite], lease: timedelta
+    ) -> Mapping[TurnKey, TurnState]:
+        """Store what can be stored at once, or wait if nothing can. A turn that this process is just ending, or
+        stopping, is busy: of two transactions that write its lease one would fail, and with it the others' events."""
+        states = {write.key: TurnState.BUSY for write in writes}
+        free = [write for write in writes if write.key not in self._turn_locks]
+        async with AsyncExitStack() as held:
+            for key in sorted(write.key for write in free or writes):  # so that nobody waits for who waits for them
+                await held.enter_async_context(self._turn_locks.of(key))
+            with self._writes.of_call():
+                await self._need_schema()
+                return states | await self._store_locked(worker, free or writes, lease)
+
+    async def _store_locked(
+        self, worker: UUID, writes: Sequence[TurnWrite], lease: timedelta
+    ) -> dict[TurnKey, TurnState]:
+        """Store events together or, after conflicts with other processes, turn by turn: those with more are busy."""
+        stored = await self._database.attempt_often(
+            lambda view: self._rows(view).store_events(worker, writes, lease), conflicts=CONFLICTS
+        )
+        if stored is not None or len(writes) == 1:
+            return stored or {}
+        alone = [await self._store_locked(worker, [write], lease) for write in writes]
+        return {key: state for states in alone for key, state in states.items()}
 
     async def _append_batch(self, items: Sequence[Item]) -> Sequence[object]:
         """Append in one transaction; each item's message or Conflict, None if it needs one of its own."""

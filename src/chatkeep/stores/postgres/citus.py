@@ -21,6 +21,8 @@ DISTRIBUTED = {
     "requests": "owner_id",
     "conversation_labels": "owner_id",
     "projects": "owner_id",
+    "turns": "owner_id",
+    "turn_events": "owner_id",
 }
 """The tables with their distribution columns; all are colocated with the first."""
 
@@ -30,11 +32,14 @@ are of no owner."""
 
 OF_OWNER = "FOREIGN KEY (owner_id) REFERENCES users (id) ON DELETE CASCADE"
 OF_CONVERSATION = "FOREIGN KEY (owner_id, conversation_id) REFERENCES conversations (owner_id, id) ON DELETE CASCADE"
+OF_TURN = "FOREIGN KEY (owner_id, turn) REFERENCES turns (owner_id, number) ON DELETE CASCADE"
 REFERENCES = (
     ("conversations", "conversations_owner_id_fkey", OF_OWNER),
     ("messages", "messages_owner_id_conversation_id_fkey", OF_CONVERSATION),
     ("conversation_labels", "conversation_labels_owner_id_conversation_id_fkey", OF_CONVERSATION),
     ("projects", "projects_owner_id_fkey", OF_OWNER),
+    ("turns", "turns_owner_id_conversation_id_fkey", OF_CONVERSATION),
+    ("turn_events", "turn_events_owner_id_turn_fkey", OF_TURN),
 )
 """The foreign keys between them, dropped while only some tables are distributed: Citus cannot hold them then."""
 

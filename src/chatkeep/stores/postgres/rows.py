@@ -24,13 +24,11 @@ from chatkeep.stores.postgres.columns import (
     to_hit,
     to_messages,
 )
-from chatkeep.stores.postgres.conversations import (
-    DELETE_LABELS,
-    PostgresConversations,
-)
+from chatkeep.stores.postgres.conversations import DELETE_LABELS
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.search import FIRST_PLACE, search_statements
 from chatkeep.stores.postgres.text import encode, terms_of
+from chatkeep.stores.postgres.turns import PostgresTurns
 from chatkeep.stores.rows import (
     Found,
     Key,
@@ -47,6 +45,7 @@ from chatkeep.stores.rows import (
 )
 from chatkeep.stores.window import Window, cursor_time
 from chatkeep.tree import Position, Segment
+from chatkeep.turns import Ending, TurnKey
 from chatkeep.values import EPOCH, decode_nul, encode_nul, json_text
 from chatkeep.words import MAX_INDEXED_CHARS, Query, query_terms
 
@@ -94,6 +93,17 @@ SAVE = """
                    $23::bigint[], $24::text[], $25::timestamptz[], $26::timestamptz[], $27::bytea[], $28::text[])
         AS t (seq, id, run, depth, parent_id, role, content, status, parts, sources, metadata, model, input_tokens,
               output_tokens, duration_ms, external_id, sent_at, created_at, fingerprint, terms)
+"""
+SET_ANSWER = """
+    WITH m AS (
+        UPDATE messages
+        SET content = $4, status = $5, parts = $6, sources = $7::json, model = $8, input_tokens = $9,
+            output_tokens = $10, duration_ms = $11, terms = string_to_array($12, ' ')
+        WHERE owner_id = $1 AND conversation_id = $2 AND id = $3 AND status IN ('in_progress', 'interrupted')
+        RETURNING 1
+    )
+    UPDATE conversations SET updated_at = greatest(updated_at, now())
+    WHERE owner_id = $1 AND id = $2 AND EXISTS (SELECT 1 FROM m)
 """
 STRAIGHT_MESSAGES = f"""
     SELECT {MESSAGE_COLUMNS} FROM messages m
@@ -202,15 +212,22 @@ INDEX_AGAIN = """
 HIDE = """
     UPDATE conversations SET deleted_at = coalesce(deleted_at, now()), slot = false WHERE owner_id = $1 AND id = $2
 """
+# Its worker stores nothing any more. `purge_slice` removes the lease, and counts it.
+FENCE = """
+    UPDATE turns SET worker = '00000000-0000-0000-0000-000000000000', until = 'epoch'
+    WHERE owner_id = $1 AND conversation_id = ANY($2)
+"""
 HIDE_SLICE = """
     UPDATE conversations SET deleted_at = now(), slot = false WHERE owner_id = $1 AND deleted_at IS NULL AND id IN (
         SELECT id FROM conversations WHERE owner_id = $1 AND deleted_at IS NULL LIMIT $2)
+    RETURNING id
 """
 HIDDEN = """
     SELECT id, last_seq FROM conversations WHERE owner_id = $1 AND deleted_at IS NOT NULL
     ORDER BY id LIMIT $2 FOR UPDATE
 """
 REMOVE_CONVERSATIONS = "DELETE FROM conversations WHERE owner_id = $1 AND id = ANY($2) AND deleted_at IS NOT NULL"
+REMOVE_TURNS = "DELETE FROM turns WHERE owner_id = $1 AND conversation_id = ANY($2)"
 REMOVE_MESSAGES = """
     WITH gone AS (
         DELETE FROM messages WHERE owner_id = $1 AND conversation_id = ANY($2){and_more}
@@ -225,11 +242,16 @@ REMOVE_SOME = REMOVE_MESSAGES.format(
 LOCK_CONVERSATIONS = """
     SELECT count(*) FROM (SELECT 1 FROM conversations WHERE owner_id = $1 ORDER BY id FOR UPDATE) c
 """
+LOCK_LEASES = """
+    SELECT count(*) FROM (
+        SELECT 1 FROM turns WHERE owner_id = $1 ORDER BY conversation_id, message_id FOR UPDATE) t
+"""
 CLASH = """
     SELECT 1 FROM conversations a JOIN conversations b ON b.owner_id = $2 AND b.id = a.id
     WHERE a.owner_id = $1 LIMIT 1
 """
-# One statement: the foreign key between the tables is checked at its end. Of two conversations that hold the slot of
+# One statement: the foreign keys between the tables are checked at its end. Leases expire: their workers know the old
+# owner. Of two conversations that hold the slot of
 # the same context, the new owner's keeps it.
 RENAME = """
     WITH c AS (
@@ -241,19 +263,21 @@ RENAME = """
     ), l AS (UPDATE conversation_labels SET owner_id = $2 WHERE owner_id = $1), p AS (
         UPDATE projects p SET owner_id = $2 WHERE owner_id = $1 AND NOT EXISTS (
             SELECT 1 FROM projects n WHERE n.owner_id = $2 AND n.id = p.id)
-    ), m AS (UPDATE messages SET owner_id = $2, terms = NULL WHERE owner_id = $1)
+    ), m AS (UPDATE messages SET owner_id = $2, terms = NULL WHERE owner_id = $1
+    ), t AS (UPDATE turns SET owner_id = $2, until = 'epoch' WHERE owner_id = $1
+    ), e AS (UPDATE turn_events SET owner_id = $2 WHERE owner_id = $1)
     SELECT count(*) FROM c
 """
 
 
-class PostgresRows(PostgresConversations):
+class PostgresRows(PostgresTurns):
     """Rows on one connection: each statement sees a snapshot of its own."""
 
     __slots__ = ("_index", "_terms", "_texts")
 
-    def __init__(self, connection: Connection, texts: LongTexts, *, index: bool = True) -> None:
+    def __init__(self, connection: Connection, texts: LongTexts, *, index: bool = True, by_owner: bool = False) -> None:
         """Take the connection, and what splits long texts; index=False leaves new messages to `index_slice`."""
-        super().__init__(connection)
+        super().__init__(connection, by_owner=by_owner)
         self._texts = texts
         self._index = index
         self._terms: Mapping[str, str] = {}
@@ -400,6 +424,24 @@ class PostgresRows(PostgresConversations):
     async def erase_message(self, key: Key, id_: UUID) -> None:
         await self._connection.execute(ERASE_MESSAGE, *key, id_)
 
+    async def set_answer(self, key: TurnKey, ending: Ending) -> None:
+        terms = self._terms.get(ending.content)
+        if terms is None and self._index:
+            terms = await self._texts.run(terms_of, ending.content, key.owner)
+        await self._connection.execute(
+            SET_ANSWER,
+            *key,
+            encode_nul(ending.content),
+            ending.status,
+            json_text(ending.parts) if ending.parts else None,
+            json_text(ending.sources) if ending.sources else None,
+            encode(ending.model),
+            ending.input_tokens,
+            ending.output_tokens,
+            ending.duration_ms,
+            terms,
+        )
+
     @override
     def shows_whole(self, found: Sequence[Message], segment: Segment, order: Order, *, ends: bool) -> bool:
         return not ends
@@ -459,10 +501,14 @@ class PostgresRows(PostgresConversations):
         await self._connection.execute("SELECT 1 FROM users WHERE id = $1 FOR UPDATE", owner)
 
     async def hide(self, key: Key) -> bool:
-        return await self._connection.execute(HIDE, *key) != "UPDATE 0"
+        is_there = await self._connection.execute(HIDE, *key) != "UPDATE 0"
+        await self._connection.execute(FENCE, key[0], [key[1]])
+        return is_there
 
     async def hide_slice(self, owner: str) -> bool:
-        return await self._connection.execute(HIDE_SLICE, owner, SLICE) == f"UPDATE {SLICE}"
+        hidden = [row[0] for row in await self._connection.fetch(HIDE_SLICE, owner, SLICE)]
+        await self._connection.execute(FENCE, owner, hidden)
+        return len(hidden) == SLICE
 
     async def purge_slice(self, owner: str) -> Removed | None:
         hidden = await self._connection.fetch(HIDDEN, owner, SLICE)  # the locks serialise concurrent removals
@@ -474,8 +520,10 @@ class PostgresRows(PostgresConversations):
         if not whole and gone.messages == SLICE:
             return gone
         labels = await self._connection.execute(DELETE_LABELS, owner, ids)
+        turns = await self._connection.execute(REMOVE_TURNS, owner, ids)
         await self._connection.execute(REMOVE_CONVERSATIONS, owner, ids)
-        return gone.plus(Removed(len(ids), labels=int(labels.removeprefix("DELETE "))))
+        counts = {"labels": _count(labels), "turns": _count(turns)}
+        return gone.plus(Removed(len(ids), **counts))
 
     async def remove_owner(self, owner: str) -> int | None:
         await self.lock_owner(owner)  # so that nobody creates a conversation between the question and the removal
@@ -483,13 +531,13 @@ class PostgresRows(PostgresConversations):
             return None
         await self._connection.execute("DELETE FROM users WHERE id = $1", owner)
         left: int = await self._connection.fetchval("SELECT count(*) FROM users WHERE id = $1", owner)
-        for table in ("messages", "conversation_labels", "projects"):
+        for table in ("messages", "conversation_labels", "projects", "turns", "turn_events"):
             left += await self._connection.fetchval(f"SELECT count(*) FROM {table} WHERE owner_id = $1", owner)  # noqa: S608
         return left
 
     async def remove_projects(self, owner: str) -> int:
         gone = await self._connection.execute("DELETE FROM projects WHERE owner_id = $1", owner)
-        return int(gone.removeprefix("DELETE "))
+        return _count(gone)
 
     async def rename_owner(self, old: str, new: str) -> int:
         """Give the conversations of one owner to another, to be indexed anew, and count them. Raises Conflict."""
@@ -499,8 +547,14 @@ class PostgresRows(PostgresConversations):
         await self._connection.execute("INSERT INTO users (id) VALUES ($1), ($2) ON CONFLICT DO NOTHING", *both)
         await self._connection.execute("SELECT 1 FROM users WHERE id IN ($1, $2) ORDER BY id FOR UPDATE", *both)
         await self._connection.execute(LOCK_CONVERSATIONS, old)
+        await self._connection.execute(LOCK_LEASES, old)
         if await self._connection.fetchval(CLASH, old, new):
             raise Conflict(IDS_CLASH)
         moved = await self._connection.fetchval(RENAME, old, new)
         await self._connection.execute("DELETE FROM users WHERE id = $1", old)
         return cast("int", moved)
+
+
+def _count(status: str) -> int:
+    """How many rows a DELETE removed."""
+    return int(status.removeprefix("DELETE "))

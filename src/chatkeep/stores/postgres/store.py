@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
+from datetime import timedelta
 from functools import partial
 from typing import NamedTuple, cast, override
 from uuid import UUID
@@ -16,6 +17,7 @@ from chatkeep.stores.base import RowStore
 from chatkeep.stores.group_commit import GroupCommit
 from chatkeep.stores.imports import Import
 from chatkeep.stores.locks import KeyedLocks
+from chatkeep.stores.long_texts import HasContent
 from chatkeep.stores.paths import living_of
 from chatkeep.stores.postgres.append import Item, append, appended, to_item
 from chatkeep.stores.postgres.citus import append_alone, append_of_owner, distribute
@@ -23,10 +25,12 @@ from chatkeep.stores.postgres.database import Database
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.rows import PostgresRows
 from chatkeep.stores.postgres.text import terms_of
+from chatkeep.stores.postgres.turns import of_owners
 from chatkeep.stores.revisions import Schema
 from chatkeep.stores.rows import Key, Part, Row, Work
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Tree
+from chatkeep.turns import TurnKey, TurnState, TurnWrite
 from chatkeep.values import encode_nul
 
 FLUSHERS = 2
@@ -62,7 +66,7 @@ class PostgresStore(RowStore[PostgresRows]):
         return await self._database.write(distribute, slow=True)
 
     def _rows(self, connection: Connection) -> PostgresRows:
-        return PostgresRows(connection, self._texts, index=self._options.search)
+        return PostgresRows(connection, self._texts, index=self._options.search, by_owner=self._database.citus)
 
     async def _read[T](self, work: Work[PostgresRows, T]) -> T:
         return await self._database.read(lambda connection: work(self._rows(connection)))
@@ -146,7 +150,12 @@ class PostgresStore(RowStore[PostgresRows]):
                 key, lambda rows: self._import(rows.knowing(terms), key, given), repeatable=True
             )
 
-    async def _terms(self, owner: str, messages: Sequence[NewMessage]) -> dict[str, str]:
+    async def _write_texts[T](self, key: Key, texts: Sequence[HasContent], work: Work[PostgresRows, T]) -> T:
+        with self._database.writing, self._writes.of_call():
+            terms = await self._terms(key[0], texts)
+            return await self._write_to(key, lambda rows: work(rows.knowing(terms)))
+
+    async def _terms(self, owner: str, messages: Sequence[HasContent]) -> dict[str, str]:
         """The terms of long messages, found before a connection is held; these do not keep a batch waiting either."""
         if not self._options.search:
             return {}
@@ -192,6 +201,32 @@ class PostgresStore(RowStore[PostgresRows]):
             lambda connection: append_of_owner(connection, owner, items), transaction=True
         )
         return stored or {}
+
+    # --- turns --------------------------------------------------------------------------------------------
+
+    async def _store_events(
+        self, worker: UUID, writes: Sequence[TurnWrite], lease: timedelta
+    ) -> Mapping[TurnKey, TurnState]:
+        """The fast way. If that fails, its outcome is unknown: another transaction finds out what is there."""
+        with self._database.writing, self._writes.of_call():
+            if not self._database.citus:
+                states = await self._database.attempt(
+                    lambda connection: self._rows(connection).copy_events(worker, writes, lease), transaction=True
+                )
+                if states is not None:
+                    return states
+            return await self._store_events_by_owner(worker, writes, lease)
+
+    async def _store_events_by_owner(
+        self, worker: UUID, writes: Sequence[TurnWrite], lease: timedelta
+    ) -> Mapping[TurnKey, TurnState]:
+        async def store(of_owner: Sequence[TurnWrite]) -> Mapping[TurnKey, TurnState]:
+            return await self._database.write(
+                lambda connection: self._rows(connection).store_events(worker, of_owner, lease), repeatable=True
+            )
+
+        stored = await asyncio.gather(*map(store, of_owners(writes).values()))
+        return {key: state for states in stored for key, state in states.items()}
 
     # --- reading ------------------------------------------------------------------------------------------
 

@@ -24,6 +24,7 @@ from chatkeep.stores.rows import Found, Hit, PageSize, Part, Row, WordIndex, sto
 from chatkeep.stores.sqlite.database import Values
 from chatkeep.stores.window import ListFilter
 from chatkeep.tree import Segment
+from chatkeep.turns import Ending
 from chatkeep.values import from_micros, json_text, labels_of, labels_text, load_json, to_micros
 
 
@@ -173,6 +174,20 @@ def message_values(owner: str, rid: int, placed: Placed) -> Values:
         to_micros(message.sent_at) if message.sent_at else None,
         to_micros(message.created_at),
         fingerprint,
+    )
+
+
+def answer_values(ending: Ending) -> Values:
+    """The whole answer, as SET_ANSWER takes it."""
+    return (
+        ending.status,
+        ending.content,
+        json_text(ending.parts) if ending.parts else None,
+        json_text(ending.sources) if ending.sources else None,
+        ending.model,
+        ending.input_tokens,
+        ending.output_tokens,
+        ending.duration_ms,
     )
 
 

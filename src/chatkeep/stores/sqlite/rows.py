@@ -29,6 +29,7 @@ from chatkeep.stores.rows import (
     that_fit,
 )
 from chatkeep.stores.sqlite.columns import (
+    answer_values,
     found_within,
     in_segment,
     message_values,
@@ -39,7 +40,6 @@ from chatkeep.stores.sqlite.columns import (
     to_message,
     uuid,
 )
-from chatkeep.stores.sqlite.conversations import SqliteConversations
 from chatkeep.stores.sqlite.database import Transaction
 from chatkeep.stores.sqlite.rewrites import count_removal
 from chatkeep.stores.sqlite.search import (
@@ -51,7 +51,9 @@ from chatkeep.stores.sqlite.search import (
     search_statements,
     small_values,
 )
+from chatkeep.stores.sqlite.turns import SqliteTurns
 from chatkeep.tree import Position, Segment
+from chatkeep.turns import Ending, TurnKey
 from chatkeep.values import to_micros
 from chatkeep.words import MAX_INDEXED_CHARS, Query, index_text
 
@@ -93,6 +95,13 @@ ERASE_MESSAGE = """
         status = 'deleted'
     WHERE owner_id = ? AND conversation_id = ? AND id = ? AND status <> 'deleted' RETURNING rid
 """
+SET_ANSWER = """
+    UPDATE messages SET status = ?, content = ?, parts = ?, sources = ?, model = ?, input_tokens = ?,
+        output_tokens = ?, duration_ms = ?
+    WHERE owner_id = ? AND conversation_id = ? AND id = ? AND status IN ('in_progress', 'interrupted')
+    RETURNING rid
+"""
+MOVE = "UPDATE conversations SET updated_at = max(updated_at, ?) WHERE owner_id = ? AND id = ?"
 SET_METADATA = "UPDATE messages SET metadata = ? WHERE owner_id = ? AND conversation_id = ? AND id = ?"
 SEARCH, SEARCH_RESTORED, SEARCH_SMALL = search_statements(MESSAGE_COLUMNS)
 RESTORED_TO = """
@@ -131,7 +140,7 @@ HIDE_SLICE = """
         SELECT rid FROM conversations WHERE owner_id = ? AND deleted_at IS NULL LIMIT ?)
 """
 REMOVABLE = """
-    SELECT m.rid, d.id FROM messages m LEFT JOIN message_words_docsize d ON d.id = m.rid
+    SELECT m.rid, d.id, m.status = 'in_progress' FROM messages m LEFT JOIN message_words_docsize d ON d.id = m.rid
     WHERE m.owner_id = ? AND m.conversation_id = ? LIMIT ?
 """
 CLASH = """
@@ -142,7 +151,7 @@ CLASH = """
 NOTHING_KNOWN: Mapping[str, str] = {}
 
 
-class SqliteRows(SqliteConversations):
+class SqliteRows(SqliteTurns):
     """Rows on one connection: a snapshot, or with a transaction what it writes."""
 
     __slots__ = ("_index", "_words")
@@ -274,6 +283,22 @@ class SqliteRows(SqliteConversations):
         rid = self._connection.execute(ERASE_MESSAGE, (key[0], key[1].bytes, id_.bytes)).get
         self._connection.execute("DELETE FROM message_words WHERE rowid = ?", (rid,))
 
+    async def set_answer(self, key: TurnKey, ending: Ending) -> None:
+        transaction, place = self._writes, (key.owner, key.conversation_id.bytes)
+        self._flush(key[:2])  # the question and the answer may be new
+        rid = self._connection.execute(SET_ANSWER, (*answer_values(ending), *place, key.message_id.bytes)).get
+        if rid is None:
+            return
+        self._connection.execute(MOVE, (to_micros(transaction.moment), *place))
+        self._connection.execute("DELETE FROM message_words WHERE rowid = ?", (rid,))  # of one that was cut off
+        if not ending.content:
+            return
+        if self._index:
+            transaction.defer(INSERT_WORDS, [(rid, owner_word(key.owner), self._words_of(ending.content))])
+            transaction.deferred_of.add(key[:2])
+        else:
+            self._mark_unindexed(cast("int", rid))
+
     # --- search -------------------------------------------------------------------------------------------
 
     async def search(
@@ -309,19 +334,20 @@ class SqliteRows(SqliteConversations):
 
     def _mark_unindexed(self, rid: int) -> None:
         """Note that messages from `rid` on are stored without being indexed."""
-        if not self._writes.marked_unindexed:
+        marked = self._writes.unindexed_from
+        if marked is None or rid < marked:
             self._connection.execute(
                 "UPDATE store_state SET value = ? WHERE name = 'unindexed_from' AND (value IS NULL OR value > ?)",
                 (rid, rid),
             )
-            self._writes.marked_unindexed = True
+            self._writes.unindexed_from = rid
 
     async def index_slice(self) -> bool:
         self._writes.flush()
         first = self._connection.execute("SELECT value FROM store_state WHERE name = 'unindexed_from'").get
         if first is None:
             return False
-        self._writes.marked_unindexed = False
+        self._writes.unindexed_from = None
         last = self._end_of_slice(cast("int", first))
         self._connection.execute(INDEX, (MAX_INDEXED_CHARS, first, last, first, last))
         self._connection.execute(INDEXED, (last,))
@@ -377,11 +403,15 @@ class SqliteRows(SqliteConversations):
     async def hide(self, key: Key) -> bool:
         statement = "UPDATE conversations SET deleted_at = coalesce(deleted_at, ?) WHERE owner_id = ? AND id = ?"
         self._connection.execute(statement, (to_micros(self._writes.moment), key[0], key[1].bytes))
-        return self._connection.changes() > 0
+        hidden = self._connection.changes() > 0
+        self._end_turns(key)
+        return hidden
 
     async def hide_slice(self, owner: str) -> bool:
         self._connection.execute(HIDE_SLICE, (to_micros(self._writes.moment), owner, SLICE))
-        return self._connection.changes() == SLICE
+        is_more = self._connection.changes() == SLICE
+        self._end_hidden_turns(owner)
+        return is_more
 
     async def purge_slice(self, owner: str) -> Removed | None:
         self._writes.flush()
@@ -397,10 +427,11 @@ class SqliteRows(SqliteConversations):
 
     def _remove_messages(self, owner: str, id_: bytes, limit: int) -> Removed:
         found = self._fetch(REMOVABLE, (owner, id_, limit))
-        indexed = [(rid,) for _, rid in found if rid is not None]
+        indexed = [(rid,) for _, rid, _ in found if rid is not None]
         self._connection.executemany("DELETE FROM message_words WHERE rowid = ?", indexed)
-        self._connection.executemany("DELETE FROM messages WHERE rid = ?", [(rid,) for rid, _ in found])
-        return Removed(0, len(found), len(indexed))
+        self._connection.executemany("DELETE FROM messages WHERE rid = ?", [(rid,) for rid, *_ in found])
+        # Their leases went when the conversation was hidden; that may have been another process.
+        return Removed(0, len(found), len(indexed), turns=sum(in_progress for *_, in_progress in found))
 
     def _remove_conversation(self, owner: str, id_: bytes) -> Removed:
         labels = self._delete_labels((owner, uuid(id_)))
@@ -418,6 +449,8 @@ class SqliteRows(SqliteConversations):
         self._writes.owners.discard(owner)
         left = (
             ("SELECT count(*) FROM messages WHERE owner_id = ?", owner),
+            ("SELECT count(*) FROM turns WHERE owner_id = ?", owner),
+            ("SELECT count(*) FROM turn_events WHERE owner_id = ?", owner),
             ("SELECT count(*) FROM conversation_labels WHERE owner_id = ?", owner),
             ("SELECT count(*) FROM projects WHERE owner_id = ?", owner),
             ("SELECT count(*) FROM users WHERE id = ?", owner),
@@ -442,6 +475,7 @@ class SqliteRows(SqliteConversations):
             indexed = "SELECT rid FROM messages JOIN message_words_docsize d ON d.id = rid WHERE owner_id = ?"
             self._connection.execute(f"DELETE FROM message_words WHERE rowid IN ({indexed})", (old,))  # noqa: S608
             self._mark_unindexed(cast("int", first))
+        self._expire_all(old)  # the foreign keys take them along
         self._connection.execute("UPDATE conversations SET owner_id = ? WHERE owner_id = ?", both)
         count = self._connection.changes()
         for table in ("messages", "conversation_labels", "projects"):

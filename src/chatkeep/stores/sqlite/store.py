@@ -1,6 +1,7 @@
 """The store in a SQLite file: the embedded default."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, override
 
@@ -13,6 +14,7 @@ from chatkeep.stores.access_sql import SqlAccess
 from chatkeep.stores.append import size_of
 from chatkeep.stores.base import RowStore
 from chatkeep.stores.imports import Import
+from chatkeep.stores.long_texts import HasContent
 from chatkeep.stores.revisions import Schema
 from chatkeep.stores.rows import Key, Row, Work, run
 from chatkeep.stores.sqlite.backup import copy
@@ -62,20 +64,33 @@ class SqliteStore(RowStore[SqliteRows]):
 
     @override
     async def _write[T](self, work: Work[SqliteRows, T], *, atomic: bool = True) -> T:
-        return await self._file.write(lambda transaction: run(work(SqliteRows(transaction.connection, transaction))))
+        return await self._write_words({}, work)
+
+    @override
+    async def _write_texts[T](self, key: Key, texts: Sequence[HasContent], work: Work[SqliteRows, T]) -> T:
+        return await self._write_words(await self._words_of(texts), work, size=sum(len(each.content) for each in texts))
+
+    async def _words_of(self, texts: Sequence[HasContent]) -> Mapping[str, str]:
+        """The words of long texts, found before the writer has its turn: others need not wait for it."""
+        return await self._texts.each(index_text, texts) if self._options.search else {}
+
+    async def _write_words[T](self, words: Mapping[str, str], work: Work[SqliteRows, T], *, size: int = 0) -> T:
+        """Run `work`, given the words of some texts that it stores."""
+        index = self._options.search
+
+        def write(transaction: Transaction) -> T:
+            return run(work(SqliteRows(transaction.connection, transaction, index=index, words=words)))
+
+        return await self._file.write(write, size=size)
 
     async def _append(
         self, key: Key, messages: Sequence[NewMessage], fingerprints: Sequence[bytes], expected_seq: int | None
     ) -> list[Message]:
-        index = self._options.search
-        # Before the writer has its turn, so that others need not wait for it.
-        words = await self._texts.each(index_text, messages) if index else {}
-
-        def append(transaction: Transaction) -> list[Message]:
-            rows = SqliteRows(transaction.connection, transaction, index=index, words=words)
-            return run(self._append_to(rows, key, messages, fingerprints, expected_seq))
-
-        return await self._file.write(append, size=size_of(messages))
+        words = await self._words_of(messages)
+        append = partial(
+            self._append_to, key=key, messages=messages, fingerprints=fingerprints, expected_seq=expected_seq
+        )
+        return await self._write_words(words, append, size=size_of(messages))
 
     async def _import_in(self, key: Key, given: Import) -> ImportReceipt | None:
         def store(transaction: Transaction) -> ImportReceipt | None:

@@ -6,15 +6,16 @@ between the steps of a transaction; what refuses has changed nothing.
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
-from dataclasses import dataclass, field
-from datetime import datetime
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
 from itertools import chain, islice
 from operator import itemgetter
 from typing import Any, override
 from uuid import UUID
 
-from chatkeep.access import DELETED, IDS_CLASH, KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged, location_of
+from chatkeep.access import IDS_CLASH
 from chatkeep.errors import Conflict, InvalidInput
+from chatkeep.events import TurnEvent
 from chatkeep.model import (
     Conversation,
     Message,
@@ -25,6 +26,7 @@ from chatkeep.options import StoreOptions
 from chatkeep.store import ListOrder, Order, file_path
 from chatkeep.stores.append import Known, Placed, State, times_of
 from chatkeep.stores.base import RowStore
+from chatkeep.stores.memory.access import MemoryAccess
 from chatkeep.stores.revisions import Schema
 from chatkeep.stores.rows import (
     Found,
@@ -45,9 +47,11 @@ from chatkeep.stores.rows import (
     stored_bytes,
     within,
 )
+from chatkeep.stores.turn_rows import AnswerCount, TurnRow, two_digits
 from chatkeep.stores.window import EVERY, ListFilter, ListPlace
 from chatkeep.tree import Position, Segment
-from chatkeep.values import json_text, load_json, now, to_micros
+from chatkeep.turns import Ending, TurnKey, TurnPlace, TurnProgress, TurnState, TurnWrite
+from chatkeep.values import EPOCH, json_text, load_json, now, to_micros
 from chatkeep.words import RULE, Query, holds
 
 ERASED: Mapping[str, Any] = {
@@ -71,12 +75,23 @@ class _Entry:
 
 
 @dataclass
-class _Request:
-    """A request that was sent with a key."""
+class _Turn:
+    """The lease of a turn, and its events."""
 
-    fingerprint: bytes
-    began: datetime
-    reply: Reply | None = None
+    parent_id: UUID
+    worker: UUID
+    until: datetime
+    is_stopping: bool = False
+    events: list[TurnEvent] = field(default_factory=list)
+
+    def row(self, key: TurnKey) -> TurnRow:
+        """The lease as a row."""
+        return TurnRow(key.message_id, self.parent_id, self.worker, self.until <= now())
+
+    def after(self, n: int, max_bytes: int) -> TurnProgress:
+        """What comes after an event."""
+        sized = ((event, stored_bytes(json_text(event.data))) for event in self.events[n:])
+        return TurnProgress(deepcopy(within(sized, max_bytes).items), is_running=True, has_expired=self.until <= now())
 
 
 @dataclass
@@ -98,84 +113,9 @@ class _Data:
     owners: dict[str, dict[UUID, _Stored]] = field(default_factory=dict)
     projects: dict[str, dict[UUID, str]] = field(default_factory=dict)
     """The names of projects, by owner."""
+    turns: dict[TurnKey, "_Turn"] = field(default_factory=dict)
     removed: dict[str, Removed] = field(default_factory=dict)
     """What was hidden, by owner: there is nothing to remove later, but to count."""
-
-
-class MemoryAccess(Access):
-    """API keys and replies in this process's memory."""
-
-    def __init__(self) -> None:
-        self._keys: dict[str, tuple[ApiKey, bytes]] = {}
-        self._requests: dict[tuple[str, str], _Request] = {}
-
-    async def create_key(self, key: ApiKey, secret_hash: bytes) -> None:
-        known, known_hash = self._keys.get(key.id, (key, secret_hash))
-        if (known.owner_id, known_hash) != (key.owner_id, secret_hash):
-            raise Conflict("there is an API key with this id", got=key.id)
-        self._keys[key.id] = key, secret_hash
-
-    async def find_key(self, key_id: str) -> tuple[ApiKey, bytes] | None:
-        return self._keys.get(key_id)
-
-    async def list_keys(self, owner: str | None = None) -> list[ApiKey]:
-        keys = [key for key, _ in self._keys.values() if owner in (None, key.owner_id)]
-        return sorted(keys, key=lambda key: (key.created_at, key.id))
-
-    async def revoke_key(self, key_id: str) -> bool:
-        return self._keys.pop(key_id, None) is not None
-
-    async def key_used(self, key_id: str, moment: datetime) -> None:
-        if key_id in self._keys:
-            key, secret_hash = self._keys[key_id]
-            self._keys[key_id] = key.model_copy(update={"last_used_at": moment}), secret_hash
-
-    async def begin_request(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
-        moment = now()
-        known = self._requests.get((owner, key))
-        if (
-            known is None
-            or known.began + KEPT <= moment
-            or (known.reply is None and known.fingerprint == fingerprint and known.began + LEASE < moment)
-        ):
-            self._requests[owner, key] = _Request(fingerprint, moment)
-            return None
-        return judged(known.fingerprint, known.reply, fingerprint)
-
-    async def finish_request(self, owner: str, key: str, reply: Reply) -> None:
-        known = self._requests.get((owner, key))
-        if known is not None:
-            known.reply = reply
-
-    async def abandon_request(self, owner: str, key: str) -> None:
-        known = self._requests.get((owner, key))
-        if known is not None and known.reply is None:
-            del self._requests[owner, key]
-
-    async def forget_replies(self, owner: str, conversation_id: UUID) -> None:
-        for (owner_id, _), request in self._requests.items():
-            shown = None if request.reply is None else request.reply.location
-            if owner_id == owner and shown == location_of(conversation_id):
-                request.reply = Reply(DELETED, b"")
-
-    async def forget_expired(self) -> bool:
-        limit = now() - KEPT
-        self._requests = {place: request for place, request in self._requests.items() if request.began > limit}
-        return False
-
-    async def forget_owner(self, owner: str) -> Forgotten:
-        keys = [key.id for key in await self.list_keys(owner)]
-        requests = [place for place in self._requests if place[0] == owner]
-        for key_id in keys:
-            del self._keys[key_id]
-        for place in requests:
-            del self._requests[place]
-        return Forgotten(len(keys), len(requests))
-
-    async def rename_owner(self, old: str, new: str) -> None:
-        for key in await self.list_keys(old):
-            self._keys[key.id] = key.model_copy(update={"owner_id": new}), self._keys[key.id][1]
-        self._requests = {place: request for place, request in self._requests.items() if place[0] != old}
 
 
 class MemoryRows(Rows):
@@ -404,6 +344,61 @@ class MemoryRows(Rows):
     async def index_again(self, key: Key, after: int) -> int | None:  # noqa: ARG002 - none are indexed
         return None
 
+    # --- turns --------------------------------------------------------------------------------------------
+
+    async def lock_turns(self, owner: str) -> int:
+        return sum(key.owner == owner and turn.until > now() for key, turn in self._data.turns.items())
+
+    async def turns_of(self, key: Key) -> list[TurnRow]:
+        return [turn.row(each) for each, turn in self._data.turns.items() if each[:2] == key]
+
+    async def turn(self, key: TurnKey) -> TurnRow | None:
+        found = self._data.turns.get(key)
+        return None if found is None else found.row(key)
+
+    async def begin_turn(self, key: TurnKey, parent_id: UUID, worker: UUID, lease: timedelta) -> None:
+        self._data.turns[key] = _Turn(parent_id, worker, now() + lease)
+
+    async def store_events(
+        self, worker: UUID, writes: Sequence[TurnWrite], lease: timedelta
+    ) -> dict[TurnKey, TurnState]:
+        return {write.key: self._store(worker, write, lease) for write in writes}
+
+    def _store(self, worker: UUID, write: TurnWrite, lease: timedelta) -> TurnState:
+        turn = self._data.turns.get(write.key)
+        if turn is None or turn.worker != worker:
+            return TurnState.LOST
+        turn.events += deepcopy([event for event in write.events if event.n > len(turn.events)])
+        turn.until = now() + lease
+        return TurnState.STOPPING if turn.is_stopping else TurnState.RUNNING
+
+    async def events_of(self, places: Sequence[TurnPlace], max_bytes: int) -> list[TurnProgress]:
+        gone = TurnProgress((), is_running=False)
+        found = [(place, self._data.turns.get(place.key)) for place in places]
+        return [gone if turn is None else turn.after(place.after, max_bytes) for place, turn in found]
+
+    async def ask_to_stop(self, key: TurnKey) -> bool:
+        self._data.turns[key].is_stopping = True
+        return True
+
+    async def set_answer(self, key: TurnKey, ending: Ending) -> None:
+        found = self._of(key.owner)[key.conversation_id]
+        for entry in self._entries(key[:2], (key.message_id,)):
+            entry.message = _copy(entry.message.model_copy(update=ending._asdict()))
+        moved = max(found.conversation.updated_at, now())
+        found.conversation = found.conversation.model_copy(update={"updated_at": moved})
+
+    async def end_turn(self, key: TurnKey) -> None:
+        self._data.turns.pop(key, None)
+
+    async def expired_turns(self, limit: int) -> list[TurnKey]:
+        past = [(turn.until, key) for key, turn in self._data.turns.items() if turn.until <= now()]
+        return [key for _, key in sorted(past)[:limit]]
+
+    async def answers_of(self, owner: str, after: datetime, before: datetime) -> list[AnswerCount]:
+        messages = (entry.message for each in self._of(owner).values() for entry in each.log)
+        return [_count(message) for message in messages if message.model and after <= message.created_at < before]
+
     # --- removal ------------------------------------------------------------------------------------------
 
     async def owners_with_remains(self) -> list[str]:
@@ -424,8 +419,12 @@ class MemoryRows(Rows):
         messages = [entry.message for each in gone for entry in each.log]
         indexed = sum(1 for message in messages if message.content) if self._index else 0
         labels = sum(len(each.conversation.labels) for each in gone)
+        turns = [key for key in self._data.turns if key.owner == owner and key.conversation_id in ids]
+        for key in turns:
+            del self._data.turns[key]
         before = self._data.removed.get(owner, Removed())
-        self._data.removed[owner] = before.plus(Removed(len(gone), len(messages), indexed, labels))
+        counts = {"indexed": indexed, "labels": labels, "turns": len(turns)}
+        self._data.removed[owner] = before.plus(Removed(len(gone), len(messages), **counts))
         return bool(gone)
 
     async def purge_slice(self, owner: str) -> Removed | None:
@@ -445,6 +444,9 @@ class MemoryRows(Rows):
         for each in moved.values():
             each.conversation = each.conversation.model_copy(update={"owner_id": new})
         self._data.owners.setdefault(new, {}).update(self._data.owners.pop(old, {}))
+        for key in [key for key in self._data.turns if key.owner == old]:  # expired: its worker knows the old owner
+            turn = self._data.turns.pop(key)
+            self._data.turns[key._replace(owner=new)] = replace(turn, until=EPOCH)
         self._data.projects[new] = self._data.projects.pop(old, {}) | self._data.projects.get(new, {})
         return len(moved)
 
@@ -488,6 +490,13 @@ class MemoryStore(RowStore[MemoryRows]):
 def _place(message: Message) -> tuple[int, str, int]:
     """The place of a message in the order of hits."""
     return to_micros(message.created_at), message.conversation_id.hex, message.seq
+
+
+def _count(message: Message) -> AnswerCount:
+    """One answer as statistics count it."""
+    day = to_micros(message.created_at) // 86_400_000_000
+    duration = None if message.duration_ms is None else two_digits(message.duration_ms)
+    return AnswerCount(day, duration, message.status, 1, message.input_tokens or 0, message.output_tokens or 0)
 
 
 def _part(found: Iterable[Message], size: PageSize) -> Part[Message]:
