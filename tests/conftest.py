@@ -45,6 +45,25 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return lines
 
 
+SHORT_STORES = {
+    "answers": ("memory", "sqlite", "postgres"),
+    "test_api_turns": ("memory", "sqlite"),
+    "test_turn_streams": ("memory", "sqlite"),
+}
+"""The stores on which tests of answers run in `make test`, by folder or file: what differs between stores is in their
+contract."""
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
+    """Mark tests of answers on the other stores `long`."""
+    for item in items:
+        stores = SHORT_STORES.get(item.path.stem) or SHORT_STORES.get(item.path.parent.name)
+        given = getattr(item, "callspec", None)
+        if stores and given and given.params.get("store_url", stores[0]) not in stores:
+            item.add_marker(pytest.mark.long)
+
+
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     """Remember which long tests this run leaves out."""
     left_out.update(item.nodeid for item in items if item.get_closest_marker("long"))

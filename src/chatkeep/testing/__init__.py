@@ -24,6 +24,7 @@ except ModuleNotFoundError as error:
         name=error.name,
     ) from error
 
+from chatkeep.answers.scripted import ScriptedProvider
 from chatkeep.testing.access import AccessContract
 from chatkeep.testing.append import AppendContract
 from chatkeep.testing.branches import BranchContract
@@ -73,6 +74,7 @@ __all__ = [
     "SENTENCES",
     "TURN_CALLS",
     "Opener",
+    "ScriptedProvider",
     "StoreContract",
     "TurnContract",
     "assistant",
