@@ -21,6 +21,12 @@ MIN_SECRET_BYTES = 32
 OPEN_ORIGINS = ("*", "null")
 """Origins that stand for many pages: all of them, and every file and sandboxed frame."""
 
+INTERRUPT_SECONDS = 2.0
+"""How much of the shutdown is left for answers that are interrupted."""
+
+ProviderName = Literal["none", "scripted", "scripted-fast"]
+"""What makes answers."""
+
 type Network = IPv4Network | IPv6Network
 
 
@@ -99,6 +105,11 @@ class Settings(BaseSettings):
         None,
         description="Erasures per owner over HTTP, such as 20/hour; 0: no limit. Default: 20/hour if auth is jwt.",
     )
+    turn_limit: str | None = Field(
+        None,
+        description="Questions of an owner that are answered, such as 60/minute; 0: no limit. Default: 60/minute if"
+        " auth is jwt.",
+    )
     failure_limit: str = Field("60/minute", description="Failed authentications per address, such as 60/minute.")
     rate_limit_storage: str | None = Field(
         None, repr=False, description="redis://HOST:PORT: one count for all workers and servers. Default: in memory."
@@ -109,6 +120,19 @@ class Settings(BaseSettings):
         default=False, description="Whether /metrics is served, without authentication, to all that can connect."
     )
     shutdown_seconds: float = Field(30.0, gt=0, description="Time for requests to finish during the shutdown.")
+
+    provider: ProviderName = Field(
+        "none",
+        description="What answers questions. `scripted` plays a script, for tests and demonstrations; `scripted-fast`"
+        " plays it without pauses.",
+    )
+    turn_lease: float = Field(
+        15.0, ge=1, le=3_600, description="Seconds after which the answers of a process that died are closed."
+    )
+    max_turns: int = Field(500, ge=1, description="Answers that are made at a time, per process.")
+    drain: float = Field(
+        20.0, ge=0, description="Seconds of the shutdown in which answers may be finished; others are interrupted."
+    )
 
     @model_validator(mode="after")
     def _can_verify_tokens(self) -> Self:
@@ -166,6 +190,17 @@ class Settings(BaseSettings):
         """How often one owner may erase everything; None: no limit. An erasure may rewrite the whole database file."""
         given = self.erase_limit or ("20/hour" if self.auth == "jwt" else "0")
         return None if given == "0" else given
+
+    @property
+    def owner_turn_limit(self) -> str | None:
+        """How many turns one owner may begin; None: no limit."""
+        given = self.turn_limit or ("60/minute" if self.auth == "jwt" else "0")
+        return None if given == "0" else given
+
+    @property
+    def drain_seconds(self) -> float:
+        """The drain, as far as the time of the shutdown allows: what is interrupted has to be stored, too."""
+        return max(0.0, min(self.drain, self.shutdown_seconds - INTERRUPT_SECONDS))
 
     @property
     def listens_on_loopback(self) -> bool:

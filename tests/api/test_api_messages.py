@@ -247,7 +247,7 @@ async def test_unknown_field_is_answered_with_the_known_ones(api: Api) -> None:
 CROWD = {f"zq7{number}": 1 for number in range(5_000)}
 KNOWN = (
     "id, role, content, parent_id, status, parts, sources, metadata, model, input_tokens, output_tokens, duration_ms,"
-    " external_id, sent_at"
+    " external_id, sent_at, answer"
 )
 KNOWN_OF_SOURCE = "document_id, file_path, header_anchor, similarity_score"
 

@@ -11,8 +11,11 @@ from typing import Any
 import pytest
 
 from chatkeep import Conversation, Message, NewConversation, NewMessage, Page, Source, StoreOptions, open_store
+from chatkeep.api.answering import Answered
 from chatkeep.api.app import create_app
-from chatkeep.api.routes.messages import MessageBatch
+from chatkeep.api.routes.messages import MessageBatch, MessageRequest
+from chatkeep.api.routes.stats import Stats
+from chatkeep.model import RunningAnswer
 from chatkeep.settings import Settings
 from chatkeep.stores.memory.store import MemoryStore
 from servers.api import Api, serving
@@ -26,6 +29,10 @@ OPERATIONS = [
     for path, methods in DOCUMENT["paths"].items()
     for method, operation in methods.items()
 ]
+
+
+WITHOUT_BODY = ("/answer", "/stop")
+"""What ends the path of a POST that takes no body."""
 
 
 def schemas_in(value: Any) -> Iterator[str]:
@@ -70,7 +77,11 @@ def test_the_operations() -> None:
         "PATCH /api/conversations/{conversation_id}/messages/{message_id}": "update_message",
         "DELETE /api/conversations/{conversation_id}/messages/{message_id}": "delete_message",
         "GET /api/conversations/{conversation_id}/messages/{message_id}/siblings": "list_siblings",
+        "POST /api/conversations/{conversation_id}/messages/{message_id}/answer": "answer_again",
+        "GET /api/conversations/{conversation_id}/messages/{message_id}/events": "follow_answer",
+        "POST /api/conversations/{conversation_id}/messages/{message_id}/stop": "stop_answer",
         "GET /api/search": "search_messages",
+        "GET /api/stats": "answer_stats",
         "DELETE /api/me": "erase_me",
         "GET /healthz": "health",
         "GET /readyz": "readiness",
@@ -93,7 +104,7 @@ def test_every_operation_is_described(name: str, operation: dict[str, Any]) -> N
             assert content.get("example") or content.get("examples")
     for parameter in operation.get("parameters", []):
         assert parameter["description"]
-    assert ("requestBody" in operation) == name.startswith(("POST", "PATCH"))
+    assert ("requestBody" in operation) == (name.startswith(("POST", "PATCH")) and not name.endswith(WITHOUT_BODY))
 
 
 @pytest.mark.parametrize(("name", "operation"), OPERATIONS)
@@ -118,8 +129,10 @@ def test_every_error_is_a_problem(name: str, operation: dict[str, Any]) -> None:
         expected |= {"404"}
     if "requestBody" in operation:
         expected |= {"413", "415"}
-    if name.startswith("POST"):
+    if name.startswith("POST") and not name.endswith("/stop"):
         expected |= {"409"}
+    if name.endswith("/answer") or name == "POST /api/conversations/{conversation_id}/messages":
+        expected |= {"502", "504"}
     if name == "POST /api/conversations":  # a kept reply whose conversation was deleted
         expected |= {"404"}
     assert errors == expected
@@ -156,8 +169,11 @@ def test_the_schemas_are_the_records() -> None:
     """Every record has one shape, that of the library, and nothing refers to a schema that is not there."""
     schemas = DOCUMENT["components"]["schemas"]
 
-    for record in (Conversation, Message, NewMessage, Source):
+    for record in (Conversation, NewMessage, Source):
         assert set(schemas[record.__name__]["properties"]) == set(record.model_fields)
+    assert set(schemas["Message"]["properties"]) == set(RunningAnswer.model_fields)
+    assert set(schemas["Message"]["required"]) == set(Message.model_fields)
+    assert set(schemas["MessageRequest"]["properties"]) == {*NewMessage.model_fields, "answer"}
     assert set(schemas["ConversationRequest"]["properties"]) == {*NewConversation.model_fields, "reuse_latest"}
     assert not [name for name in schemas if name.endswith(("-Input", "-Output", "ValidationError"))]
     assert set(schemas_in(DOCUMENT)) <= set(schemas)
@@ -168,12 +184,18 @@ def test_the_examples_are_valid() -> None:
     paths = DOCUMENT["paths"]
     message = paths["/api/conversations/{conversation_id}/messages"]["post"]
     sent = [
-        NewMessage.model_validate(example["value"])
+        MessageRequest.model_validate(example["value"])
         for example in message["requestBody"]["content"]["application/json"]["examples"].values()
     ]
     shown = {part["type"] for each in sent for part in each.parts or ()}
     assert shown >= {"text", "reasoning", "tool_call", "tool_result", "file", "source", "data"}
-    Message.model_validate(message["responses"]["201"]["content"]["application/json"]["example"])
+    shown_replies = message["responses"]["201"]["content"]["application/json"]["examples"]
+    Message.model_validate(shown_replies["appended"]["value"])
+    Answered.model_validate(shown_replies["answered"]["value"])
+    pending = message["responses"]["202"]["content"]["application/json"]["example"]
+    RunningAnswer.model_validate(pending["assistant_message"])
+    stats = paths["/api/stats"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
+    Stats.model_validate(stats)
     batch = paths["/api/conversations/{conversation_id}/messages/batch"]["post"]
     for example in batch["requestBody"]["content"]["application/json"]["examples"].values():
         MessageBatch.model_validate(example["value"])

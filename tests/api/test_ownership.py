@@ -15,11 +15,13 @@ import pytest
 from test_auth import AUDIENCE, EC_KEY, FakeIssuer, issuing, signed_with_public_key
 
 from chatkeep import NewConversation, NewMessage, Role, Store, StoreOptions, open_store
+from chatkeep.answers.scripted import ScriptedProvider
 from chatkeep.api.admission import is_protected
 from chatkeep.api.app import create_app
+from chatkeep.events import text
 from chatkeep.settings import Settings
 from chatkeep.stores.memory.store import MemoryStore
-from servers.api import Api, serving
+from servers.api import Api, answering
 
 DOCUMENT = create_app(MemoryStore("memory://", StoreOptions()), Settings()).openapi()
 ROUTES = [
@@ -38,6 +40,8 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("PATCH", "/api/conversations/{conversation_id}/messages/{message_id}"): {"metadata": {"zq7": "taken over"}},
 }
 QUERIES = {("GET", "/api/search"): {"q": "secret"}}
+OF_ANSWERS = ("/events", "/stop")
+"""What ends the path of a route that takes the id of an answer."""
 DONE = {"POST": 201, "DELETE": 204}
 MATRIX = [
     (method, path, who, id_)
@@ -50,7 +54,7 @@ MATRIX = [
 def test_the_matrix_is_whole() -> None:
     """Every operation of the document is in it, with every credential, and who is let in with every kind of id."""
     with_id = sum("{" in path for _, path in ROUTES)
-    assert with_id >= 10
+    assert with_id >= 13
     assert len(MATRIX) == (6 + 2 * 4) * with_id + 8 * (len(ROUTES) - with_id)
 
 
@@ -71,11 +75,16 @@ class World:
     async def fill(self) -> None:
         """Give each owner a conversation with two messages."""
         self.ids: dict[str, dict[str, str]] = {}
+        self.answers: dict[str, str] = {}
         for owner in ("ada", "bob"):
             talk = await self.store.create_conversation(owner, NewConversation(title=f"secret of {owner}"))
-            texts = [NewMessage(role=Role.USER, content=f"secret {number}") for number in range(2)]
+            texts = [
+                NewMessage(role=role, content=f"secret {number}")
+                for number, role in enumerate((Role.USER, Role.ASSISTANT))
+            ]
             stored = await self.store.append(owner, talk.id, texts)
             self.ids[owner] = {"conversation_id": str(talk.id), "message_id": str(stored[0].id)}
+            self.answers[owner] = str(stored[1].id)
 
     def headers(self, who: str) -> dict[str, str]:
         """What somebody sends to be let in."""
@@ -101,10 +110,21 @@ class World:
             "malformed": {"conversation_id": "zq7", "message_id": "zq7"},
             "-": {},
         }[id_]
+        if path.endswith(OF_ANSWERS) and id_ in ("existing", "foreign"):
+            named = {**named, "message_id": self.answers[owner if id_ == "existing" else other]}
         body = BODIES.get((method, path))
         return await self.api.client.request(
             method, path.format(**named), headers=self.headers(who), json=body, params=QUERIES.get((method, path))
         )
+
+
+SCRIPTED = ScriptedProvider([text("Green.")])
+
+
+def auth(issuer: FakeIssuer) -> dict[str, Any]:
+    """The settings of a server that knows owners by the tokens of this issuer."""
+    limits = {"failure_limit": "1000000/minute"}
+    return {"auth": "jwt", "jwt_issuer": issuer.url, "jwt_audience": AUDIENCE, **limits}
 
 
 @pytest.fixture
@@ -112,7 +132,7 @@ async def world(store_url: str, *, hides: bool) -> AsyncIterator[World]:
     async with (
         issuing() as issuer,
         open_store(store_url, hide_foreign=hides) as store,
-        serving(store, auth="jwt", jwt_issuer=issuer.url, jwt_audience=AUDIENCE, failure_limit="1000000/minute") as api,
+        answering(store, SCRIPTED, turn_limit="0", **auth(issuer)) as api,
     ):
         yield World(api, store, issuer)
 
@@ -121,7 +141,7 @@ def expected(method: str, path: str, who: str, id_: str, *, hides: bool) -> int:
     """The status that the requirements give."""
     if who in REFUSED:
         return 401
-    done = 200 if path == "/api/me" else DONE.get(method, 200)
+    done = 200 if path == "/api/me" or path.endswith("/stop") else DONE.get(method, 200)
     return {"malformed": 422, "unknown": 404, "foreign": 404 if hides else 403}.get(id_, done)
 
 

@@ -55,6 +55,6 @@ async def test_ten_idle_streams_end() -> None:
             await asyncio.sleep(0.3)
             server.should_exit = True
             heard = await asyncio.wait_for(asyncio.gather(*listening), 2)
-            assert heard == ["data: 1\n\n"] * 10
+            assert heard == ["data: 1\n\nretry: 1000\n\n"] * 10
             assert (await waiting).json() == {"done": "yes"}
         await asyncio.wait_for(running, 3)

@@ -3,13 +3,16 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import httpx2
 from fastapi import FastAPI
 
+from chatkeep.answers.limits import TurnLimits
+from chatkeep.answers.provider import Provider
+from chatkeep.api.answering import ReplyTimes
 from chatkeep.api.app import create_app
 from chatkeep.api.server import HttpServer
 from chatkeep.settings import Settings
@@ -64,17 +67,32 @@ def assert_problem(reply: httpx2.Response, status: int, *absent: str) -> dict[st
     return problem
 
 
-@asynccontextmanager
-async def serving(store: Store, **settings: Any) -> AsyncIterator[Api]:
+def serving(store: Store, **settings: Any) -> AbstractAsyncContextManager[Api]:
     """Serve `store` as the server does, on a free port of 127.0.0.1."""
+    given = Settings(**settings)
+    return _serving(store, given, create_app(store, given))
+
+
+def answering(
+    store: Store,
+    provider: Provider,
+    limits: TurnLimits | None = None,
+    times: ReplyTimes | None = None,
+    **settings: Any,
+) -> AbstractAsyncContextManager[Api]:
+    """Serve `store`, and answer questions; answers that are being made at the end are interrupted at once."""
+    given = Settings(**{"drain": 0, **settings})
+    return _serving(store, given, create_app(store, given, provider, limits=limits, times=times))
+
+
+@asynccontextmanager
+async def _serving(store: Store, settings: Settings, app: FastAPI) -> AsyncIterator[Api]:
     # asyncio disables Nagle's algorithm, a delay of 40 ms, only if the socket names the protocol.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     listener.listen()
     port = listener.getsockname()[1]
-    given = Settings(**settings)
-    app = create_app(store, given)
-    server = HttpServer(given, app)
+    server = HttpServer(settings, app)
     running = asyncio.create_task(server.serve(sockets=[listener]))
     try:
         # The socket listens already: requests sent before the server has started wait.

@@ -1,14 +1,20 @@
 """The HTTP application: the one place where routes, errors, middleware and the store come together."""
 
 import json
+from dataclasses import replace
+from datetime import timedelta
 from functools import cached_property
 from typing import Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
 
+from chatkeep.answers.limits import TurnLimits
+from chatkeep.answers.provider import Provider
+from chatkeep.answers.runner import TurnRunner
 from chatkeep.api import metrics, swagger
 from chatkeep.api.admission import Admission
+from chatkeep.api.answering import Answering, ReplyTimes
 from chatkeep.api.auth import Authenticator
 from chatkeep.api.body_budget import BodyBudget
 from chatkeep.api.client_address import ClientAddress
@@ -16,14 +22,19 @@ from chatkeep.api.errors import add_handlers
 from chatkeep.api.idempotency import REPLAYED
 from chatkeep.api.middleware import RequestMiddleware, Shutdown
 from chatkeep.api.openapi import DESCRIPTION, document
-from chatkeep.api.rate_limit import rate_limiters
-from chatkeep.api.routes import conversations, health, me, messages, search
+from chatkeep.api.rate_limit import RateLimiters, rate_limiters
+from chatkeep.api.routes import answers, conversations, health, me, messages, search, stats
 from chatkeep.api.tracing import FASTAPI_TELEMETRY
 from chatkeep.settings import Settings
 from chatkeep.store import Store
 
 VERSION = "1"
 """The version of the API under /api. Changes are additions only."""
+
+EXPOSED = [
+    "Location", "X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy", REPLAYED, "Preference-Applied"
+]  # fmt: skip
+"""The headers that pages of other origins may read."""
 
 
 class Api(FastAPI):
@@ -41,8 +52,19 @@ class Api(FastAPI):
         return json.dumps(self.openapi(), separators=(",", ":")).encode()
 
 
-def create_app(store: Store, settings: Settings) -> FastAPI:
-    """Return the application that serves `store`. The caller opens and closes the store."""
+def create_app(
+    store: Store,
+    settings: Settings,
+    provider: Provider | None = None,
+    *,
+    limits: TurnLimits | None = None,
+    times: ReplyTimes | None = None,
+) -> FastAPI:
+    """Return the application that serves `store`, with a provider also answers.
+
+    The caller opens and closes the store, and in between starts and closes the turns in `app.state.turns`. What the
+    settings do not say of turns and replies is in `limits` and `times`.
+    """
     app = Api(
         title="chatkeep",
         version=VERSION,
@@ -56,11 +78,27 @@ def create_app(store: Store, settings: Settings) -> FastAPI:
     )
     app.state.store = store
     app.state.max_json_values = settings.max_json_values
-    _add_middleware(app, store, settings)
+    limiters = rate_limiters(settings)
+    _add_middleware(app, store, settings, limiters)
+    lease = timedelta(seconds=settings.turn_lease)
+    runner = TurnRunner(store, provider, replace(limits or TurnLimits(), lease=lease, turns=settings.max_turns))
+    runner.observer = metrics.TurnMetrics()
+    app.state.turns = runner
+    app.state.answering = Answering(store, runner, limiters.turns, times or ReplyTimes(), settings.max_streams)
     add_handlers(app)
     store.observer = metrics.StoreMetrics()
     # Matched in this order: the routes of messages get most requests.
-    modules = (messages, conversations, search, me, health, swagger, *([metrics] if settings.metrics else []))
+    modules = (
+        messages,
+        conversations,
+        search,
+        answers,
+        stats,
+        me,
+        health,
+        swagger,
+        *([metrics] if settings.metrics else []),
+    )
     for module in modules:
         app.include_router(module.router)
     app.add_api_route("/api/openapi.json", _openapi, include_in_schema=False)
@@ -71,10 +109,9 @@ async def _openapi(request: Request) -> Response:
     return Response(request.app.openapi_bytes, media_type="application/json")
 
 
-def _add_middleware(app: FastAPI, store: Store, settings: Settings) -> None:
+def _add_middleware(app: FastAPI, store: Store, settings: Settings, limiters: RateLimiters) -> None:
     """Add the middleware. The one added last is the outermost."""
     app.state.shutdown = Shutdown()
-    limiters = rate_limiters(settings)
     app.state.erasures = limiters.erasure
     app.state.admission = Admission(
         Authenticator(settings, store.access), ClientAddress(settings.proxy_networks), limiters
@@ -96,6 +133,6 @@ def _add_middleware(app: FastAPI, store: Store, settings: Settings) -> None:
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key"],
-            expose_headers=["Location", "X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy", REPLAYED],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"],
+            expose_headers=EXPOSED,
         )

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any, get_args
+from uuid import UUID
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
@@ -18,6 +19,8 @@ from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
+from chatkeep.access import location_of
+from chatkeep.answers.stream import NotAnswering
 from chatkeep.api.query import InvalidQuery
 from chatkeep.errors import (
     ChatkeepError,
@@ -30,6 +33,9 @@ from chatkeep.errors import (
     RecorderFull,
     SchemaMismatch,
     StoreUnavailable,
+    TooManyTurns,
+    TurnInProgress,
+    TurnLost,
     Unauthenticated,
     UnsafeDatabase,
 )
@@ -43,6 +49,8 @@ ERROR_STATUS: Mapping[type[ChatkeepError], int] = {
     InvalidId: 422,
     InvalidInput: 422,
     Conflict: 409,
+    TurnLost: 409,
+    TooManyTurns: 429,
     NotFound: 404,
     NotYours: 403,
     Unauthenticated: 401,
@@ -69,6 +77,9 @@ class Problem(Record):
     title: str = Field(description="The name of the status.")
     status: int
     detail: str = Field(description="What is wrong, what the limit is, and what to do about it.")
+    code: str | None = Field(
+        None, description="Which of the errors of this status it is, if a program needs to know: `turn-in-progress`."
+    )
     errors: list[FieldError] | None = Field(None, description="The fields that are wrong, if it is about fields.")
 
 
@@ -112,7 +123,7 @@ STATUS_TEXTS: Mapping[int, StatusText] = {
     ),
     409: StatusText(
         "Conflict",
-        "The id is already used for other values.",
+        "The id is already used for other values, or another question is being answered.",
         "this id is already used for other content",
     ),
     413: StatusText(
@@ -151,12 +162,24 @@ STATUS_TEXTS: Mapping[int, StatusText] = {
         "The request is encoded in a way that the server does not know.",
         "send the body with Content-Length or Transfer-Encoding: chunked, and without Upgrade",
     ),
+    502: StatusText(
+        "Bad Gateway",
+        "The answer failed. The question is stored, and the path in `Location` has what there is of the answer.",
+        "the model could not be reached",
+    ),
     503: StatusText(
         "Service Unavailable",
         "The store cannot be used now. Sending the request again, with the same ids, is safe.",
         "the store cannot be used now; send the same request again after the seconds in the Retry-After header",
     ),
+    504: StatusText(
+        "Gateway Timeout",
+        "The model took too long to answer. The question is stored, and the path in `Location` has what there is.",
+        "the model said nothing for 60 s",
+    ),
 }
+
+TURN_IN_PROGRESS = "turn-in-progress"
 
 RETRY_AFTER = {"Retry-After": "1"}
 
@@ -178,11 +201,13 @@ def problem(
     detail: str | None = None,
     *,
     headers: Mapping[str, str] | None = None,
+    code: str | None = None,
     errors: Sequence[FieldError] = (),
 ) -> Response:
     """Return a problem document. `detail` defaults to the text of the status."""
     text = STATUS_TEXTS.get(status) or StatusText(HTTPStatus(status).phrase, "", "the request cannot be answered")
-    body = Problem(title=text.title, status=status, detail=detail or text.detail, errors=list(errors) or None)
+    detail = detail or text.detail
+    body = Problem(title=text.title, status=status, detail=detail, code=code, errors=list(errors) or None)
     return Response(body.model_dump_json(exclude_none=True), status, headers=dict(headers or {}), media_type=MEDIA_TYPE)
 
 
@@ -219,17 +244,27 @@ def add_handlers(app: FastAPI) -> None:
     app.add_exception_handler(ClientDisconnect, _client_disconnect)
 
 
-async def _chatkeep_error(_: Request, error: Exception) -> Response:
+async def _chatkeep_error(request: Request, error: Exception) -> Response:
     if not isinstance(error, ChatkeepError):
         raise error
     status = next((ERROR_STATUS[cls] for cls in type(error).__mro__ if cls in ERROR_STATUS), None)
     if status is None:
         raise error
+    if isinstance(error, TurnInProgress):
+        return _turn_in_progress(request, error)
+    if isinstance(error, NotAnswering | TooManyTurns):
+        return problem(status, error.detail, headers=RETRY_AFTER)
     if status == 503:
         # Only the log gets the message of the database: it may name files and hosts.
         logger.error("the store cannot be used: %s", error)
         return problem(503, headers=RETRY_AFTER)
     return problem(status, error.detail)
+
+
+def _turn_in_progress(request: Request, error: TurnInProgress) -> Response:
+    messages = f"{location_of(UUID(request.path_params['conversation_id']))}/messages"
+    headers = {**RETRY_AFTER, "Location": f"{messages}/{error.message_id}/events"}
+    return problem(409, error.detail, headers=headers, code=TURN_IN_PROGRESS)
 
 
 async def _validation_error(request: Request, error: Exception) -> Response:

@@ -101,14 +101,54 @@ ANSWER: dict[str, Any] = {
     "parts": SHOWN_ANSWER["parts"],
     "created_at": "2026-01-31T12:00:04.250000Z",
 }
+RUNNING: dict[str, Any] = {
+    **ANSWER,
+    "content": "About 80",
+    "status": "in_progress",
+    "parts": None,
+    "sources": [],
+    "metadata": {},
+    "input_tokens": None,
+    "output_tokens": None,
+    "duration_ms": None,
+    "stream": {"last_event_id": "0190f0f0-12-8"},
+}
+ANSWERED = {"user_message": QUESTION, "assistant_message": ANSWER}
+PENDING_ANSWER = {"user_message": QUESTION, "assistant_message": RUNNING}
+
+EVENTS_EXAMPLE = """event: text
+id: 0190f0f0-12-8
+data: {"text":"About 80"}
+
+event: end
+id: 0190f0f0-14-26
+data: {"status":"complete"}
+
+"""
+
+DAY_STATS = {
+    "day": "2026-01-31",
+    "answers": 12,
+    "failed": 1,
+    "interrupted": 0,
+    "input_tokens": 2_160,
+    "output_tokens": 504,
+    "p50_ms": 820,
+    "p95_ms": 1_900,
+    "p99_ms": 2_400,
+}
 
 
 def _page(*items: dict[str, Any]) -> dict[str, Any]:
     return {"items": list(items), "total": None, "next": None}
 
 
-def _named(**named: tuple[str, object]) -> dict[str, Any]:
-    return {name: {"summary": summary, "value": value} for name, (summary, value) in named.items()}
+class Named(dict[str, Any]):
+    """Several examples, by name."""
+
+
+def _named(**named: tuple[str, object]) -> Named:
+    return Named({name: {"summary": summary, "value": value} for name, (summary, value) in named.items()})
 
 
 REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
@@ -123,6 +163,7 @@ REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
         labels=("Replace the labels", {"labels": ["pinned", "archived"]}),
     ),
     "append_message": _named(
+        asked=("A question, which is answered", {"id": QUESTION_ID, "content": "How hot should the water be?"}),
         question=("What a user says, with an id that makes a retry safe", NEW_QUESTION),
         answer=("What an assistant answers, with its sources and counts", NEW_ANSWER),
         reasoned=("An answer with its reasoning and a tool call; the content is made from its text", REASONED_ANSWER),
@@ -142,7 +183,13 @@ RESPONSE_EXAMPLES: dict[str, Any] = {
     "list_conversations": _page(CONVERSATION),
     "get_conversation": {**CONVERSATION, "messages": _page(QUESTION, ANSWER)},
     "update_conversation": {**CONVERSATION, "title": "Green tea", "metadata": {"stars": 5}},
-    "append_message": QUESTION,
+    "append_message": _named(appended=("A message", QUESTION), answered=("A question and its answer", ANSWERED)),
+    "append_message 202": PENDING_ANSWER,
+    "answer_again": ANSWERED,
+    "answer_again 202": PENDING_ANSWER,
+    "stop_answer": {**ANSWER, "content": "About 80", "status": "interrupted"},
+    "stop_answer 202": RUNNING,
+    "answer_stats": {"days": [DAY_STATS], "total": {**DAY_STATS, "day": None}},
     "append_messages": _page(QUESTION, ANSWER),
     "update_message": {**ANSWER, "metadata": {"language": "en", **MESSAGE_CHANGE["metadata"]}},
     "list_messages": _page(QUESTION, ANSWER),

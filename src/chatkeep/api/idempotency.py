@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import Header, Request, Response
 
 from chatkeep.access import DELETED, Access, Reply
-from chatkeep.api.body import JSON
+from chatkeep.api.negotiation import JSON
 from chatkeep.errors import NotFound
 
 REPLAYED = "Idempotency-Replayed"

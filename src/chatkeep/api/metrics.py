@@ -13,7 +13,9 @@ from prometheus_client import (
     multiprocess,
 )
 
+from chatkeep.answers.runner import TurnObserver
 from chatkeep.errors import ChatkeepError
+from chatkeep.model import Status
 from chatkeep.settings import metrics_folder
 from chatkeep.store import Observer, Store
 
@@ -40,6 +42,10 @@ STORE_STATE = Gauge(
     "chatkeep_store_state", "State of the store, such as connections in use.", ["what"],
     registry=REGISTRY, multiprocess_mode="livesum",
 )  # fmt: skip
+TURNS_RUNNING = Gauge(
+    "chatkeep_turns_running", "Answers that are being made.", registry=REGISTRY, multiprocess_mode="livesum"
+)
+TURNS = Counter("chatkeep_turns", "Answers that ended, by status.", ["status"], registry=REGISTRY)
 
 router = APIRouter()
 
@@ -66,6 +72,18 @@ class StoreMetrics(Observer):
     def committed(self, items: int) -> None:
         """Record the size of a commit."""
         COMMIT_ITEMS.observe(items)
+
+
+class TurnMetrics(TurnObserver):
+    """Counts answers."""
+
+    def running(self, turns: int) -> None:
+        """Record how many this process makes now."""
+        TURNS_RUNNING.set(turns)
+
+    def ended(self, status: Status) -> None:
+        """Record how one ended."""
+        TURNS.labels(status.value).inc()
 
 
 def count_request(store: Store, method: str, route: str | None, status: int, seconds: float) -> None:

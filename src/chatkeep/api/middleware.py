@@ -52,6 +52,9 @@ PAGE_POLICY = (
 
 EVENT_STREAM = b"text/event-stream"
 
+RECONNECT = b"retry: 1000\n\n"
+"""The last words of a stream that the server ends: the client comes back after so many milliseconds."""
+
 PROBES = ("/healthz", "/readyz")
 """Paths that are answered also when there are too many requests: the server works."""
 
@@ -144,14 +147,14 @@ class RequestMiddleware:
         try:
             await self._app(inner, body.receive, response.send)
         except asyncio.CancelledError:
-            if response.is_refused:
+            if response.is_over:
                 response.task.uncancel()
                 return
             if not self._shutdown.has_begun or (response.started and not response.is_event_stream):
                 raise
             response.task.uncancel()
             if response.started:
-                await response.end()
+                await response.end(RECONNECT)
             else:
                 await stopping()(scope, receive, response.send)
         finally:
@@ -292,7 +295,8 @@ class _ResponseWriter:
         self.started = False
         self.status = 500
         self.is_event_stream = False
-        self.is_refused = False
+        self.is_over = False
+        """Whether nothing more is sent, whatever the application makes of it."""
         self._max_streams = max_streams
         self._scope = scope
         self._send = send
@@ -301,17 +305,17 @@ class _ResponseWriter:
         self._is_head = scope["method"] == "HEAD"
 
     async def send(self, message: Message) -> None:
-        if self.is_refused:
+        if self.is_over:
             return
         if message["type"] == "http.response.start":
             headers = list(message.get("headers", ()))
             if any(k == b"content-type" and v.startswith(EVENT_STREAM) for k, v in headers):
-                owner, streams = _owner(self._scope), self._shutdown.streams
-                if list(streams.values()).count(owner) >= self._max_streams:
+                if self._is_head:
+                    await self._send_head_alone(message, headers)
+                    return
+                if not self._take_stream():
                     await self._refuse_stream()
                     return
-                streams[self.task] = owner
-                self.is_event_stream = True
             self.started, self.status = True, message["status"]
             message = {**message, "headers": [*headers, *self._extra_headers(headers)]}
         else:
@@ -320,18 +324,40 @@ class _ResponseWriter:
                 message = {**message, "body": b""}
         await self._send(message)
 
+    def _take_stream(self) -> bool:
+        """Count an event stream, which may never end by itself; say whether the owner may have one more."""
+        owner, streams = _owner(self._scope), self._shutdown.streams
+        if list(streams.values()).count(owner) >= self._max_streams:
+            return False
+        streams[self.task] = owner
+        self.is_event_stream = True
+        if self._shutdown.has_begun:  # its request came before
+            self.task.cancel()
+        return True
+
+    async def _send_head_alone(self, message: Message, headers: list[tuple[bytes, bytes]]) -> None:
+        """Answer HEAD: the events would go on for as long as the answer is made."""
+        self.started, self.status = True, message["status"]
+        await self._send({**message, "headers": [*headers, *self._extra_headers(headers)]})
+        await self._send({"type": "http.response.body", "body": b""})
+        self._give_up()
+
     async def _refuse_stream(self) -> None:
         """Answer 429 in place of an event stream, and end what would have sent it."""
         refusal = problem(429, TOO_MANY_STREAMS, headers=RETRY_AFTER)
         await self.send({"type": "http.response.start", "status": 429, "headers": refusal.raw_headers})
         await self.send({"type": "http.response.body", "body": refusal.body})
-        self.is_refused = True
+        self._give_up()
+
+    def _give_up(self) -> None:
+        """End what would send the rest."""
+        self.is_over = True
         self.task.cancel()
 
-    async def end(self) -> None:
+    async def end(self, body: bytes) -> None:
         """End a response that has started."""
         if self.started and not self._ended:
-            await self.send({"type": "http.response.body", "body": b"", "more_body": False})
+            await self.send({"type": "http.response.body", "body": body, "more_body": False})
 
     def _extra_headers(self, given: Iterable[tuple[bytes, bytes]]) -> Iterator[tuple[bytes, bytes]]:
         yield b"x-request-id", self.request_id.encode()

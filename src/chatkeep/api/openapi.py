@@ -2,15 +2,21 @@
 
 import json
 from typing import Any
+from uuid import UUID
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
 
+from chatkeep.answers.stream import RESET
 from chatkeep.api.admission import is_protected
-from chatkeep.api.body import JSON, MERGE_PATCH
+from chatkeep.api.answering import Answered
+from chatkeep.api.body import MERGE_PATCH
 from chatkeep.api.errors import Problem
-from chatkeep.api.examples import REQUEST_EXAMPLES, RESPONSE_EXAMPLES
+from chatkeep.api.examples import ANSWER_ID, EVENTS_EXAMPLE, REQUEST_EXAMPLES, RESPONSE_EXAMPLES, Named
 from chatkeep.api.idempotency import REPLAYED
+from chatkeep.api.negotiation import EVENT_STREAM, JSON
+from chatkeep.events import EventKind, place_of
+from chatkeep.model import StreamPlace
 
 DESCRIPTION = """Conversations of AI applications, kept so that nothing acknowledged is lost, doubled or out of order.
 
@@ -28,12 +34,61 @@ BEARER = {
 LOCATION_HEADER = {"Location": {"description": "The path of the created resource.", "schema": {"type": "string"}}}
 REPLAYED_HEADER = {"description": "`true` when this request was executed before.", "schema": {"type": "string"}}
 
+EVENTS: dict[str, Any] = {
+    "description": "The events of the answer, if they are asked for; an answer that fails ends in them, too.",
+    "content": {EVENT_STREAM: {"schema": {"$ref": "#/components/schemas/AnswerEvent"}, "example": EVENTS_EXAMPLE}},
+}
+"""The response of a stream."""
+
+KINDS = [kind.value for kind in EventKind]
+EVENT_SCHEMA: dict[str, Any] = {
+    "title": "AnswerEvent",
+    "description": "One of the server-sent events of an answer.",
+    "type": "object",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"type": "string", "enum": ["user_message", RESET, *KINDS, "assistant_message"]},
+        "id": {"type": "string", "description": "Of all but the messages: what to send as `Last-Event-ID`."},
+        "data": {"type": "string", "description": "JSON in ASCII: the fields of the event, or a whole message."},
+    },
+}
+
+PENDING: dict[str, Any] = {
+    "model": Answered,
+    "description": "The question is stored, and the answer in progress: the path in `Location` has its events.",
+}
+
+LAST_EVENT_ID: dict[str, Any] = {
+    "name": "Last-Event-ID",
+    "in": "header",
+    "required": False,
+    "description": "The id of the last event that the client has: the stream goes on after it.",
+    "schema": {"type": "string"},
+    "example": str(place_of(UUID(ANSWER_ID), 12, 340)),
+}
+PREFER: dict[str, Any] = {
+    "name": "Prefer",
+    "in": "header",
+    "required": False,
+    "description": "`respond-async`: reply at once (202), and not only when there is an answer.",
+    "schema": {"type": "string"},
+    "example": "respond-async",
+}
+
+STREAM = {
+    "anyOf": [{"$ref": "#/components/schemas/StreamPlace"}, {"type": "null"}],
+    "description": "Of an answer that is being made, and of no other message: where to read on.",
+}
+
 
 def document(app: FastAPI) -> dict[str, Any]:
     """Return FastAPI's document of `app`, with examples, security and the schema of problems added."""
     schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
-    schema["components"]["schemas"] |= {**problem.pop("$defs"), "Problem": problem}
+    schemas = schema["components"]["schemas"]
+    schemas |= {**problem.pop("$defs"), "Problem": problem, "StreamPlace": StreamPlace.model_json_schema()}
+    schemas["AnswerEvent"] = EVENT_SCHEMA
+    schemas["Message"]["properties"]["stream"] = STREAM
     schema["components"]["securitySchemes"] = {"bearer": BEARER}
     for path, methods in schema["paths"].items():
         for operation in methods.values():
@@ -52,10 +107,15 @@ def _complete(operation: dict[str, Any]) -> None:
         requests[JSON] = requests[MERGE_PATCH]
     for status, response in operation["responses"].items():
         if JSON in response.get("content", {}):
-            response["content"][JSON]["example"] = RESPONSE_EXAMPLES[name]
-        if status == "201":
+            response["content"][JSON] |= _example(RESPONSE_EXAMPLES.get(f"{name} {status}", RESPONSE_EXAMPLES[name]))
+        if status in ("201", "202"):
             is_page = name == "append_messages"
             response["headers"] = {**({} if is_page else LOCATION_HEADER), REPLAYED: REPLAYED_HEADER}
+
+
+def _example(given: Any) -> dict[str, Any]:
+    """One example, or several with their names."""
+    return {"examples": dict(given)} if isinstance(given, Named) else {"example": given}
 
 
 def document_text(app: FastAPI) -> str:

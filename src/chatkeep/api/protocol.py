@@ -62,6 +62,7 @@ class Config(uvicorn.Config):
         self.body_seconds = settings.body_seconds
         self.keep_alive_seconds = settings.keep_alive_seconds
         self.write_seconds = settings.write_seconds
+        self.drain_seconds = settings.drain_seconds
 
 
 class Reading(Enum):

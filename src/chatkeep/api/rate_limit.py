@@ -132,6 +132,8 @@ class RateLimiters(NamedTuple):
     """Failed authentications of an address."""
     erasure: RateLimiter | None
     """Erasures of an owner: each may rewrite a whole database file."""
+    turns: RateLimiter | None = None
+    """Turns that an owner begins: each may cost money."""
 
     async def aclose(self) -> None:
         """Close all of them."""
@@ -150,6 +152,7 @@ def rate_limiters(settings: Settings) -> RateLimiters:
         limiter(settings.owner_rate_limit, "owner"),
         RateLimiter(settings.failure_limit, settings.rate_limit_storage, kind="address"),
         limiter(settings.owner_erase_limit, "erasure"),
+        limiter(settings.owner_turn_limit, "turns"),
     )
 
 

@@ -18,6 +18,9 @@ from starlette.types import ASGIApp
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from chatkeep.access import Access
+from chatkeep.answers.provider import Provider
+from chatkeep.answers.runner import TurnRunner
+from chatkeep.answers.scripted import ScriptedProvider
 from chatkeep.api.logs import configure
 from chatkeep.api.protocol import Config, watch
 from chatkeep.errors import StoreUnavailable
@@ -34,6 +37,9 @@ SWEEP_SECONDS = 600.0
 
 CLOSE_SECONDS = 0.5
 """How long closing the store may take at least, also if requests took all the time of the shutdown."""
+
+LAST_WRITE_SECONDS = 2.0
+"""Time that a client may take nothing of its response while the server ends."""
 
 PARENT_POLL_SECONDS = 1.0
 """How often a worker checks that its parent process is alive."""
@@ -56,15 +62,27 @@ class HttpServer(uvicorn.Server):
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve the application until a signal arrives, and finish the requests that have come."""
         watching = asyncio.create_task(watch(self.server_state))
+        self._turns.start()
         try:
             await super().serve(sockets)
         finally:
             watching.cancel()
+            await self._turns.aclose()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Refuse new requests, end event streams, and wait for the other requests."""
+        """Refuse new requests, end event streams, and wait for the other requests, and for the answers."""
         self.config.app.state.shutdown.begin()  # type: ignore[union-attr]
+        self.config.write_seconds = min(self.config.write_seconds, LAST_WRITE_SECONDS)
+        draining = asyncio.create_task(self._turns.aclose(self.config.drain_seconds), name="chatkeep-drain")
         await super().shutdown(sockets)
+        if self.force_exit:
+            draining.cancel()
+        await asyncio.wait([draining])
+
+    @property
+    def _turns(self) -> TurnRunner:
+        turns: TurnRunner = self.config.app.state.turns  # type: ignore[union-attr]
+        return turns
 
 
 class Server(HttpServer):
@@ -86,7 +104,7 @@ class Server(HttpServer):
         configure(self._settings.log_format, self._settings.log_level)
         self._allow_connections()
         async with self._opened_store() as store:
-            app = create_app(store, self._settings)
+            app = create_app(store, self._settings, provider_of(self._settings))
             self.config.app = app
             beside = [asyncio.create_task(work) for work in (self._stop_when_orphaned(), sweep(store.access))]
             try:
@@ -141,6 +159,13 @@ class Server(HttpServer):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+
+def provider_of(settings: Settings) -> Provider | None:
+    """Return what makes the answers of a server."""
+    if settings.provider == "none":
+        return None
+    return ScriptedProvider(rate=0.0) if settings.provider == "scripted-fast" else ScriptedProvider()
 
 
 def raise_open_files() -> int:

@@ -9,7 +9,7 @@ import typer
 
 from chatkeep.cli.options import DatabaseUrl, load_settings
 from chatkeep.cli.terminal import out, run
-from chatkeep.settings import Settings
+from chatkeep.settings import ProviderName, Settings
 from chatkeep.store import open_store
 from chatkeep.urls import without_secrets
 
@@ -21,12 +21,23 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free port. Default: 8765.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=256, help="Number of server processes. Default: 1.")] = None,
+    provider: Annotated[ProviderName | None, typer.Option(help="What answers questions. Default: nothing.")] = None,
+    drain: Annotated[
+        float | None, typer.Option(min=0, help="Seconds in which answers may be finished at the end. Default: 20.")
+    ] = None,
 ) -> None:
     """Serve the REST API. Ctrl-C finishes the current requests and stops.
 
     Without CHATKEEP_AUTH=jwt there is one owner, local, and only clients on this machine can connect.
     """
-    given = {"database_url": database_url, "host": host, "port": port, "workers": workers}
+    given = {
+        "database_url": database_url,
+        "host": host,
+        "port": port,
+        "workers": workers,
+        "provider": provider,
+        "drain": drain,
+    }
     settings = load_settings().model_copy(update={name: value for name, value in given.items() if value is not None})
     _check(settings)
     # Imported here: it takes a second, which the other commands do not need.

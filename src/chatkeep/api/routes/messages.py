@@ -5,18 +5,22 @@ from typing import Annotated, Self
 from uuid import UUID, uuid5
 
 from fastapi import APIRouter, Body, Path, Request, Response
-from pydantic import AfterValidator, Field, model_validator
+from fastapi.exceptions import RequestValidationError
+from pydantic import AfterValidator, ConfigDict, Field, StrictBool, model_validator
+from pydantic.config import JsonDict
 
+from chatkeep.api.answering import Answered, Answering, BusyQuery, answering_of
 from chatkeep.api.body import MERGE_PATCH, JsonRoute, reply, without_crowd
 from chatkeep.api.dependencies import OpenedStore, Owner, current_owner, opened_store
 from chatkeep.api.errors import api_problems
 from chatkeep.api.examples import ANSWER_ID
 from chatkeep.api.idempotency import REPLAYED, IdempotencyKey
+from chatkeep.api.openapi import EVENTS, LAST_EVENT_ID, PENDING, PREFER
 from chatkeep.api.paging import Cursor, Limit, ListQuery, WholeNumber
 from chatkeep.api.query import openapi_query, read_query
 from chatkeep.api.routes.conversations import ConversationId
 from chatkeep.errors import InvalidInput, NotFound, NotYours
-from chatkeep.model import Given, Message, MessageChange, NewMessage, Page
+from chatkeep.model import Given, Message, MessageChange, NewMessage, Page, Role
 from chatkeep.store import Order, Store
 
 router = APIRouter(prefix="/api/conversations/{conversation_id}/messages", tags=["messages"], route_class=JsonRoute)
@@ -56,6 +60,29 @@ class SiblingsQuery(Given):
     cursor: Cursor = None
 
 
+NOT_ASKED: JsonDict = {
+    "required": ["answer", "role"],
+    "properties": {"answer": {"const": True}, "role": {"enum": ["assistant", "system", "tool"]}},
+}
+"""The schema of what `MessageRequest` refuses beyond its fields."""
+
+
+class MessageRequest(NewMessage):
+    """A message to append, or a question to answer."""
+
+    model_config = ConfigDict(json_schema_extra={"not": NOT_ASKED})
+
+    role: Role = Field(Role.USER, description="Absent: the message is a question, unless `answer` is false.")
+    answer: StrictBool | None = Field(
+        None, description="Whether it is to be answered. Default: if it has no role. Only a user's message can be."
+    )
+
+    @property
+    def names_role(self) -> bool:
+        """Whether the role was given."""
+        return "role" in self.__pydantic_fields_set__
+
+
 def _not_empty(messages: tuple[NewMessage, ...]) -> tuple[NewMessage, ...]:
     # Not min_length: with fail_fast pydantic says that it is not kept, too, if the first message is wrong.
     if not messages:
@@ -76,16 +103,18 @@ class MessageBatch(Given):
 @router.post(
     "",
     status_code=201,
-    response_model=Message,
-    responses=api_problems(403, 404, 409, 413, 415, 422),
-    response_description="The message as it is stored.",
-    summary="Append a message",
+    response_model=Message | Answered,
+    responses={200: EVENTS, 202: PENDING, **api_problems(403, 404, 409, 413, 415, 422, 502, 504)},
+    response_description="The message as it is stored; for a question, both messages.",
+    summary="Append a message, or ask a question",
+    openapi_extra={"parameters": [*openapi_query(BusyQuery)["parameters"], PREFER, LAST_EVENT_ID]},
 )
 async def append_message(
     owner: Owner,
     store: OpenedStore,
+    request: Request,
     conversation_id: ConversationId,
-    message: Annotated[NewMessage, Body()],
+    message: Annotated[MessageRequest, Body()],
     idempotency_key: IdempotencyKey = None,
 ) -> Response:
     """Append a message. When the response arrives, the message is on the disk.
@@ -94,12 +123,25 @@ async def append_message(
     returns it; the same id with other content is a conflict (409). Without an id in the body, the header
     `Idempotency-Key` makes one; the response to a repeated request has `Idempotency-Replayed: true` then.
     A message follows the conversation's head unless it has a `parent_id`; null means the root.
+
+    A message without a role is a question, which is stored and answered. An answer that takes longer than 60 seconds
+    goes on (202), and its events tell the rest; with `Prefer: respond-async` that is said at once. With
+    `Accept: text/event-stream` the response is `user_message`, the events of the answer, and `assistant_message`. The
+    same id asks nothing again: it gets the answer that there is, or the rest of its stream after `Last-Event-ID`. A
+    failed answer is 502, or 504 if the model took too long; the question is stored all the same. While another question
+    of the conversation is being answered, it is 409 with the code `turn-in-progress`, or waits with `on_busy=wait`.
     """
-    replayed = False
+    if request.scope["query_string"]:
+        read_query(BusyQuery, request)
+    if message.answer or not message.names_role:
+        answering = await answering_of(request)
+        if _is_asked(message, answering):
+            question = _with_id(message, owner, conversation_id, idempotency_key)
+            return await answering.ask(request, owner, conversation_id, question)
+    replayed, new = False, _with_id(message, owner, conversation_id, idempotency_key)
     if idempotency_key is not None:
-        message = _with_id(message, owner, conversation_id, idempotency_key)
-        replayed = await _exists(store, owner, conversation_id, message)
-    [appended] = await store.append(owner, conversation_id, [message])
+        replayed = await _exists(store, owner, conversation_id, new)
+    [appended] = await store.append(owner, conversation_id, [new])
     response = reply(appended, 201, location=f"/api/conversations/{conversation_id}/messages/{appended.id}")
     if replayed:
         response.headers[REPLAYED] = "true"
@@ -242,11 +284,22 @@ async def list_siblings(
     return reply(await store.siblings(owner, conversation_id, message_id, limit=query.limit, cursor=query.cursor))
 
 
-def _with_id(message: NewMessage, owner: str, conversation_id: UUID, key: str) -> NewMessage:
-    """Return the message with the id of `key`. Raises InvalidInput if it has another one.
+def _is_asked(message: MessageRequest, answering: Answering) -> bool:
+    """Whether a message is to be answered. Raises RequestValidationError and InvalidInput if it cannot be."""
+    if message.answer and message.role is not Role.USER:
+        raise InvalidInput("only a message of the role user can be answered")
+    if message.answer is None and not answering.is_able:
+        raise RequestValidationError([{"type": "missing", "loc": ("body", "role")}])
+    return message.answer is not False
+
+
+def _with_id(message: NewMessage, owner: str, conversation_id: UUID, key: str | None) -> NewMessage:
+    """Return the message with the id of `key`, if there is one. Raises InvalidInput if it has another one.
 
     The id is a UUID version 5 of owner, conversation and key: the same key always gives the same id.
     """
+    if key is None:
+        return message
     id_ = _id_of(owner, conversation_id, key)
     if message.id is None:
         return message.model_copy(update={"id": id_})
