@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_COMPILE_BYTECODE := 1
 RUN := $(UV) run --frozen
 
-.PHONY: demo test coverage lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill import-kills migration-drill
+.PHONY: demo test coverage lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill import-kills migration-drill turn-drill turns
 
 demo: $(UV)  ## import a sample, serve it, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
@@ -54,6 +54,15 @@ migration-drill: $(UV)  ## 1,000,000 messages of an old commit: migrations kille
 	$(RUN) python -m benchmarks.migration_drill --database sqlite
 	$(RUN) python -m benchmarks.migration_drill --database postgresql
 	$(RUN) python -m benchmarks.migration_drill --database mongodb --messages 20000 --fill-seconds 180 --kills 5 --writers 4 --seconds 20
+
+turn-drill: $(UV)  ## turns whose worker is killed 50 times, stopped for 30 s, cut off 200 times and ended, on each database
+	$(RUN) python -m benchmarks.turn_drill --database sqlite
+	$(RUN) python -m benchmarks.turn_drill --database postgresql
+	$(RUN) python -m benchmarks.turn_drill --database mongodb
+
+turns: $(UV)  ## what turns write and cost on PostgreSQL, and 500 streams of one server process
+	$(RUN) python -m benchmarks.turns
+	$(RUN) python -m benchmarks.turn_streams
 
 torture-mongodb: $(UV)  ## URL=… of a database on a replica set: 20 rounds each of clients and, with KILL='command', servers killed
 	$(RUN) python -m benchmarks.torture_mongodb $(if $(URL),"$(URL)") $(if $(KILL),--kill "$(KILL)")
