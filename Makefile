@@ -13,7 +13,7 @@ test: $(UV)  ## the tests but those marked long, three at a time: each waits a t
 	$(RUN) pytest -n 3 --dist worksteal -m "not long"
 
 coverage: $(UV)  ## all tests, with the lines that they run
-	$(RUN) pytest -n 3 --dist worksteal --cov --cov-report=term-missing:skip-covered
+	COVERAGE_CORE=sysmon $(RUN) pytest -n 3 --dist worksteal --cov --cov-report=term-missing:skip-covered
 
 lint: $(UV)  ## format, lint and types
 	$(RUN) ruff format --check
