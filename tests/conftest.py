@@ -46,9 +46,9 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
 
 
 SHORT_STORES = {
-    "answers": ("memory", "sqlite", "postgres"),
-    "test_api_turns": ("memory", "sqlite"),
-    "test_turn_streams": ("memory", "sqlite"),
+    "answers": ("memory", "sqlite"),
+    "test_api_turns": ("sqlite",),
+    "test_turn_streams": ("sqlite",),
 }
 """The stores on which tests of answers run in `make test`, by folder or file: what differs between stores is in their
 contract."""

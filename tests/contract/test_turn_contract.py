@@ -15,8 +15,8 @@ from servers.postgres import databases
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run every test on each store."""
     if "open_store_with" in metafunc.fixturenames:
-        # The emulator of MongoDB takes longer than all others together.
-        stores = [pytest.param(name, marks=pytest.mark.long) if name == "mongodb" else name for name in STORES]
+        long = {"postgres", "mongodb"}  # whose rows have tests of their own, which are always run
+        stores = [pytest.param(name, marks=pytest.mark.long) if name in long else name for name in STORES]
         metafunc.parametrize("open_store_with", stores, indirect=True)
 
 
