@@ -6,7 +6,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -162,7 +162,9 @@ async def test_a_new_question_is_refused(tmp_path: Path) -> None:
         assert "retry-after: 1" in reply
         assert await asyncio.to_thread(process.wait, 20) == 0
         assert time.monotonic() - began < 2 + 4 + BUSY
-        writer.transport.abort()
-        asking.transport.abort()
+        for each in (writer, asking):
+            each.transport.abort()
+            with suppress(ConnectionError):
+                await each.wait_closed()
         del stuck
     assert "Traceback" not in log_of(tmp_path)
