@@ -363,6 +363,25 @@ async def test_a_busy_turn_is_polled_at_its_pace(store: Store) -> None:
     assert counting.looks <= took / 0.1 + 4
 
 
+async def test_a_flush_whose_reply_is_lost(tmp_path: Path) -> None:
+    """What is stored is not stored again with more in it: other processes show every character once."""
+    async with (
+        open_store(f"sqlite:///{tmp_path}/chat.db") as store,
+        open_store(f"sqlite:///{tmp_path}/chat.db") as sane,
+    ):
+        stored, calls = store.turns.append_turn_events, iter(range(1_000_000))
+
+        async def losing(*given: Any, **options: Any) -> Any:
+            states = await stored(*given, **options)
+            if next(calls) % 2:
+                raise StoreUnavailable("the reply was lost")
+            return states
+
+        store.turns.append_turn_events = losing  # type: ignore[method-assign]
+        async with asked(store, paced(WORDS, 0.02)) as (_, talk, turn), running_turns(sane, None, FAST) as other:
+            assert prose(await read(other, talk, turn.answer.id)) == WHOLE
+
+
 async def test_what_the_model_is_given(store: Store) -> None:
     """The history of a question: what was said before it, without answers in progress."""
     seen: list[list[str]] = []

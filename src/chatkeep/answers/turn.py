@@ -93,7 +93,7 @@ class RunningTurn:
         self._wake = wake
         self._size = Size(limits)
         self._begun = self._heard = time.monotonic()
-        self._n = 0
+        self._n = self._tried = 0
         self._room = asyncio.Event()
         self._room.set()
         self._failure: ProviderFailed | None = None
@@ -155,7 +155,13 @@ class RunningTurn:
     def _append(self, event: Event, size: int) -> None:
         """Queue an event; a piece of text goes on the one that waits before it."""
         last = self.pending[-1] if self.pending else None
-        if last is not None and _is_plain(last.kind, last.data) and last.kind is event.kind and _is_plain(*event):
+        if (
+            last is not None
+            and last.n > self._tried
+            and _is_plain(last.kind, last.data)
+            and last.kind is event.kind
+            and _is_plain(*event)
+        ):
             self.pending[-1] = last._replace(data={"text": last.data["text"] + event.data["text"]})
         else:
             self._n += 1
@@ -183,7 +189,8 @@ class RunningTurn:
         return self._in_flight
 
     def keep(self) -> None:
-        """Put back what was taken and could not be stored."""
+        """Put back what was taken and could not be stored. Nothing is added to it: perhaps only the reply was lost."""
+        self._tried = max([self._tried, *(event.n for event in self._in_flight)])
         self.pending = self._in_flight + self.pending
         self.pending_bytes += sum(len(json_text(event.data)) for event in self._in_flight)
         self._settle()

@@ -104,8 +104,8 @@ class EventStream(Response):
         try:
             async with self._following as log:
                 await self._send_events(log)
-        except NotAnswering:  # this process ends: the client comes back
-            pass
+        except NotAnswering:
+            pass  # this process ends, so that the stream ends here, without `end`: the client comes back
         except ChatkeepError:
             await self._write(sse(EventKind.END, _ascii({"status": Status.DELETED})))
         await self._send({"type": "http.response.body", "body": b"", "more_body": False})
