@@ -49,14 +49,16 @@ SHORT_STORES = {
     "answers": ("memory", "sqlite"),
     "test_api_turns": ("sqlite",),
     "test_turn_streams": ("sqlite",),
+    "test_ownership": ("memory", "sqlite"),
+    "test_vectors": ("memory", "sqlite"),
 }
-"""The stores on which tests of answers run in `make test`, by folder or file: what differs between stores is in their
-contract."""
+"""The stores on which tests of what is above the stores run in `make test`, by folder or file: what differs between
+stores is in their contract."""
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Mark tests of answers on the other stores `long`."""
+    """Mark such tests on the other stores `long`."""
     for item in items:
         stores = SHORT_STORES.get(item.path.stem) or SHORT_STORES.get(item.path.parent.name)
         given = getattr(item, "callspec", None)

@@ -20,9 +20,9 @@ SOURCE = ROOT / "src" / "chatkeep"
 
 LAYERS = (
     {"errors", "ids", "values", "parts", "model", "events", "options", "tree", "words", "cursor", "urls", "migrations"},
-    {"access", "turns", "store", "keys"},  # the ports
+    {"access", "turns", "projects", "documents", "store", "keys"},  # the ports
     {"stores"},
-    {"recorder", "formats", "answers", "settings"},
+    {"recorder", "formats", "answers", "reading", "retrieval", "settings"},
     {"api", "integrations", "testing"},
     {"cli"},
     {"__main__", "__init__"},

@@ -30,6 +30,9 @@ DELETED = 404
 IDS_CLASH = "both owners have a conversation with the same id; export one of them, and delete it"
 """The error of a rename that would give an owner two conversations with one id."""
 
+BOTH_HAVE_PROJECT = "both owners have a project with the same id, of which one has documents; delete one of them"
+"""The error of a rename that would give an owner two projects with one id, and lose the documents of one."""
+
 
 class ApiKey(Record):
     """An API key without its secret."""

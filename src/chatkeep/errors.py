@@ -6,6 +6,7 @@
     ├── Conflict                    same id with other content, or another expected_seq
     │   └── TurnInProgress          the conversation is being answered
     ├── TooManyTurns                the owner has as many answers in progress as one may have
+    ├── ProjectFull                 the project has as many documents or chunks as it may have
     ├── TurnLost                    another process has ended this turn, or its conversation is gone
     ├── NotFound                    no such conversation or message
     ├── NotYours                    the conversation belongs to another owner
@@ -66,6 +67,10 @@ class TurnInProgress(Conflict):
 
 class TooManyTurns(ChatkeepError):
     """The owner has as many answers in progress as one may have."""
+
+
+class ProjectFull(ChatkeepError):
+    """The project has as many documents or chunks as it may have."""
 
 
 class TurnLost(ChatkeepError):

@@ -145,12 +145,12 @@ class NewConversation(Given):
     def fingerprint(self) -> bytes:
         """Return a hash of 16 bytes of the values that the caller sent, without the id."""
         texts = {"title": self.title, "context_id": self.context_id, "external_id": self.external_id}
-        lines = [f"{name}={_one_line(text)}" for name, text in texts.items() if text is not None]
+        lines = [f"{name}={one_line(text)}" for name, text in texts.items() if text is not None]
         if self.project_id is not None:
             lines.append(f"project_id={self.project_id.int:x}")
         if self.labels:
             lines.append(f"labels={canonical_json(list(self.labels))}")
-        return _digest(lines, self.metadata, "")
+        return digest(lines, self.metadata, "")
 
 
 Fingerprint = Annotated[bytes, BeforeValidator(_from_hex), Field(min_length=16, max_length=16)]
@@ -282,7 +282,7 @@ class NewMessage(Given):
         if self.status is not Status.COMPLETE:
             lines.append("status=" + self.status)
         if self.external_id is not None:
-            lines.append("external_id=" + _one_line(self.external_id))
+            lines.append("external_id=" + one_line(self.external_id))
         if self.sent_at is not None:
             lines.append(f"sent_at={to_micros(self.sent_at)}")
         if self.sources:
@@ -290,9 +290,9 @@ class NewMessage(Given):
         if self.parts:
             lines.append(f"parts={canonical_json(list(self.parts))}")
         if self.model is not None:
-            lines.append("model=" + _one_line(self.model))
+            lines.append("model=" + one_line(self.model))
         lines += [f"{name}={count}" for name in COUNTS if (count := getattr(self, name)) is not None]
-        return _digest(lines, self.metadata, self.content)
+        return digest(lines, self.metadata, self.content)
 
 
 def content_of(role: Role, parts: Sequence[Part]) -> str:
@@ -438,6 +438,9 @@ class ErasureReceipt(Record):
     search_entries: int
     labels: int = 0
     projects: int = 0
+    documents: int = 0
+    chunks: int = Field(0, description="Passages of documents.")
+    vectors: int = 0
     turns: int = Field(0, description="Answers that were being made.")
     api_keys: int = 0
     requests: int = Field(0, description="Replies that were kept for requests that might be sent again.")
@@ -445,8 +448,8 @@ class ErasureReceipt(Record):
     erased_at: datetime
 
 
-def _digest(lines: list[str], metadata: dict[str, Any], content: str) -> bytes:
-    """Return a hash of a line for each value, an empty line, and the content.
+def digest(lines: list[str], metadata: dict[str, Any], content: str) -> bytes:
+    """Return a hash of 16 bytes of a line for each value, an empty line, and the content.
 
     Absent values have no line, so that a new field does not change older hashes.
     """
@@ -456,4 +459,5 @@ def _digest(lines: list[str], metadata: dict[str, Any], content: str) -> bytes:
     return hashlib.sha256("\n".join(lines).encode()).digest()[:16]
 
 
-_one_line = json.encoder.encode_basestring
+one_line = json.encoder.encode_basestring
+"""A text as one line, in a fingerprint."""

@@ -32,6 +32,7 @@ from uuid import UUID
 from pydantic import ValidationError
 
 from chatkeep.access import Access
+from chatkeep.documents import Documents
 from chatkeep.errors import ChatkeepError, InvalidInput
 from chatkeep.model import (
     Conversation,
@@ -48,6 +49,7 @@ from chatkeep.model import (
     SearchHit,
 )
 from chatkeep.options import StoreOptions
+from chatkeep.projects import Projects
 from chatkeep.turns import Turns
 from chatkeep.urls import split_url
 
@@ -112,6 +114,16 @@ class Store(ABC):
     @abstractmethod
     def turns(self) -> Turns:
         """Questions and the answers that are being made of them, in the same database."""
+
+    @property
+    @abstractmethod
+    def projects(self) -> Projects:
+        """What conversations and documents belong to, in the same database."""
+
+    @property
+    @abstractmethod
+    def documents(self) -> Documents:
+        """Texts that a search finds, in the same database."""
 
     @abstractmethod
     async def create_conversation(self, owner: str, new: NewConversation) -> Conversation:
@@ -397,7 +409,8 @@ class Store(ABC):
     async def rename_owner(self, owner: str, new_owner: str) -> int:
         """Give everything that an owner has to another owner, API keys too; return how many conversations that were.
 
-        Idempotent. Raises Conflict if both have a conversation with the same id.
+        Idempotent. Raises Conflict if both have a conversation with the same id, or a project with the same id that
+        has documents.
         """
 
     @abstractmethod
@@ -457,7 +470,14 @@ class Store(ABC):
             self.observer.committed(items)
 
 
-OBSERVED = (Store.__abstractmethods__ | Turns.__abstractmethods__) - {"access", "turns", "aclose"}
+PORTS = (Store, Turns, Projects, Documents)
+OBSERVED = frozenset[str]().union(*(port.__abstractmethods__ for port in PORTS)) - {
+    "access",
+    "turns",
+    "projects",
+    "documents",
+    "aclose",
+}
 """The methods of which an observer is told."""
 
 type Method = Callable[..., Awaitable[Any]]

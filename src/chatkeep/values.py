@@ -388,7 +388,10 @@ def _to_utc(time_: datetime) -> datetime:
         raise ValueError("is outside the years 1 to 9999") from error
 
 
-Text = Annotated[str, BeforeValidator(_clean)]
+Clean = BeforeValidator(_clean)
+"""Text without lone surrogates."""
+
+Text = Annotated[str, Clean]
 TextOrNothing = Annotated[
     str, BeforeValidator(lambda value: "" if value is None else _clean(value), json_schema_input_type=str | None)
 ]

@@ -53,6 +53,7 @@ _ALONE = rf"[[{_SINGLE}]&&[\p{{L}}\p{{N}}\p{{M}}]]"
 _TOGETHER = rf"[[\p{{L}}\p{{N}}\p{{M}}]--[{_SINGLE}]]"
 _WORD = regex.compile(rf"(?V1){_ALONE}|{_TOGETHER}+")
 _PHRASE = regex.compile(rf"(?V1){_ALONE}+|{_TOGETHER}+")
+_WORD_ALONE = regex.compile(rf"(?V1){_ALONE}")
 _WORD_TOGETHER = regex.compile(r"[\p{L}\p{N}\p{M}]+")
 _MAY_STAND_ALONE = re.compile("[\u0e00-\u11ff\u1700-\u1bff\u2e80-\uabff\uac00-\ud7ff\uf900-\ufaff\uff00-\U0003ffff]")
 """The blocks of the scripts that are tokenised by character. Text without them is split in a third of the time."""
@@ -125,6 +126,17 @@ def _folded(text: str) -> str:
 def _split(folded: str) -> list[str]:
     found: list[str] = (_WORD if _MAY_STAND_ALONE.search(folded) else _WORD_TOGETHER).findall(folded)
     return found
+
+
+def runs_of(folded: str) -> list[str]:
+    """Return the words of folded text, in order; consecutive characters that are words of their own are one run."""
+    found: list[str] = (_PHRASE if _MAY_STAND_ALONE.search(folded) else _WORD_TOGETHER).findall(folded)
+    return found
+
+
+def is_by_character(run: str) -> bool:
+    """Return whether each character of a run is a word of its own."""
+    return _WORD_ALONE.match(run) is not None
 
 
 def index_text(content: str) -> str:

@@ -18,7 +18,7 @@ URLS: dict[str, Callable[[Path], str]] = {
 
 ALL = [
     ("sqlite", "kills"),
-    ("postgres", "cuts"),
+    pytest.param("postgres", "cuts", marks=pytest.mark.long),
     pytest.param("postgres", "kills", marks=pytest.mark.long),
     pytest.param("mongodb", "kills", marks=pytest.mark.long),
     pytest.param("postgres", "stop", marks=pytest.mark.long),

@@ -12,7 +12,7 @@ from functools import partial
 import asyncpg
 import pytest
 from test_postgres import Asked, asked, of_requests, use_everything
-from topics import DifferentTopics, DifferentTurnTopics, SharedTopics, SharedTurnTopics
+from topics import DifferentTopics, DifferentTurnTopics, DocumentTopics, SharedTopics, SharedTurnTopics
 from typer.testing import CliRunner
 
 from chatkeep import InvalidInput, NewConversation, NotFound, NotYours, Store, open_store
@@ -129,6 +129,19 @@ class TestSharedTurnTopics(OnCitus, SharedTurnTopics):
     """The others."""
 
 
+class TestDocumentTopics(OnCitus, DocumentTopics):
+    """Projects and documents."""
+
+    async def test_renaming_an_owner_with_documents(self, store: Store, owner: str, stranger: str) -> None:
+        """It refuses in every case."""
+        with pytest.raises(InvalidInput, match="export the conversations"):
+            await store.rename_owner(owner, stranger)
+
+    async def test_renaming_would_lose_documents(self, store: Store, owner: str, stranger: str) -> None:
+        """It refuses in every case."""
+        await self.test_renaming_an_owner_with_documents(store, owner, stranger)
+
+
 async def test_owners_are_not_renamed(store: Store) -> None:
     """What TestSharedTopics shows, for the runs without it."""
     with pytest.raises(InvalidInput, match="export the conversations"):
@@ -146,8 +159,10 @@ async def test_distributing(url: str) -> None:
     await connection.close()
     assert sorted(map(tuple, spread)) == [
         ("api_keys", None, "everywhere"),
+        ("chunks", "owner_id", "users"),
         ("conversation_labels", "owner_id", "users"),
         ("conversations", "owner_id", "users"),
+        ("documents", "owner_id", "users"),
         ("llm_providers", None, "everywhere"),
         ("messages", "owner_id", "users"),
         ("projects", "owner_id", "users"),
@@ -155,17 +170,23 @@ async def test_distributing(url: str) -> None:
         ("turn_events", "owner_id", "users"),
         ("turns", "owner_id", "users"),
         ("users", "id", "default"),
+        ("vectors", "owner_id", "users"),
         ("word_index", None, "everywhere"),
     ]
     assert {name for (name,) in tables} - {row[0] for row in spread} == {"chatkeep_schema", "pg_dist_partition"}
     parent = "REFERENCES conversations(owner_id, id) ON DELETE CASCADE"
+    project = "FOREIGN KEY (owner_id, project_id) REFERENCES projects(owner_id, id) ON DELETE CASCADE"
+    documents = "documents(owner_id, project_id, id) ON DELETE CASCADE"
     assert [tuple(row) for row in keys] == [
+        ("chunks", f"FOREIGN KEY (owner_id, project_id, document_id) REFERENCES {documents}"),
         ("conversation_labels", f"FOREIGN KEY (owner_id, conversation_id) {parent}"),
         ("conversations", "FOREIGN KEY (owner_id) REFERENCES users(id) ON DELETE CASCADE"),
+        ("documents", project),
         ("messages", f"FOREIGN KEY (owner_id, conversation_id) {parent}"),
         ("projects", "FOREIGN KEY (owner_id) REFERENCES users(id) ON DELETE CASCADE"),
         ("turn_events", "FOREIGN KEY (owner_id, turn) REFERENCES turns(owner_id, number) ON DELETE CASCADE"),
         ("turns", f"FOREIGN KEY (owner_id, conversation_id) {parent}"),
+        ("vectors", project),
     ]
 
 

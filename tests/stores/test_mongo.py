@@ -37,8 +37,10 @@ from chatkeep import (
     UnsafeDatabase,
     open_store,
 )
+from chatkeep.documents import ChunkRange, NewChunk, NewDocument
 from chatkeep.events import TurnEvent, fold, reasoning, text
 from chatkeep.model import Status
+from chatkeep.projects import NewProject, ProjectChange
 from chatkeep.recorder import Recorder
 from chatkeep.stores.mongo import append, conversations, documents, rows
 from chatkeep.stores.mongo.rows import MongoRows
@@ -409,8 +411,8 @@ async def test_schema_goes_up_and_down(empty_url: str) -> None:
         assert objects(empty_url) == {}
         await store.migrate()
         assert objects(empty_url) == first
-        with pytest.raises(SchemaMismatch, match="0001, 0002, 0003, 0004"):
-            await store.migrate("0005")
+        with pytest.raises(SchemaMismatch, match="0001, 0002, 0003, 0004, 0005"):
+            await store.migrate("0006")
     for name, validator in VALIDATORS.items():
         assert first[name] == (validator, sorted(["_id_", *(index.document["name"] for index in INDEXES[name])]))
 
@@ -441,7 +443,7 @@ def test_processes_migrate_at_once(empty_url: str, processes: int) -> None:
     assert [code for _, code in ended] == [0] * processes, ended
     command[4] = "status"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, "revision 0004, newest 0004" in done.stdout) == (0, True), done
+    assert (done.returncode, "revision 0005, newest 0005" in done.stdout) == (0, True), done
 
 
 async def test_messages_without_words_are_indexed_when_search_is_on(url: str) -> None:
@@ -470,6 +472,7 @@ def is_of_no_owner(command: Mapping[str, Any], where: Mapping[str, Any]) -> bool
         or (name == "find" and set(where) == {"id", "deleted_at"})  # whether somebody else has it
         or (name == "find" and where == {"deleted_at": {"$gt": 0}})  # when it is opened
         or (name == "find" and where == {"unindexed": True})  # when it is opened
+        or (name == "find" and where == {"has_rubbish": True})  # when it is opened
         or (name == "find" and collection == "conversations" and where == {})  # when it is opened, with an older rule
         or (name == "aggregate" and collection == "turns" and where == {})  # the sweep, for processes that are gone
     )
@@ -515,6 +518,7 @@ async def use_everything(store: Store, owner: str, other: str) -> None:
     await whole_search(store, owner, "tea", limit=2)
     await store.create_conversation(owner, NewConversation(external_id="tea"))
     await use_turns(store, owner)
+    await use_documents(store, owner)
     for calls in (CONVERSATION_CALLS, OWNER_CALLS):
         for name, call in calls.items():
             if not name.startswith(("delete", "erase", "rename")):
@@ -554,6 +558,41 @@ async def use_turns(store: Store, owner: str) -> None:
     assert await turns.expire_turns() >= 1
     await turns.answer_stats(owner, after=now() - timedelta(1), before=now())
     await store.delete_message(*begun[1])
+
+
+async def use_documents(store: Store, owner: str) -> None:
+    """Store, read, replace and delete documents of two projects; some of both are left."""
+    projects, documents = store.projects, store.documents
+    chunks = [NewChunk(f"$tea {n}", "#tea", "$Tea", n, b"$\0\0\0", b"$\0\0\0") for n in range(4)]
+    made = [await projects.create_project(owner, NewProject(name="$kitchen", metadata={"a": n})) for n in range(3)]
+    await projects.create_project(owner, NewProject(id=made[0].id, name="$kitchen", metadata={"a": 0}))
+    for project in made:
+        for path, sha256 in (("a.md", "0"), ("$b.md", "0"), ("c.md", "0"), ("a.md", "1")):
+            new = NewDocument(file_path=path, media_type="text/markdown", bytes=1, sha256=64 * sha256)
+            await documents.store_document(owner, project.id, new, chunks, space="$space")
+    page = await projects.list_projects(owner, limit=1, total=True)
+    await projects.list_projects(owner, limit=1, cursor=page.next)
+    id_, worker = made[0].id, uuid4()
+    await projects.update_project(owner, id_, ProjectChange(metadata={"b": 1}))
+    listed = await documents.list_documents(owner, id_, limit=1, total=True)
+    await documents.list_documents(owner, id_, limit=1, cursor=listed.next)
+    content, *_, last = await documents.contents(owner, id_)
+    await documents.contents(owner, id_, after=content.document_id)
+    ranges = [ChunkRange(each.document_id, each.id, 0, 3) for each in (content, last)]
+    await documents.index_entries(owner, id_, ranges, space="$space")
+    await documents.chunks(owner, id_, ranges[:1])
+    await documents.document_chunks(owner, id_, last.document_id)
+    assert await documents.claim_embedding(owner, id_, worker)
+    assert not await documents.claim_embedding(owner, id_, uuid4())
+    assert await documents.without_vectors(owner, id_, content, "$other", limit=1)
+    await documents.add_vectors(owner, id_, content, "$other", {0: b"$\0\0\0", 2: b"$\0\0\0"})
+    assert [each.n for each in await documents.without_vectors(owner, id_, content, "$other")] == [1, 3]
+    assert await documents.count_vectors(owner, id_, "$other") == {content.id: 2}
+    await documents.use_space(owner, id_, "$other")
+    assert await documents.nearest_chunks(owner, id_, "$other", b"$\0\0\0") is None
+    await documents.delete_document(owner, id_, content.document_id)
+    await store.create_conversation(owner, NewConversation(project_id=made[1].id))
+    assert await projects.delete_project(owner, made[1].id)
 
 
 async def use_labels_and_projects(store: Store, owner: str) -> None:
@@ -610,6 +649,9 @@ async def test_every_command_names_the_owner(url: str, sent: Commands, sharded: 
         "projects",
         "turns",
         "turn_events",
+        "documents",
+        "chunks",
+        "vectors",
     }
     assert {name for name, _ in seen} >= {"find", "insert", "update", "delete", "findAndModify", "aggregate"}
 
@@ -764,7 +806,7 @@ async def test_unknown_commit_is_committed_again(
 async def test_out_of_tries(url: str, talk: Conversation, failing: Failing) -> None:
     """A conflict that does not end is StoreUnavailable after write_timeout; the retry by id is safe."""
     message = user("once", id=uuid4())
-    async with open_store(url, write_timeout=0.4) as store:
+    async with open_store(url, write_timeout=1.0) as store:
         for batch in ([message], [message, user("two", id=uuid4())]):
             with (
                 failing("alwaysOn", "commitTransaction", **CONFLICT),

@@ -86,9 +86,9 @@ async def test_rename_leaves_an_owner_who_has_something_new(
     await store.create_conversation(OWNER, NewConversation())
     end = statements.MongoRows.end_rename
 
-    async def late(rows: statements.MongoRows, *arguments: Any) -> None:
+    async def late(rows: statements.MongoRows, owner: str) -> bool:
         await store.create_conversation(OWNER, NewConversation(title="late"))
-        await end(rows, *arguments)
+        return await end(rows, owner)
 
     monkeypatch.setattr(statements.MongoRows, "end_rename", late)
     assert await store.rename_owner(OWNER, OTHER) == 1

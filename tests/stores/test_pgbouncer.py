@@ -1,6 +1,7 @@
 """The PostgreSQL store behind PgBouncer in transaction mode: each transaction may meet another connection."""
 
 import asyncio
+import struct
 from collections.abc import AsyncIterator, Iterator
 from functools import partial
 from urllib.parse import urlsplit
@@ -8,16 +9,22 @@ from uuid import uuid4
 
 import asyncpg
 import pytest
-from topics import DifferentTopics, DifferentTurnTopics, SharedTopics, SharedTurnTopics
+from topics import DifferentTopics, DifferentTurnTopics, DocumentTopics, SharedTopics, SharedTurnTopics
 
 from chatkeep import NewConversation, Store, open_store
+from chatkeep.documents import ChunkRange, Nearest, NewChunk, NewDocument, content_id
+from chatkeep.projects import NewProject
 from chatkeep.testing import Opener, dense, seqs, user, whole_log
 from servers import pgbouncer
-from servers.postgres import databases, plain
+from servers.postgres import databases, plain, raw
 
 pytestmark = pytest.mark.skipif(pgbouncer.program() is None, reason=pgbouncer.version())
 
 OWNER = "ada"
+PGVECTOR = """
+    CREATE EXTENSION vector;
+    CREATE INDEX ON vectors USING hnsw ((vector::vector(2)) vector_cosine_ops) WHERE space = 'minilm/2'
+"""
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +74,10 @@ class TestSharedTurnTopics(OnPgBouncer, SharedTurnTopics):
     """The others."""
 
 
+class TestDocumentTopics(OnPgBouncer, DocumentTopics):
+    """Projects and documents."""
+
+
 async def test_pooler_does_what_the_store_is_kept_from(url: str) -> None:
     """The pooler of these tests does lose prepared statements: else they would show nothing."""
     clients = [await asyncpg.connect(plain(url)) for _ in range(6)]
@@ -99,6 +110,7 @@ async def test_pooler_is_found_out(store: Store) -> None:
     assert {message.id for log in logs for message in log} == {message.id for message in messages}
 
 
+@pytest.mark.long
 async def test_schema_is_made_through_the_pooler(bouncer: pgbouncer.Bouncer) -> None:
     """Migrations run through it, too: their lock ends with their transaction."""
     direct = databases().empty()
@@ -107,5 +119,33 @@ async def test_schema_is_made_through_the_pooler(bouncer: pgbouncer.Bouncer) -> 
         stores = await asyncio.gather(*(open_store(url) for _ in range(4)))
         await asyncio.gather(*(store.ping() for store in stores))
         await asyncio.gather(*(store.aclose() for store in stores))
+    finally:
+        databases().drop(direct)
+
+
+async def test_documents_through_the_pooler(bouncer: pgbouncer.Bouncer) -> None:
+    """Documents are stored at once, read and searched by pgvector's index, and removed, over ever other connections."""
+    direct = databases().empty()
+    url = urlsplit(bouncer.url)._replace(path=urlsplit(direct).path).geturl()
+    chunks = [NewChunk(f"thyme {n}", None, "", n, bytes(4), struct.pack("<2f", 1, n)) for n in range(5)]
+    try:
+        async with raw(direct) as connection, open_store(url) as store:
+            await connection.execute(PGVECTOR)
+            project = await store.projects.create_project(OWNER, NewProject(name="k"))
+
+            async def use(number: int) -> list[Nearest] | None:
+                new = NewDocument(file_path=str(number), media_type="text/plain", bytes=1, sha256=f"{number:064x}")
+                stored = await store.documents.store_document(OWNER, project.id, new, chunks, space="minilm/2")
+                id_ = stored.document.id
+                ranges = [ChunkRange(id_, content_id(id_, new.sha256), 0, 9)]
+                (entries,) = await store.documents.index_entries(OWNER, project.id, ranges, space="minilm/2")
+                assert [each.vector for each in entries] == [each.vector for each in chunks]
+                return await store.documents.nearest_chunks(OWNER, project.id, "minilm/2", vector, limit=1)
+
+            vector = struct.pack("<2f", 1, 3)
+            found = await asyncio.gather(*map(use, range(16)))
+            assert [each and each[0].n for each in found] == [3] * 16
+            assert await store.projects.delete_project(OWNER, project.id)
+            assert await connection.fetchval("SELECT count(*) FROM vectors") == 0
     finally:
         databases().drop(direct)

@@ -18,6 +18,7 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from asyncpg.prepared_stmt import PreparedStatement
 from benchmarks.postgres_server import FAST, PASSWORD, Server, reachable
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
@@ -41,8 +42,10 @@ from chatkeep import (
     StoreUnavailable,
     open_store,
 )
+from chatkeep.documents import ChunkRange, NewChunk, NewDocument
 from chatkeep.events import EventKind, TurnEvent
 from chatkeep.migrations import HEAD
+from chatkeep.projects import NewProject, ProjectChange
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.postgres.address import written_address
 from chatkeep.stores.postgres.columns import sized_conversations
@@ -412,11 +415,12 @@ NOT_OF_AN_OWNER = (
     "SELECT pg_current_xact_id_if_assigned()",  # before each commit
     "WITH RECURSIVE typeinfo_tree",  # the driver's own
     "SELECT current_setting('jit')",
-    "SELECT DISTINCT owner_id FROM conversations WHERE deleted_at IS NOT NULL",  # when it is opened
+    "SELECT owner_id FROM conversations WHERE deleted_at IS NOT NULL UNION",  # when it is opened
     "SELECT owner_id, conversation_id, seq, left(content, $2) FROM (",  # when it is opened
     "SELECT rule, target, place FROM word_index",  # when it is opened
     "SELECT owner_id, id FROM conversations WHERE id IN ( SELECT DISTINCT id",  # when it is opened, with an older rule
     "SELECT owner_id, conversation_id, message_id FROM turns WHERE until <=",  # the sweep of all turns that expired
+    "SELECT to_regtype('vector') IS NOT NULL",  # whether there is pgvector
 )
 
 
@@ -428,14 +432,24 @@ def asked(monkeypatch: pytest.MonkeyPatch) -> Asked:
     """Every statement of the stores that are opened, with the arguments it had last."""
     seen: Asked = {}
     connect: Any = asyncpg.connect
+    fetch: Any = PreparedStatement.fetch
+
+    def listen(record: Any) -> None:
+        several = isinstance(record.args, list)  # executemany's
+        seen[record.query] = tuple(record.args[0] if several else record.args)
 
     async def connect_and_listen(*arguments: Any, **options: Any) -> Any:
         connection = await connect(*arguments, **options)
         if "server_settings" in options:  # a store's, not a test's
-            connection.add_query_logger(lambda record: seen.update({record.query: tuple(record.args)}))
+            connection.add_query_logger(listen)
         return connection
 
+    async def fetch_and_note(statement: Any, *arguments: Any) -> Any:  # the driver tells nobody
+        seen[statement.get_query()] = arguments
+        return await fetch(statement, *arguments)
+
     monkeypatch.setattr(asyncpg, "connect", connect_and_listen)
+    monkeypatch.setattr(PreparedStatement, "fetch", fetch_and_note)
     return seen
 
 
@@ -473,8 +487,16 @@ FILL = """
     INSERT INTO messages (owner_id, conversation_id, seq, id, run, depth, role, content, status, fingerprint, terms)
     SELECT owner_id, id, n, md5(id::text || n)::uuid, 0, n, 'user', 'hello', 'complete', '', '{x}'
     FROM conversations, generate_series(1, 10) n;
+    INSERT INTO projects (owner_id, id, name)
+    SELECT 'owner ' || n % 10, md5(n::text)::uuid, 'p' FROM generate_series(1, 1000 * scale) n;
+    INSERT INTO documents (owner_id, project_id, id, file_path, media_type, bytes, sha256, content)
+    SELECT owner_id, id, md5(id::text || n)::uuid, n::text, '', 1, '', id FROM projects, generate_series(1, 5) n;
+    INSERT INTO chunks (owner_id, project_id, document_id, content, n, start, heading, terms, text)
+    SELECT owner_id, project_id, id, content, n, 0, '', '', '' FROM documents, generate_series(1, 10) n;
+    INSERT INTO vectors SELECT owner_id, project_id, 'minilm/2', document_id, content, n, '{1, 0}' FROM chunks;
     VACUUM ANALYZE
 """
+TABLES = "messages|conversations|users|conversation_labels|projects|documents|chunks|vectors"
 
 
 @pytest.mark.timeout(600)
@@ -488,7 +510,7 @@ async def test_every_query_uses_an_index(url: str, asked: Asked) -> None:
         scans = {}
         for text, arguments in of_requests(asked).items():
             plan = "\n".join(line for (line,) in await connection.fetch(f"EXPLAIN {text}", *arguments))
-            if re.search(r"Seq Scan on (messages|conversations|users|conversation_labels)", plan):
+            if re.search(rf"Seq Scan on ({TABLES})", plan):
                 scans[text] = plan
         assert scans == {}
 
@@ -534,6 +556,7 @@ async def use_everything(store: Store) -> None:
     with suppress(Exception):
         await store.get_conversation("bob", talk.id)
     await use_turns(store, talk.id)
+    await use_projects(store)
     await store.delete_conversation(OWNER, talk.id)
     await store.erase_owner(OWNER)
 
@@ -555,6 +578,47 @@ async def use_turns(store: Store, talk: UUID) -> None:
     await store.turns.finish_turn(*key, Ending(Status.COMPLETE, "pebble", model="m"), worker=worker)
     await store.turns.start_turn(OWNER, talk, turn.question.id, worker=worker)
     await store.turns.answer_stats(OWNER, after=turn.answer.created_at, before=turn.answer.created_at + day)
+
+
+async def use_projects(store: Store) -> None:
+    """Call every method of the port of projects."""
+    project = await store.projects.create_project(OWNER, NewProject(name="k", metadata={"a": 1}))
+    await store.projects.create_project(OWNER, NewProject(id=project.id, name="k", metadata={"a": 1}))
+    await store.create_conversation(OWNER, NewConversation(project_id=project.id))
+    first = await store.projects.list_projects(OWNER, limit=1, total=True)
+    await store.projects.create_project(OWNER, NewProject(name="another"))
+    first = await store.projects.list_projects(OWNER, limit=1)
+    await store.projects.list_projects(OWNER, limit=1, cursor=first.next)
+    await store.projects.update_project(OWNER, project.id, ProjectChange(name="n", metadata={"b": 2}))
+    await use_documents(store, project.id)
+    await store.projects.delete_project(OWNER, project.id)
+
+
+async def use_documents(store: Store, project: UUID) -> None:
+    """Call every method of the port of documents."""
+    documents = store.documents
+    for sha256, space in (("a" * 64, None), ("b" * 64, "minilm/2")):
+        new = NewDocument(file_path="guide.md", media_type="text/markdown", bytes=4, sha256=sha256)
+        vector = None if space is None else bytes(8)
+        chunks = [NewChunk(f"thyme {n}", "#a", "A", n, b"", vector) for n in range(3)]
+        stored = await documents.store_document(OWNER, project, new, chunks, space=space)
+        id_ = stored.document.id
+        await documents.get_document(OWNER, project, id_)
+        await documents.document_chunks(OWNER, project, id_)
+        (content,) = await documents.contents(OWNER, project)
+        ranges = [ChunkRange(id_, content.id, 0, 2)]
+        for each in ("minilm/2", None):
+            await documents.index_entries(OWNER, project, ranges, space=each)
+        await documents.chunks(OWNER, project, ranges)
+        await documents.nearest_chunks(OWNER, project, "minilm/2", bytes(8))
+    listed = await documents.list_documents(OWNER, project, total=True)
+    await documents.list_documents(OWNER, project, cursor=listed.next)
+    assert await documents.claim_embedding(OWNER, project, uuid4())
+    await documents.count_vectors(OWNER, project, "large/2")
+    await documents.without_vectors(OWNER, project, content, "large/2")
+    await documents.add_vectors(OWNER, project, content, "large/2", {0: bytes(8)})
+    await documents.use_space(OWNER, project, "large/2")
+    await documents.delete_document(OWNER, project, id_)
 
 
 # --- many processes, restarts ----------------------------------------------------------------------------

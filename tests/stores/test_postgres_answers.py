@@ -9,8 +9,10 @@ import pytest
 
 from chatkeep import ConversationChange, NewConversation, NewMessage, Role, Status, Store, open_store
 from chatkeep.access import ApiKey, Reply, location_of
+from chatkeep.documents import NewChunk, NewDocument, document_id
 from chatkeep.events import EventKind, TurnEvent
 from chatkeep.model import ImportedConversation, ImportedMessage, Record
+from chatkeep.projects import NewProject, ProjectChange
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.testing import assistant, numbered, user
 from chatkeep.turns import LEASE, Ending, TurnKey, TurnWrite, answer_id
@@ -26,6 +28,23 @@ MOMENT = datetime(2024, 2, 3, tzinfo=UTC)
 KEY = ApiKey(id="key", owner_id=OWNER, name="laptop", created_at=MOMENT)
 SECRET = bytes(32)
 CREATED = Reply(201, b"{}", location_of(TALK))
+
+PROJECT = UUID(int=14)
+GUIDE = document_id(PROJECT, "guide.md")
+
+
+async def store_document(store: Store, path: str, version: int = 0) -> object:
+    """Store a text of two chunks."""
+    new = NewDocument(file_path=path, media_type="text/markdown", bytes=1, sha256=f"{version:064x}")
+    chunks = [NewChunk(f"sage {n}", None, "", n, b"", bytes(8)) for n in range(2)]
+    return await store.documents.store_document(OWNER, PROJECT, new, chunks, space="minilm/2")
+
+
+async def add_vectors(store: Store) -> object:
+    """Add the vector of a chunk."""
+    (content,) = await store.documents.contents(OWNER, PROJECT)
+    return await store.documents.add_vectors(OWNER, PROJECT, content, "large/2", {0: bytes(8)})
+
 
 type Call = Callable[[Store], Awaitable[object]]
 
@@ -61,6 +80,16 @@ WRITES: dict[str, Call] = {
     "stop a turn": lambda store: store.turns.stop_turn(*RUNNING),
     "expire a turn": lambda store: store.turns.expire_turn(*EXPIRED),
     "expire turns": lambda store: store.turns.expire_turns(),
+    "create a project": lambda store: store.projects.create_project(OWNER, NewProject(id=NEW, name="n")),
+    "create a project again": lambda store: store.projects.create_project(OWNER, NewProject(id=PROJECT, name="k")),
+    "update a project": lambda store: store.projects.update_project(OWNER, PROJECT, ProjectChange(name="n")),
+    "delete a project": lambda store: store.projects.delete_project(OWNER, PROJECT),
+    "store a document": lambda store: store_document(store, "new.md"),
+    "replace a document": lambda store: store_document(store, "guide.md", 1),
+    "delete a document": lambda store: store.documents.delete_document(OWNER, PROJECT, GUIDE),
+    "add vectors": add_vectors,
+    "use a space": lambda store: store.documents.use_space(OWNER, PROJECT, "large/2"),
+    "claim an embedding": lambda store: store.documents.claim_embedding(OWNER, PROJECT, WORKER),
     "create a key": lambda store: store.access.create_key(KEY.model_copy(update={"id": "other"}), SECRET),
     "revoke a key": lambda store: store.access.revoke_key("key"),
     "use a key": lambda store: store.access.key_used("key", MOMENT),
@@ -79,6 +108,10 @@ STATE = (
     "SELECT owner_id, seq, run, depth, role, content, status, terms FROM messages",
     "SELECT owner_id, message_id, stopping, until > now() FROM turns",
     "SELECT owner_id, n, text FROM turn_events",
+    "SELECT owner_id, id, name, documents, chunks, space, version, embedding_worker, deleted_at FROM projects",
+    "SELECT owner_id, id, content, staged, version, has_rubbish, file_path FROM documents",
+    "SELECT owner_id, document_id, content, n, text FROM chunks",
+    "SELECT owner_id, space, document_id, content, n, vector FROM vectors",
     "SELECT owner_id, id, last_used_at FROM api_keys",
     "SELECT owner_id, key, fingerprint, status, body, location FROM requests",
 )
@@ -90,6 +123,8 @@ async def prepare(url: str, connection: Connection) -> None:
     async with open_store(url, migrate=False) as store:
         await store.create_conversation(OWNER, NewConversation(id=TALK, title="Tea"))
         await store.append(OWNER, TALK, [user("first", id=FIRST), assistant("second"), user("third")])
+        await store.projects.create_project(OWNER, NewProject(id=PROJECT, name="k"))
+        await store_document(store, "guide.md")
         await store.access.create_key(KEY, SECRET)
         for key in ("begun", "done"):
             await store.access.begin_request(OWNER, key, b"f")
@@ -151,6 +186,7 @@ QUICK = (
     "start a turn",
     "store events",
     "finish a turn",
+    "replace a document",
     "delete a message",
     "delete",
     "revoke a key",

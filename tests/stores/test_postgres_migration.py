@@ -9,13 +9,16 @@ import asyncpg
 import pytest
 
 from chatkeep import NewConversation, open_store
+from chatkeep.documents import NewChunk, NewDocument
 from chatkeep.events import EventKind, TurnEvent
 from chatkeep.migrations import HEAD, steps
+from chatkeep.projects import NewProject
 from chatkeep.testing import user
 from chatkeep.turns import TurnKey, TurnWrite
 from servers.postgres import databases, raw
 
 OWNER = "ada"
+NEW_DOCUMENT = NewDocument(file_path="guide.md", media_type="text/markdown", bytes=1, sha256="0" * 64)
 INDEX = "conversations_by_project"
 VALID = "SELECT indisvalid FROM pg_index WHERE indexrelid = 'conversations_by_project'::regclass"
 
@@ -34,12 +37,14 @@ def url() -> Iterator[str]:
     databases().drop(url)
 
 
-async def migrate(url: str) -> str | None:
-    """Bring a database to the newest revision, and return it."""
-    async with open_store(url) as store:
+async def migrate(url: str, revision: str = "head") -> str | None:
+    """Bring a database to a revision, the newest unless another is named, and return it."""
+    async with open_store(url, migrate=False) as store:
+        await store.migrate(revision)
         return await store.schema_revision()
 
 
+@pytest.mark.long
 async def test_nobody_waits_behind_a_step_that_waits(url: str) -> None:
     """While a step waits for a long transaction that has read a table, others read it with pauses of half a second."""
     async with raw(url) as reader, raw(url) as other:
@@ -96,10 +101,9 @@ async def test_turns_are_added_beside_a_process_that_does_not_know_them() -> Non
             *begun, _ = steps("postgresql", "0005", "0006")
             for _, step in begun:
                 await connection.execute(step)
-            assert await migrate(url) == await migrate(url) == HEAD
-            schema = await connection.fetchrow("SELECT served_from FROM chatkeep_schema")
-            assert schema is not None
-            assert schema[0] == "0005"
+            assert await migrate(url, "0006") == await migrate(url, "0006") == "0006"
+            assert await connection.fetchval("SELECT served_from FROM chatkeep_schema") == "0005"
+            assert await migrate(url) == HEAD
             talk = await store.create_conversation(OWNER, NewConversation())
             turn = await store.turns.start_turn(OWNER, talk.id, user("why?"), worker=UUID(int=1))
             key = TurnKey(OWNER, talk.id, turn.answer.id)
@@ -109,5 +113,31 @@ async def test_turns_are_added_beside_a_process_that_does_not_know_them() -> Non
             for statement in ("DELETE FROM messages", "DELETE FROM conversations"):
                 await connection.execute(statement)
             assert await connection.fetchval("SELECT count(*) FROM turn_events") == 0
+    finally:
+        databases().drop(url)
+
+
+async def test_documents_are_added_beside_a_process_that_does_not_know_them() -> None:
+    """Killed after any step of 0007 and run again; meanwhile the schema serves both, and it can go back."""
+    url = databases().empty()
+    try:
+        assert await migrate(url, "0006") == "0006"
+        async with open_store(url, migrate=False) as store, raw(url) as connection:
+            *begun, _ = steps("postgresql", "0006", "0007")
+            for _, step in begun:
+                await connection.execute(step)
+            # What a process of 0006 does for an import.
+            await connection.execute("INSERT INTO users VALUES ('ada')")
+            await connection.execute("INSERT INTO projects (owner_id, id, name) VALUES ('ada', $1, 'k')", UUID(int=7))
+            assert await migrate(url) == await migrate(url) == HEAD
+            assert await connection.fetchval("SELECT served_from FROM chatkeep_schema") == "0006"
+            chunks = [NewChunk("thyme", None, "", 0, b"", bytes(8))]
+            await store.documents.store_document(OWNER, UUID(int=7), NEW_DOCUMENT, chunks, space="m/2")
+            gone = await store.projects.create_project(OWNER, NewProject(name="gone"))
+            await connection.execute("UPDATE projects SET deleted_at = now() WHERE id = $1", gone.id)
+            assert await migrate(url, "0006") == "0006"
+            assert [tuple(row) for row in await connection.fetch("SELECT id FROM projects")] == [(UUID(int=7),)]
+            assert await migrate(url) == HEAD
+            assert (await store.projects.get_project(OWNER, UUID(int=7))).documents == 0
     finally:
         databases().drop(url)

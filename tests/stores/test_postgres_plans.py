@@ -11,7 +11,8 @@ from chatkeep import NewConversation, Status, open_store
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.rows import PostgresRows
-from chatkeep.stores.rows import Key, PageSize
+from chatkeep.stores.rows import Key
+from chatkeep.stores.slices import PageSize
 from chatkeep.tree import Position, Segment
 from chatkeep.turns import Ending, TurnKey
 from servers.postgres import databases, raw

@@ -6,7 +6,7 @@ others are marked `long`.
 
 import pytest
 
-from chatkeep.testing import StoreContract, TurnContract
+from chatkeep.testing import DocumentContract, StoreContract, TurnContract
 from chatkeep.testing.access import AccessContract
 from chatkeep.testing.append import AppendContract
 from chatkeep.testing.branches import BranchContract
@@ -82,6 +82,11 @@ class DifferentTurnTopics(TurnStartContract, TurnEventContract, TurnEndContract)
 @pytest.mark.long
 class SharedTurnTopics(TurnReadContract, TurnOwnerContract, TurnStatsContract):
     """Everything else of turns."""
+
+
+@pytest.mark.long
+class DocumentTopics(DocumentContract):
+    """Projects and documents."""
 
 
 assert {*DifferentTopics.__bases__, *SharedTopics.__bases__} == {*StoreContract.__bases__}, "a topic is in neither"

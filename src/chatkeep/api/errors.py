@@ -30,6 +30,7 @@ from chatkeep.errors import (
     JournalInUse,
     NotFound,
     NotYours,
+    ProjectFull,
     RecorderFull,
     SchemaMismatch,
     StoreUnavailable,
@@ -50,6 +51,7 @@ ERROR_STATUS: Mapping[type[ChatkeepError], int] = {
     InvalidInput: 422,
     Conflict: 409,
     TurnLost: 409,
+    ProjectFull: 409,
     TooManyTurns: 429,
     NotFound: 404,
     NotYours: 403,
@@ -123,7 +125,7 @@ STATUS_TEXTS: Mapping[int, StatusText] = {
     ),
     409: StatusText(
         "Conflict",
-        "The id is already used for other values, or another question is being answered.",
+        "The id is already used for other values, another question is being answered, or the project is full.",
         "this id is already used for other content",
     ),
     413: StatusText(
@@ -133,7 +135,7 @@ STATUS_TEXTS: Mapping[int, StatusText] = {
     ),
     415: StatusText(
         "Unsupported Media Type",
-        "The body is not declared to be JSON.",
+        "The body is not declared to be what the path takes: JSON, or the form of an upload.",
         "send JSON, with the header Content-Type: application/json and without Content-Encoding",
     ),
     421: StatusText(

@@ -27,11 +27,13 @@ from chatkeep.model import (
 )
 from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import check, listed, size_of, with_ids
+from chatkeep.stores.documents import DocumentStore
 from chatkeep.stores.hits import Below, HitReader
 from chatkeep.stores.imports import Import
 from chatkeep.stores.process import PROCESS
-from chatkeep.stores.rows import Found, Key, PageSize, Rows, Within
-from chatkeep.stores.turns import TurnStore
+from chatkeep.stores.project_rows import ProjectKey
+from chatkeep.stores.rows import Found, Key, Rows, Within
+from chatkeep.stores.slices import PageSize
 from chatkeep.stores.window import (
     ListFilter,
     Window,
@@ -56,7 +58,7 @@ NEAR_OFFSET = 1_000
 """Rows that a page may skip without waiting for the owner's turn to read much: it takes less than a millisecond."""
 
 
-class RowStore[R: Rows](TurnStore[R]):
+class RowStore[R: Rows](DocumentStore[R]):
     """Conversations over the rows of a database, used from one event loop."""
 
     hit_place: ClassVar[tuple[type, ...]] = (int, str, int)
@@ -277,6 +279,8 @@ class RowStore[R: Rows](TurnStore[R]):
         valid_json("metadata", conversation.metadata, self._metadata_limits)
         fingerprints = check(messages, self._options, self._metadata_limits) if listed(messages) else []
         given = Import(conversation, with_ids(messages), fingerprints, update)
+        if conversation.project_id is not None:  # what is imported would go with what is left of a deleted one
+            await self._finish_removal(ProjectKey(key[0], conversation.project_id))
         return await self._import_in(key, given) or await self._after_removal(
             key[0], lambda: self._import_in(key, given)
         )
@@ -316,6 +320,8 @@ class RowStore[R: Rows](TurnStore[R]):
         if revision in ("head", self.newest_revision):
             for owner in await self._read(lambda rows: rows.owners_with_remains()):
                 await self._purge(owner)
+                await self._purge_projects(owner)
+                await self._remove_all_rubbish(owner)
             await self._index()
             await self._begin_rule()
 

@@ -5,7 +5,8 @@ from typing import Any, NamedTuple
 
 from chatkeep.model import SearchHit
 from chatkeep.stores.long_texts import LongTexts
-from chatkeep.stores.rows import Found, Hit, PageSize
+from chatkeep.stores.rows import Found, Hit
+from chatkeep.stores.slices import PageSize
 from chatkeep.words import Query, holds, snippet
 
 type Below = tuple[Any, ...] | None

@@ -8,7 +8,9 @@ from collections.abc import Awaitable, Callable
 from chatkeep.errors import ChatkeepError, NotYours
 from chatkeep.model import Conversation, ErasureReceipt, ImportReceipt
 from chatkeep.stores.hooks import DatabaseStore
-from chatkeep.stores.rows import Key, Removed, Rows, WordIndex
+from chatkeep.stores.project_rows import ProjectKey
+from chatkeep.stores.rows import Key, Rows, WordIndex
+from chatkeep.stores.slices import Removed
 from chatkeep.stores.window import EVERY
 from chatkeep.values import now
 from chatkeep.words import RULE
@@ -20,6 +22,9 @@ ERASE_ROUNDS = 3
 
 INDEXED_AT_ONCE = 100
 """Ids of conversations that are indexed anew before that is noted: at most so many once more after a crash."""
+
+HIDDEN_AT_ONCE = 100
+"""Projects that are looked up at a time to be removed."""
 
 AFTER_OTHERS_SECONDS = (2.0, 10.0)
 """Bounds of the random pause after another process was found to do the same."""
@@ -110,6 +115,35 @@ class Maintenance[R: Rows](DatabaseStore[R]):
             total = total.plus(removed)
         return total
 
+    async def _purge_projects(self, owner: str) -> Removed:
+        """Remove the hidden projects of an owner with all that belongs to them, in slices, and count what went."""
+        total = Removed()
+        while ids := await self._read(lambda rows: rows.hidden_projects(owner, HIDDEN_AT_ONCE)):
+            for id_ in ids:
+                total = total.plus(await self._purge_project(ProjectKey(owner, id_)))
+        return total
+
+    async def _finish_removal(self, key: ProjectKey) -> None:
+        """Finish the removal of a project that was cut off, if it is hidden."""
+
+        async def is_hidden(rows: R) -> bool:
+            return await rows.project(key) is None and await rows.project_name(*key) is not None
+
+        if await self._read(is_hidden):
+            await self._purge_project(key)
+
+    async def _purge_project(self, key: ProjectKey) -> Removed:
+        total = Removed()
+        while True:
+            more = True
+            while more:  # what is hidden is removed at once: hiding the next would read over it
+                more = await self._write(lambda rows: rows.hide_conversations(key))
+                total = total.plus(await self._purge(key.owner))
+            removed = await self._write(lambda rows: rows.purge_project(key))
+            if removed is None:
+                return total
+            total = total.plus(removed)
+
     async def _erase_alone(self, owner: str, stored: str) -> ErasureReceipt:
         """One erasure of an owner at a time: the next one finds little to do."""
         async with self._erasures.of(stored):
@@ -122,7 +156,8 @@ class Maintenance[R: Rows](DatabaseStore[R]):
             while more:  # what is hidden is removed at once: hiding the next would read over it
                 more = await self._write(lambda rows: rows.hide_slice(stored), atomic=False)
                 total = total.plus(await self._purge(stored))
-            total = total.plus(Removed(projects=await self._write(lambda rows: rows.remove_projects(stored))))
+            await self._write(lambda rows: rows.hide_projects(stored), atomic=False)
+            total = total.plus(await self._purge_projects(stored))
             remaining = await self._write(lambda rows: rows.remove_owner(stored), atomic=False)
             if remaining is not None:
                 break
@@ -138,6 +173,9 @@ class Maintenance[R: Rows](DatabaseStore[R]):
             search_entries=total.indexed,
             labels=total.labels,
             projects=total.projects,
+            documents=total.documents,
+            chunks=total.chunks,
+            vectors=total.vectors,
             turns=total.turns,
             api_keys=forgotten.api_keys,
             requests=forgotten.requests,
@@ -149,10 +187,24 @@ class Maintenance[R: Rows](DatabaseStore[R]):
         """Remove, and count, what others created while an owner was erased; and count what they go on to create."""
         await rows.lock_owner(owner)
         total = Removed()
+        await rows.hide_projects(owner)
         while await rows.hide_slice(owner):
             pass
         while removed := await rows.purge_slice(owner):
             total = total.plus(removed)
-        total = total.plus(Removed(projects=await rows.remove_projects(owner)))
+        while ids := await rows.hidden_projects(owner, HIDDEN_AT_ONCE):
+            for id_ in ids:
+                total = total.plus(await self._purge_project_in(rows, ProjectKey(owner, id_)))
         remaining = await rows.remove_owner(owner)
         return total, await rows.count(owner, EVERY) if remaining is None else remaining
+
+    async def _purge_project_in(self, rows: R, key: ProjectKey) -> Removed:
+        """Remove a hidden project, and what others may have created in it, if the database cannot lock them out."""
+        total = Removed()
+        while (removed := await rows.purge_project(key)) is not None:
+            total = total.plus(removed)
+            while await rows.hide_conversations(key):
+                pass
+            while more := await rows.purge_slice(key.owner):
+                total = total.plus(more)
+        return total

@@ -4,7 +4,8 @@ from collections.abc import Iterable
 from itertools import chain, islice
 
 from chatkeep.model import Message, Status
-from chatkeep.stores.rows import Key, PageSize, Part, Rows, bytes_of, within
+from chatkeep.stores.rows import Key, Rows, bytes_of
+from chatkeep.stores.slices import PageSize, Part, within
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Segment
 

@@ -7,13 +7,14 @@ written once, above. Every operation but `exists_elsewhere` and those of the who
 from abc import abstractmethod
 from collections.abc import Callable, Collection, Coroutine, Iterable, Mapping, Sequence
 from datetime import datetime
-from itertools import accumulate
 from typing import Any, ClassVar, NamedTuple
 from uuid import UUID
 
 from chatkeep.model import Conversation, Message, NewConversation
 from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
+from chatkeep.stores.project_rows import ProjectRows
+from chatkeep.stores.slices import PageSize, Part, Removed
 from chatkeep.stores.turn_rows import TurnRows
 from chatkeep.stores.window import ListFilter, ListPlace
 from chatkeep.tree import Position, Segment
@@ -41,21 +42,6 @@ class StateRow(NamedTuple):
     updated_at: datetime
     moment: datetime
     """The time of the transaction, which new messages get."""
-
-
-class PageSize(NamedTuple):
-    """How much of a list is read: `limit` items that have `max_bytes` together; one item is read, however large."""
-
-    limit: int
-    max_bytes: int
-
-
-class Part[Item](NamedTuple):
-    """The first items of a list: at most as many, and as large together, as was asked for."""
-
-    items: list[Item]
-    cut: bool = False
-    """Whether it ends because the next item is too large. Else the list ends, or there are as many as asked for."""
 
 
 class Scope(NamedTuple):
@@ -122,22 +108,7 @@ class WordIndex(NamedTuple):
     """The id up to which conversations are indexed by `target`; None at the beginning."""
 
 
-class Removed(NamedTuple):
-    """How much was removed."""
-
-    conversations: int = 0
-    messages: int = 0
-    indexed: int = 0
-    labels: int = 0
-    projects: int = 0
-    turns: int = 0
-
-    def plus(self, more: "Removed") -> "Removed":
-        """The sum of both."""
-        return Removed(*map(sum, zip(self, more, strict=True)))
-
-
-class Rows(TurnRows):
+class Rows(TurnRows, ProjectRows):
     """The rows of one transaction."""
 
     __slots__ = ()
@@ -174,18 +145,6 @@ class Rows(TurnRows):
     @abstractmethod
     async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
         """Store a conversation; None if its id is taken, or with `slot` the slot of its scope."""
-
-    @abstractmethod
-    async def has_project(self, owner: str, id_: UUID) -> bool:
-        """Whether the owner has a project, which stays until the transaction ends."""
-
-    @abstractmethod
-    async def make_project(self, owner: str, id_: UUID, name: str) -> None:
-        """Store a project, unless there is one with this id."""
-
-    @abstractmethod
-    async def project_name(self, owner: str, id_: UUID) -> str | None:
-        """The name of a project."""
 
     @abstractmethod
     async def fingerprint(self, key: Key) -> bytes | None:
@@ -342,10 +301,6 @@ class Rows(TurnRows):
     async def remove_owner(self, owner: str) -> int | None:
         """Remove the owner and count the rows that are left; None if a conversation was created meanwhile."""
 
-    @abstractmethod
-    async def remove_projects(self, owner: str) -> int:
-        """Remove the projects of an owner, and count them."""
-
 
 def run[T](work: Coroutine[Any, Any, T]) -> T:
     """Return what a coroutine that never waits returns: operations of a database that has no I/O to wait for."""
@@ -372,24 +327,6 @@ def bytes_of(message: Message) -> int:
     """The size of a message as it is stored, from its record."""
     values = (message.parts, message.sources, message.metadata)
     return stored_bytes(message.content, *(json_text(value) for value in values if value))
-
-
-def within[Item](sized: Iterable[tuple[Item, int]], max_bytes: int) -> Part[Item]:
-    """The first of some items that come with their sizes. It takes one item more than fits, and none after it."""
-    found: list[Item] = []
-    total = 0
-    for item, its_bytes in sized:
-        total += its_bytes
-        if total > max_bytes and found:
-            return Part(found, cut=True)
-        found.append(item)
-    return Part(found)
-
-
-def that_fit[Item](sized: Sequence[tuple[Item, int]], limit: int) -> list[Item]:
-    """The first items of those that are given with their sizes, as many as are at most `limit` together."""
-    sums = accumulate(size for _, size in sized)
-    return [item for (item, _), total in zip(sized, sums, strict=True) if total <= limit]
 
 
 def unique(found: Iterable[Placed]) -> list[Placed]:

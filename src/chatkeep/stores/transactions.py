@@ -24,7 +24,8 @@ from chatkeep.options import StoreOptions
 from chatkeep.store import Store
 from chatkeep.stores.append import Known, Placed, State, ids_to_look_up, plan
 from chatkeep.stores.paths import LOOK, PathReader, path_length
-from chatkeep.stores.rows import Key, PageSize, Part, Rows, Scope, StateRow, unique
+from chatkeep.stores.rows import Key, Rows, Scope, StateRow, unique
+from chatkeep.stores.slices import PageSize, Part
 from chatkeep.stores.turn_rows import ALL_BYTES
 from chatkeep.stores.window import ListFilter, Window
 from chatkeep.tree import Position, Tree

@@ -1,8 +1,9 @@
-"""The contract of `Store`, and that of its `turns`, as pytest suites: for chatkeep's stores, and for one of your own.
+"""The contracts of `Store`, of its `turns`, and of its `projects` and `documents`, as pytest suites: for chatkeep's
+stores, and for one of your own.
 
     from chatkeep.testing import StoreContract
 
-    class TestMyStore(StoreContract):  # and one with TurnContract
+    class TestMyStore(StoreContract):  # and ones with TurnContract, DocumentContract
         @pytest.fixture
         def open_store_with(self, tmp_path):
             return lambda **options: open_my_store(tmp_path / "chat", **options)
@@ -28,11 +29,12 @@ from chatkeep.answers.scripted import ScriptedProvider
 from chatkeep.testing.access import AccessContract
 from chatkeep.testing.append import AppendContract
 from chatkeep.testing.branches import BranchContract
-from chatkeep.testing.calls import CONVERSATION_CALLS, OWNER_CALLS, TURN_CALLS
+from chatkeep.testing.calls import CONVERSATION_CALLS, OWNER_CALLS, PROJECT_CALLS, TURN_CALLS
 from chatkeep.testing.contexts import ContextContract
 from chatkeep.testing.contract import Opener
 from chatkeep.testing.conversations import ConversationContract
 from chatkeep.testing.deleted_messages import DeletedMessageContract
+from chatkeep.testing.documents import DocumentContract
 from chatkeep.testing.erasure import EraseContract
 from chatkeep.testing.examples import SENTENCES
 from chatkeep.testing.external_ids import ExternalIdContract
@@ -71,8 +73,10 @@ from chatkeep.testing.values import ValueContract
 __all__ = [
     "CONVERSATION_CALLS",
     "OWNER_CALLS",
+    "PROJECT_CALLS",
     "SENTENCES",
     "TURN_CALLS",
+    "DocumentContract",
     "Opener",
     "ScriptedProvider",
     "StoreContract",

@@ -3,8 +3,9 @@
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import timedelta
 from typing import Any
-from uuid import uuid4
+from uuid import UUID, uuid4
 
+from chatkeep.documents import ChunkRange, Content, content_id
 from chatkeep.events import TurnEvent, text
 from chatkeep.model import (
     ConversationChange,
@@ -15,7 +16,9 @@ from chatkeep.model import (
     Role,
     Status,
 )
+from chatkeep.projects import NewProject, ProjectChange
 from chatkeep.store import Order, Store
+from chatkeep.testing.document_steps import SPACE, a_document, passages, sha256_of, vector
 from chatkeep.testing.messages import user
 from chatkeep.turns import Ending, TurnKey, TurnPlace, TurnWrite
 from chatkeep.values import now
@@ -24,8 +27,8 @@ type Call = Callable[[Store, str, Any, Any], Awaitable[object]]
 """Calls a method with an owner, a conversation's id and a message's id."""
 
 
-METHODS = sorted(name for name in Store.__abstractmethods__ if name not in ("access", "turns"))
-"""The methods of the port; `access` and `turns` are ports of their own."""
+METHODS = sorted(name for name in Store.__abstractmethods__ if not isinstance(getattr(Store, name), property))
+"""The methods of the port. Its properties are ports of their own."""
 
 
 CONVERSATION_CALLS: Mapping[str, Call] = {
@@ -103,3 +106,56 @@ OTHER_TURN_CALLS: Mapping[str, Call] = {
     "expire_turns": lambda store, *_: store.turns.expire_turns(),
 }
 """A call of every other method of `Turns`."""
+
+
+CALLED_WITH = "private saffron"
+"""The text of the document with which the calls below are made."""
+
+
+def _content(document: Any) -> Content:
+    """The content of a document with that text."""
+    id_ = content_id(document, sha256_of(CALLED_WITH)) if isinstance(document, UUID) else uuid4()
+    return Content(document, id_, "saffron.md", None, 3, 1)
+
+
+def _ranges(document: Any) -> list[ChunkRange]:
+    return [ChunkRange(document, _content(document).id, 0, 2)]
+
+
+PROJECT_CALLS: Mapping[str, Call] = {
+    "get_project": lambda store, owner, p, _: store.projects.get_project(owner, p),
+    "update_project": lambda store, owner, p, _: store.projects.update_project(
+        owner, p, ProjectChange(name="taken over", metadata={"taken": True})
+    ),
+    "delete_project": lambda store, owner, p, _: store.projects.delete_project(owner, p),
+    "store_document": lambda store, owner, p, _: store.documents.store_document(
+        owner, p, a_document("saffron.md", "let me in"), passages("let me in", 2)
+    ),
+    "get_document": lambda store, owner, p, d: store.documents.get_document(owner, p, d),
+    "list_documents": lambda store, owner, p, _: store.documents.list_documents(owner, p),
+    "delete_document": lambda store, owner, p, d: store.documents.delete_document(owner, p, d),
+    "document_chunks": lambda store, owner, p, d: store.documents.document_chunks(owner, p, d),
+    "contents": lambda store, owner, p, _: store.documents.contents(owner, p),
+    "index_entries": lambda store, owner, p, d: store.documents.index_entries(owner, p, _ranges(d), space=SPACE),
+    "chunks": lambda store, owner, p, d: store.documents.chunks(owner, p, _ranges(d)),
+    "nearest_chunks": lambda store, owner, p, _: store.documents.nearest_chunks(owner, p, SPACE, vector(1)),
+    "claim_embedding": lambda store, owner, p, _: store.documents.claim_embedding(owner, p, uuid4()),
+    "count_vectors": lambda store, owner, p, _: store.documents.count_vectors(owner, p, SPACE),
+    "without_vectors": lambda store, owner, p, d: store.documents.without_vectors(owner, p, _content(d), "other/2"),
+    "add_vectors": lambda store, owner, p, d: store.documents.add_vectors(
+        owner, p, _content(d), SPACE, {0: vector(7), 1: vector(7)}
+    ),
+    "use_space": lambda store, owner, p, _: store.documents.use_space(owner, p, "other/2"),
+}
+"""A call of every method of `Projects` and `Documents` that takes a project's id, with it and a document's id."""
+
+
+OTHER_PROJECT_CALLS: Mapping[str, Call] = {
+    "create_project": lambda store, owner, *_: store.projects.create_project(owner, NewProject(name="Garden")),
+    "list_projects": lambda store, owner, *_: store.projects.list_projects(owner),
+}
+"""A call of every other method of `Projects`."""
+
+
+DOCUMENT_CALLS = ("get_document", "delete_document", "document_chunks", "add_vectors", "without_vectors")
+"""The methods that look up a document by its id."""

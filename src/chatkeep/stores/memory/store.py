@@ -27,15 +27,14 @@ from chatkeep.store import ListOrder, Order, file_path
 from chatkeep.stores.append import Known, Placed, State, times_of
 from chatkeep.stores.base import RowStore
 from chatkeep.stores.memory.access import MemoryAccess
+from chatkeep.stores.memory.projects import MemoryProjects, StoredProject
+from chatkeep.stores.project_rows import ProjectKey
 from chatkeep.stores.revisions import Schema
 from chatkeep.stores.rows import (
     Found,
     Hit,
     Key,
-    PageSize,
-    Part,
     Place,
-    Removed,
     Rows,
     Scope,
     StateRow,
@@ -45,8 +44,8 @@ from chatkeep.stores.rows import (
     bytes_of,
     run,
     stored_bytes,
-    within,
 )
+from chatkeep.stores.slices import PageSize, Part, Removed, within
 from chatkeep.stores.turn_rows import AnswerCount, TurnRow, two_digits
 from chatkeep.stores.window import EVERY, ListFilter, ListPlace
 from chatkeep.tree import Position, Segment
@@ -111,14 +110,13 @@ class _Data:
     """What a store holds."""
 
     owners: dict[str, dict[UUID, _Stored]] = field(default_factory=dict)
-    projects: dict[str, dict[UUID, str]] = field(default_factory=dict)
-    """The names of projects, by owner."""
+    projects: dict[str, dict[UUID, StoredProject]] = field(default_factory=dict)
     turns: dict[TurnKey, "_Turn"] = field(default_factory=dict)
     removed: dict[str, Removed] = field(default_factory=dict)
     """What was hidden, by owner: there is nothing to remove later, but to count."""
 
 
-class MemoryRows(Rows):
+class MemoryRows(MemoryProjects, Rows):
     """Rows in dictionaries."""
 
     __slots__ = ("_data", "_index")
@@ -128,6 +126,7 @@ class MemoryRows(Rows):
 
     def __init__(self, data: _Data, *, index: bool) -> None:
         self._data = data
+        self._projects = data.projects
         self._index = index
 
     def _of(self, owner: str) -> dict[UUID, _Stored]:
@@ -187,15 +186,6 @@ class MemoryRows(Rows):
     async def fingerprint(self, key: Key) -> bytes | None:
         found = self._find(key)
         return None if found is None else found.fingerprint
-
-    async def has_project(self, owner: str, id_: UUID) -> bool:
-        return await self.project_name(owner, id_) is not None
-
-    async def make_project(self, owner: str, id_: UUID, name: str) -> None:
-        self._data.projects.setdefault(owner, {}).setdefault(id_, name)
-
-    async def project_name(self, owner: str, id_: UUID) -> str | None:
-        return self._data.projects.get(owner, {}).get(id_)
 
     async def newest(self, owner: str, scope: Scope) -> Conversation | None:
         there = [c for c in self._sorted(owner, EVERY, "updated") if (c.context_id, c.project_id) == scope]
@@ -402,7 +392,9 @@ class MemoryRows(Rows):
     # --- removal ------------------------------------------------------------------------------------------
 
     async def owners_with_remains(self) -> list[str]:
-        return []
+        return [
+            owner for owner, projects in self._projects.items() if any(each.has_remains for each in projects.values())
+        ]
 
     async def hide(self, key: Key) -> bool:
         return self._remove(key[0], [key[1]] if self._find(key) else [])
@@ -413,6 +405,10 @@ class MemoryRows(Rows):
     async def hide_slice(self, owner: str) -> bool:
         self._remove(owner, list(self._of(owner)))
         return False
+
+    async def hide_conversations(self, key: ProjectKey) -> bool:
+        found = self._sorted(key.owner, ListFilter(project_id=key.id), "id") if self._is_hidden(key) else []
+        return self._remove(key.owner, [c.id for c in found])
 
     def _remove(self, owner: str, ids: Collection[UUID]) -> bool:
         gone = [self._data.owners[owner].pop(id_) for id_ in ids]
@@ -433,21 +429,19 @@ class MemoryRows(Rows):
     async def remove_owner(self, owner: str) -> int | None:
         return None if self._data.owners.pop(owner, None) else 0
 
-    async def remove_projects(self, owner: str) -> int:
-        return len(self._data.projects.pop(owner, {}))
-
     async def rename_owner(self, old: str, new: str) -> int:
         """Give the conversations of one owner to another, to be indexed anew, and count them. Raises Conflict."""
         moved = self._of(old)
         if moved.keys() & self._of(new).keys():
             raise Conflict(IDS_CLASH)
+        self._check_projects(old, new)
+        self._move_projects(old, new)
         for each in moved.values():
             each.conversation = each.conversation.model_copy(update={"owner_id": new})
         self._data.owners.setdefault(new, {}).update(self._data.owners.pop(old, {}))
         for key in [key for key in self._data.turns if key.owner == old]:  # expired: its worker knows the old owner
             turn = self._data.turns.pop(key)
             self._data.turns[key._replace(owner=new)] = replace(turn, until=EPOCH)
-        self._data.projects[new] = self._data.projects.pop(old, {}) | self._data.projects.get(new, {})
         return len(moved)
 
 

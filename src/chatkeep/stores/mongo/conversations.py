@@ -3,33 +3,33 @@
 What has a known identity is looked up by `_id` alone, in which the owner is. Every other filter names the owner first.
 """
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any, cast, override
 from uuid import UUID
 
 from pymongo import ASCENDING, DESCENDING
-from pymongo.asynchronous.cursor import AsyncCursor
 from pymongo.errors import DuplicateKeyError
 
 from chatkeep.model import Conversation, NewConversation
 from chatkeep.store import ListOrder
-from chatkeep.stores.mongo.database import Document, View
+from chatkeep.stores.mongo.database import Document
 from chatkeep.stores.mongo.documents import (
     CONVERSATION,
     STATE,
+    change_of,
     conversation_id,
-    document_bytes,
     micros,
     new_conversation,
-    new_project,
-    project_id,
     to_binary,
     to_conversation,
     to_uuid,
     uuid_or_none,
 )
-from chatkeep.stores.rows import Key, PageSize, Part, Rows, Scope, StateRow
+from chatkeep.stores.mongo.moves import MongoMoves
+from chatkeep.stores.mongo.projects import within_page
+from chatkeep.stores.rows import Key, Scope, StateRow
+from chatkeep.stores.slices import PageSize, Part
 from chatkeep.stores.window import ListFilter, ListPlace
 from chatkeep.values import from_micros, now
 
@@ -37,16 +37,12 @@ BY_UPDATE = [("updated_at", DESCENDING), ("id", DESCENDING)]
 BY_ID = [("id", ASCENDING)]
 
 
-class MongoConversations(Rows):
+class MongoConversations(MongoMoves):
     """Documents of conversations, as one transaction sees them, or each operation for itself."""
 
-    __slots__ = ("_view",)
+    __slots__ = ()
 
     reads_visible = False
-
-    def __init__(self, view: View) -> None:
-        """Take the view."""
-        self._view = view
 
     # --- conversations ------------------------------------------------------------------------------------
 
@@ -83,7 +79,12 @@ class MongoConversations(Rows):
         else:
             made = to_conversation(document)
         await self._note_owner(key[0])
-        return made
+        # Who removes a project hides it first, and looks for conversations afterwards: they find this one, or it is
+        # seen here that it came too late.
+        if made is None or new.project_id is None or await self.has_project(key[0], new.project_id):
+            return made
+        await self._view.conversations.update_one(self._view.one(key[0], document["_id"]), hidden())
+        return None
 
     async def _note_owner(self, owner: str) -> None:
         """Note that there is an owner, after their conversations: who removes the owner looks for those afterwards."""
@@ -155,59 +156,7 @@ class MongoConversations(Rows):
             removed.append("slot")
         view = self._view
         where = view.one(key[0], conversation_id(key))
-        await view.conversations.update_one(where, _change(changed, removed), session=view.session)
-
-    # --- projects -----------------------------------------------------------------------------------------
-
-    async def has_project(self, owner: str, id_: UUID) -> bool:
-        """Whether the owner has a project now: what creates runs outside of a transaction, so nothing keeps it."""
-        return await self.project_name(owner, id_) is not None
-
-    async def make_project(self, owner: str, id_: UUID, name: str) -> None:
-        with suppress(DuplicateKeyError):
-            await self._view.projects.insert_one(new_project(owner, id_, name))
-
-    async def project_name(self, owner: str, id_: UUID) -> str | None:
-        view = self._view
-        where = view.one(owner, project_id(owner, id_))
-        found = await view.projects.find_one(where, {"_id": 0, "name": 1}, session=view.session)
-        return None if found is None else found["name"]
-
-    async def remove_projects(self, owner: str) -> int:
-        done = await self._view.projects.delete_many({"owner_id": owner}, session=self._view.session)
-        return done.deleted_count
-
-    async def projects_of(self, owner: str) -> list[UUID]:
-        """The ids of an owner's projects."""
-        found = await self._view.projects.find({"owner_id": owner}, {"_id": 0, "id": 1}).to_list()
-        return [to_uuid(each["id"]) for each in found]
-
-    async def copy_project(self, id_: UUID, old: str, new: str) -> None:
-        """Give a project to another owner as well, who keeps the one that they have with this id."""
-        found = await self._view.projects.find_one(self._view.one(old, project_id(old, id_)))
-        if found is not None:
-            with suppress(DuplicateKeyError):
-                await self._view.projects.insert_one(moved(found, new))
-
-    async def _forget_projects(self, owner: str, ids: Collection[UUID]) -> None:
-        """Remove some projects of an owner."""
-        await self._view.projects.delete_many({"owner_id": owner, "id": {"$in": [to_binary(id_) for id_ in ids]}})
-
-
-async def within_page(cursor: AsyncCursor[Document], max_bytes: int) -> Part[Document]:
-    """The first documents that have room in a page; the server sends at most 16 MB more."""
-    found: list[Document] = []
-    async for each in cursor:
-        max_bytes -= document_bytes(each)
-        if max_bytes < 0 and found:
-            return Part(found, cut=True)
-        found.append(each)
-    return Part(found)
-
-
-def moved(document: Document, owner: str) -> Document:
-    """A document with another owner, whose name is also in its `_id`."""
-    return {**document, "_id": {**document["_id"], "o": owner}, "owner_id": owner}
+        await view.conversations.update_one(where, change_of(changed, removed), session=view.session)
 
 
 def _index(which: ListFilter, order: ListOrder) -> str:
@@ -230,7 +179,6 @@ def _scope(which: ListFilter) -> Document:
     return {name: value for name, value in values.items() if value is not None}
 
 
-def _change(values: Document, removed: Collection[str]) -> Document:
-    """The update that sets some fields and removes others."""
-    change = {"$set": values, "$unset": dict.fromkeys(removed, "")}
-    return {operator: fields for operator, fields in change.items() if fields}
+def hidden() -> Document:
+    """The change of a conversation that makes it invisible."""
+    return {"$set": {"deleted_at": micros(now())}, "$unset": {"slot": ""}}

@@ -85,6 +85,9 @@ class View:
     turns: Collection
     turn_events: Collection
     projects: Collection
+    documents: Collection
+    chunks: Collection
+    vectors: Collection
     llm_providers: Collection
     api_keys: Collection
     requests: Collection
@@ -104,6 +107,9 @@ class View:
             turns=database["turns"],
             turn_events=database["turn_events"],
             projects=database["projects"],
+            documents=database["documents"],
+            chunks=database["chunks"],
+            vectors=database["vectors"],
             llm_providers=database["llm_providers"],
             api_keys=database["api_keys"],
             requests=database["requests"],
@@ -378,9 +384,9 @@ MEANINGS: tuple[tuple[type[Exception], str], ...] = (
 )
 """The driver's errors in plain words."""
 
-AGAIN = "others wrote the same conversation again and again; try again"
+AGAIN = "others wrote the same conversation, or project, again and again; try again"
 
-ABORTED = "MongoDB aborted the transaction: others wrote the same conversation, or it took too long; try again"
+ABORTED = "MongoDB aborted the transaction: others wrote the same, or it took too long; try again"
 
 MEANINGS_OF_CODES: dict[int | None, str] = {
     13: "the user may not do this in the database",

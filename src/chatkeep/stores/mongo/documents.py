@@ -4,7 +4,7 @@ Ids are encoded and decoded here, as bytes: the driver's Python makes a UUID in 
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -13,6 +13,8 @@ import bson
 from bson.binary import UUID_SUBTYPE, Binary
 from bson.int64 import Int64
 
+from chatkeep.documents import DOCUMENT_FIELDS, Chunk, Content, NewChunk, NewDocument
+from chatkeep.documents import Document as DocumentRecord
 from chatkeep.errors import InvalidInput
 from chatkeep.events import KINDS, TurnEvent
 from chatkeep.ids import uuid_of
@@ -30,8 +32,10 @@ from chatkeep.model import (
     Status,
     stored,
 )
+from chatkeep.projects import PROJECT_FIELDS, NewProject, Project
 from chatkeep.stores.append import Known, Placed, State, times_of
 from chatkeep.stores.mongo.database import MAX_DOCUMENT_BYTES, TOO_LARGE, Document
+from chatkeep.stores.project_rows import DocumentKey, DocumentRow, ProjectKey
 from chatkeep.stores.rows import Hit, Key, stored_bytes
 from chatkeep.tree import Position
 from chatkeep.turns import Ending, TurnKey
@@ -82,6 +86,27 @@ MESSAGE = dict.fromkeys(
     1,
 )
 """The fields that a record of a message is made of, where its conversation is known."""
+
+PROJECT = dict.fromkeys(
+    (
+        "id",
+        "owner_id",
+        "name",
+        "metadata",
+        "documents",
+        "chunks",
+        "space",
+        "version",
+        "created_at",
+        "updated_at",
+        "deleted_at",
+    ),
+    1,
+) | {"_id": 0}
+"""The fields that a record of a project is made of, and whether it is hidden."""
+
+CHUNK = dict.fromkeys(("document_id", "content", "n", "text", "header_anchor", "heading", "start"), 1) | {"_id": 0}
+"""The fields that a record of a chunk is made of."""
 
 JSON_TEXTS = ("parts", "sources", "metadata")
 """The fields of a message that are stored as JSON text."""
@@ -137,6 +162,11 @@ def conversation_id(key: Key) -> Document:
 def project_id(owner: str, id_: UUID) -> Document:
     """The `_id` of a project."""
     return {"o": owner, "p": to_binary(id_)}
+
+
+def document_id(key: DocumentKey) -> Document:
+    """The `_id` of a document of a project."""
+    return {"o": key.owner, "p": to_binary(key.project_id), "d": to_binary(key.id)}
 
 
 def message_id(key: Key, id_: UUID) -> Document:
@@ -232,13 +262,6 @@ def new_conversation(key: Key, new: NewConversation, *, slot: bool) -> Document:
     if slot:
         document["slot"] = True
     return document
-
-
-def new_project(owner: str, id_: UUID, name: str) -> Document:
-    """The document of a project."""
-    identity, moment = project_id(owner, id_), micros(now())
-    own = {"owner_id": owner, "id": identity["p"], "name": name}
-    return {"_id": identity, **own, "created_at": moment, "updated_at": moment}
 
 
 def saved(state: State, before: Mapping[str, Any]) -> Document:
@@ -368,6 +391,140 @@ def event_bytes(document: Mapping[str, Any]) -> int:
     """The size of an event's data as JSON."""
     text = document.get("text")
     return stored_bytes(document["data"] if text is None else json_text({"text": text}))
+
+
+# --- projects ---------------------------------------------------------------------------------------------
+
+
+def new_project(owner: str, id_: UUID, name: str) -> Document:
+    """The document of a project that an import made."""
+    identity, moment = project_id(owner, id_), micros(now())
+    own = {"owner_id": owner, "id": identity["p"], "name": name}
+    return {"_id": identity, **own, "created_at": moment, "updated_at": moment}
+
+
+def created_project(key: ProjectKey, new: NewProject) -> Document:
+    """The document of a project that was asked for."""
+    metadata = {"metadata": json_text(new.metadata)} if new.metadata else {}
+    return new_project(*key, new.name) | metadata | {"fingerprint": new.fingerprint()}
+
+
+def to_project(document: Mapping[str, Any]) -> Project:
+    """The record of a project. One that was made before there were documents has none of their fields."""
+    metadata = document.get("metadata")
+    return stored(
+        Project,
+        PROJECT_FIELDS,
+        {
+            "id": to_uuid(document["id"]),
+            "owner_id": document["owner_id"],
+            "name": document["name"],
+            "metadata": load_json(metadata) if metadata else {},
+            "documents": document.get("documents", 0),
+            "chunks": document.get("chunks", 0),
+            "space": document.get("space"),
+            "version": document.get("version", 0),
+            "created_at": from_micros(document["created_at"]),
+            "updated_at": from_micros(document["updated_at"]),
+        },
+    )
+
+
+def of_project(key: ProjectKey | DocumentKey, **more: object) -> Document:
+    """What of a collection belongs to a project, or to that of a document."""
+    return {"owner_id": key[0], "project_id": to_binary(key[1]), **more}
+
+
+def of_document(key: DocumentKey, **more: object) -> Document:
+    """What of a collection belongs to a document."""
+    return of_project(key, document_id=to_binary(key.id), **more)
+
+
+def new_document(key: DocumentKey, new: NewDocument, staged: UUID) -> Document:
+    """The document of a document without a content."""
+    identity, moment = document_id(key), micros(now())
+    title = {} if new.title is None else {"title": new.title}
+    return {
+        "_id": identity,
+        "owner_id": key.owner,
+        "project_id": identity["p"],
+        "id": identity["d"],
+        "file_path": new.file_path,
+        **title,
+        "media_type": new.media_type,
+        "bytes": new.bytes,
+        "sha256": new.sha256,
+        "chunks": 0,
+        "staged": to_binary(staged),
+        "version": 0,
+        "created_at": moment,
+        "updated_at": moment,
+    }
+
+
+def to_document(document: Mapping[str, Any]) -> DocumentRecord:
+    """The record of a document."""
+    return stored(
+        DocumentRecord,
+        DOCUMENT_FIELDS,
+        {
+            "id": to_uuid(document["id"]),
+            "owner_id": document["owner_id"],
+            "project_id": to_uuid(document["project_id"]),
+            "file_path": document["file_path"],
+            "title": document.get("title"),
+            "media_type": document["media_type"],
+            "bytes": document["bytes"],
+            "sha256": document["sha256"],
+            "chunks": document["chunks"],
+            "created_at": from_micros(document["created_at"]),
+            "updated_at": from_micros(document["updated_at"]),
+        },
+    )
+
+
+def to_document_row(document: Mapping[str, Any]) -> DocumentRow:
+    """The row of a document."""
+    content, staged = uuid_or_none(document.get("content")), uuid_or_none(document.get("staged"))
+    has_rubbish = bool(document.get("has_rubbish"))
+    return DocumentRow(to_document(document), content, staged, document["version"], has_rubbish)
+
+
+def to_content(document: Mapping[str, Any]) -> Content:
+    """What a document has now."""
+    ids = to_uuid(document["id"]), to_uuid(document["content"])
+    return Content(*ids, document["file_path"], document.get("title"), document["chunks"], document["version"])
+
+
+def new_chunk(key: DocumentKey, content: UUID, n: int, chunk: NewChunk) -> Document:
+    """The document of a chunk, without its vector."""
+    anchor = {} if chunk.header_anchor is None else {"header_anchor": chunk.header_anchor}
+    text = {"heading": chunk.heading, "start": chunk.start, "text": chunk.text, "terms": chunk.terms}
+    return of_document(key, content=to_binary(content), n=n, **anchor, **text)
+
+
+def to_chunk(document: Mapping[str, Any]) -> Chunk:
+    """The record of a chunk."""
+    anchor, heading = document.get("header_anchor"), document["heading"]
+    return Chunk(to_uuid(document["document_id"]), document["n"], document["text"], anchor, heading, document["start"])
+
+
+def changed(values: Mapping[str, Any]) -> Document:
+    """The update that sets fields of a project or a document; what is None or False has no field."""
+    gone = [name for name, value in values.items() if value is None or value is False]
+    return change_of({name: _as_stored(value) for name, value in values.items() if name not in gone}, gone)
+
+
+def _as_stored(value: Any) -> Any:
+    if isinstance(value, UUID):
+        return to_binary(value)
+    return micros(value) if isinstance(value, datetime) else value
+
+
+def change_of(values: Document, removed: Collection[str]) -> Document:
+    """The update that sets some fields and removes others."""
+    change = {"$set": values, "$unset": dict.fromkeys(removed, "")}
+    return {operator: fields for operator, fields in change.items() if fields}
 
 
 # --- hits -------------------------------------------------------------------------------------------------

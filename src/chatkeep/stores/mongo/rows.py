@@ -19,7 +19,7 @@ from chatkeep.model import Message, Status
 from chatkeep.store import Order
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.long_texts import LongTexts
-from chatkeep.stores.mongo.conversations import BY_ID, moved, within_page
+from chatkeep.stores.mongo.conversations import BY_ID, hidden
 from chatkeep.stores.mongo.database import Collection as MongoCollection
 from chatkeep.stores.mongo.database import Document, View
 from chatkeep.stores.mongo.documents import (
@@ -31,6 +31,7 @@ from chatkeep.stores.mongo.documents import (
     message_id,
     micros,
     new_message,
+    of_project,
     saved,
     to_binary,
     to_hit,
@@ -41,19 +42,12 @@ from chatkeep.stores.mongo.documents import (
     turn_id,
     uuid_or_none,
 )
+from chatkeep.stores.mongo.moves import moved
+from chatkeep.stores.mongo.projects import within_page
 from chatkeep.stores.mongo.turns import EXPIRED, FENCED, MongoTurns
-from chatkeep.stores.rows import (
-    Found,
-    Key,
-    PageSize,
-    Part,
-    Place,
-    Removed,
-    Within,
-    WordIndex,
-    order_of,
-    that_fit,
-)
+from chatkeep.stores.project_rows import ProjectKey
+from chatkeep.stores.rows import Found, Key, Place, Within, WordIndex, order_of
+from chatkeep.stores.slices import PageSize, Part, Removed, that_fit
 from chatkeep.tree import Position, Segment
 from chatkeep.turns import Ending, TurnKey
 from chatkeep.values import now
@@ -308,15 +302,17 @@ class MongoRows(MongoTurns):
     # --- removal ------------------------------------------------------------------------------------------
 
     async def owners_with_remains(self) -> list[str]:
-        found = await self._view.conversations.find({"deleted_at": {"$gt": 0}}, {"owner_id": 1}).to_list()
-        return sorted({each["owner_id"] for each in found})
+        view, hidden_ones = self._view, {"deleted_at": {"$gt": 0}}
+        some = {view.conversations: hidden_ones, view.projects: hidden_ones, view.documents: {"has_rubbish": True}}
+        found = [await kind.find(where, {"owner_id": 1}).to_list() for kind, where in some.items()]
+        return sorted({each["owner_id"] for those in found for each in those})
 
     async def lock_owner(self, owner: str) -> None:
         """Do nothing: MongoDB has no lock that creating a conversation would wait for."""
 
     async def hide(self, key: Key) -> bool:
         where = self._view.one(key[0], conversation_id(key))
-        done = await self._view.conversations.update_one(where, _hidden(), session=self._view.session)
+        done = await self._view.conversations.update_one(where, hidden(), session=self._view.session)
         await self._fence(message_filter(key))
         return done.matched_count == 1
 
@@ -325,13 +321,22 @@ class MongoRows(MongoTurns):
         await self._view.turns.update_many(where, FENCED, session=self._view.session)
 
     async def hide_slice(self, owner: str) -> bool:
-        where = {"owner_id": owner, "deleted_at": None}
-        found = await self._view.conversations.find(where, {"_id": 1}, limit=SLICE).to_list()
+        return await self._hide_some({"owner_id": owner, "deleted_at": None}) == SLICE
+
+    async def _hide_some(self, where: Document) -> int:
+        """Make some conversations of an owner invisible, and count them."""
+        view = self._view
+        found = await view.conversations.find(where, {"_id": 1}, limit=SLICE, session=view.session).to_list()
         if found:
-            some = self._view.some(each["_id"] for each in found)
-            await self._view.conversations.update_many({**some, "deleted_at": None}, _hidden())
-            await self._fence({"owner_id": owner, "conversation_id": {"$in": [each["_id"]["c"] for each in found]}})
-        return len(found) == SLICE
+            some = view.some(each["_id"] for each in found) | {"deleted_at": None}
+            await view.conversations.update_many(some, hidden(), session=view.session)
+            ids = [each["_id"]["c"] for each in found]
+            await self._fence({"owner_id": where["owner_id"], "conversation_id": {"$in": ids}})
+        return len(found)
+
+    async def hide_conversations(self, key: ProjectKey) -> bool:
+        """Only of a project that is hidden: another one may have been made with its id since it was looked up."""
+        return await self.is_hidden(key) and await self._hide_some(of_project(key, deleted_at=None)) > 0
 
     async def purge_slice(self, owner: str) -> Removed | None:
         """Remove hidden conversations: several small ones, or a part of a large one.
@@ -376,8 +381,12 @@ class MongoRows(MongoTurns):
         if not await self._forget_owner(owner):
             return None
         view = self._view
-        kinds = (view.messages, view.turns, view.turn_events, view.projects, view.users)
-        return sum([await kind.count_documents({"owner_id": owner}) for kind in kinds])
+        others = (view.messages, view.turns, view.turn_events, view.documents, view.chunks, view.vectors, view.users)
+        left = sum([await kind.count_documents({"owner_id": owner}) for kind in others])
+        projects = await view.projects.count_documents({"owner_id": owner})
+        if projects:  # which were made meanwhile
+            await self._note_owner(owner)
+        return left + projects
 
     async def _forget_owner(self, owner: str) -> bool:
         """Remove an owner without conversations; say whether that is so. Looks last: others create meanwhile."""
@@ -388,11 +397,13 @@ class MongoRows(MongoTurns):
         return False
 
     async def begin_rename(self, old: str, new: str) -> set[UUID]:
-        """Note the new owner and return the conversations to move. Raises Conflict if both have one of them."""
+        """Note the new owner and return the conversations to move. Raises Conflict if both have one of them, or a
+        project in which the owner has documents."""
         ids = await self._ids_of(old)
         if not ids.isdisjoint(await self._ids_of(new)):
             raise Conflict(IDS_CLASH)
-        if ids or await self.projects_of(old):
+        await self.check_projects(old, new)
+        if ids or await self.projects_to_move(old):
             await self._note_owner(new)
         return ids
 
@@ -434,11 +445,14 @@ class MongoRows(MongoTurns):
         where = {"owner_id": owner, **scope, "slot": True}
         return await self._view.conversations.find_one(where, {"_id": 1}, session=self._view.session) is not None
 
-    async def end_rename(self, owner: str, projects: Collection[UUID]) -> None:
-        """Remove an owner whose conversations were moved and whose projects were copied, unless other conversations
+    async def end_rename(self, owner: str) -> bool:
+        """Remove an owner whose conversations were moved, and whose projects may go now; False if other conversations
         were created meanwhile: those may be in the projects."""
-        if await self._forget_owner(owner):
-            await self._forget_projects(owner, projects)
+        return await self._forget_owner(owner)
+
+    async def keep_owner(self, owner: str) -> None:
+        """Note an owner again of whom something was created meanwhile."""
+        await self._note_owner(owner)
 
 
 # --- filters ----------------------------------------------------------------------------------------------
@@ -472,7 +486,3 @@ def _below(place: tuple[Any, ...] | None) -> Document:
         {"created_at": created_at, "conversation_id": id_, "seq": {"$lt": seq}},
     ]
     return {"created_at": {"$lte": created_at}, "$or": behind}
-
-
-def _hidden() -> Document:
-    return {"$set": {"deleted_at": micros(now())}, "$unset": {"slot": ""}}

@@ -15,20 +15,21 @@ from chatkeep.events import fold
 from chatkeep.model import COUNTS, Role, Status
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.mongo.database import Collection, Database, Document, View
-from chatkeep.stores.mongo.documents import micros, turn_key
+from chatkeep.stores.mongo.documents import micros, to_uuid, turn_key
 from chatkeep.stores.mongo.rows import MongoRows
+from chatkeep.stores.project_rows import ProjectKey
 from chatkeep.stores.revisions import Schema, needs_migration, target_revision
 from chatkeep.stores.turn_rows import ALL_BYTES
 from chatkeep.turns import Ending, TurnPlace
 from chatkeep.values import MAX_LABELS, now
 
-REVISIONS = ("0001", "0002", "0003", "0004")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005")
 """Every revision, oldest first."""
 
 HEAD = REVISIONS[-1]
 """The newest revision."""
 
-SERVED_FROM = {"0003": "0002", "0004": "0003"}
+SERVED_FROM = {"0003": "0002", "0004": "0003", "0005": "0004"}
 """The oldest revision whose processes can use a revision, during a rolling upgrade; without one only its own can."""
 
 NUMBER = {"bsonType": ["int", "long"]}
@@ -38,6 +39,7 @@ TIME = {"bsonType": "long"}
 TEXT = {"bsonType": "string"}
 BYTES = {"bsonType": "binData"}
 ANY_TEXT = {"bsonType": ["string", "null"]}
+FILE = ("media_type", "bytes", "sha256")
 LABELS = {"bsonType": "array", "minItems": 1, "maxItems": MAX_LABELS, "items": TEXT}
 
 
@@ -121,8 +123,61 @@ VALIDATORS: dict[str, Document] = {
         id=BYTES,
         name=TEXT,
         metadata=TEXT,
+        fingerprint=BYTES,
+        documents=COUNT,
+        chunks=COUNT,
+        space=TEXT,
+        version=COUNT,
+        embedding_worker=BYTES,
+        embedding_until={"bsonType": "date"},
+        moved_from=TEXT,
+        moved_version=COUNT,
+        locks=COUNT,
         created_at=TIME,
         updated_at=TIME,
+        deleted_at=TIME,
+    ),
+    "documents": _validator(
+        ("project_id", "id", "file_path", *FILE, "chunks", "version", "created_at", "updated_at"),
+        owner_id=TEXT,
+        project_id=BYTES,
+        id=BYTES,
+        file_path=TEXT,
+        title=TEXT,
+        media_type=TEXT,
+        bytes=COUNT,
+        sha256=TEXT,
+        chunks=COUNT,
+        content=BYTES,
+        staged=BYTES,
+        version=COUNT,
+        has_rubbish={"enum": [True]},
+        locks=COUNT,
+        created_at=TIME,
+        updated_at=TIME,
+    ),
+    "chunks": _validator(
+        ("project_id", "document_id", "content", "n", "heading", "start", "text", "terms"),
+        owner_id=TEXT,
+        project_id=BYTES,
+        document_id=BYTES,
+        content=BYTES,
+        n=COUNT,
+        header_anchor=TEXT,
+        heading=TEXT,
+        start=COUNT,
+        text=TEXT,
+        terms=BYTES,
+    ),
+    "vectors": _validator(
+        ("project_id", "space", "document_id", "content", "n", "vector"),
+        owner_id=TEXT,
+        project_id=BYTES,
+        space=TEXT,
+        document_id=BYTES,
+        content=BYTES,
+        n=COUNT,
+        vector=BYTES,
     ),
     "llm_providers": _validator(
         ("provider_name", "model_name", "is_default", "created_at", "updated_at"),
@@ -142,7 +197,29 @@ VALIDATORS: dict[str, Document] = {
 NEW_FIELDS = ("parts", "model", *COUNTS)
 """The fields of messages that came with 0003."""
 
-SINCE = {"projects": "0003", "llm_providers": "0003", "turns": "0004", "turn_events": "0004"}
+NEW_PROJECT_FIELDS = (
+    "fingerprint",
+    "documents",
+    "chunks",
+    "space",
+    "version",
+    "embedding_worker",
+    "embedding_until",
+    "moved_from",
+    "moved_version",
+    "locks",
+)
+"""The fields of projects that came with 0005, but for the one that hides them."""
+
+SINCE = {
+    "projects": "0003",
+    "llm_providers": "0003",
+    "turns": "0004",
+    "turn_events": "0004",
+    "documents": "0005",
+    "chunks": "0005",
+    "vectors": "0005",
+}
 """The revision that a collection came with; the others are of the first."""
 
 
@@ -215,7 +292,18 @@ INDEXES: dict[str, list[IndexModel]] = {
     "turns": [_index("conversation", "owner_id", "conversation_id"), _index("expiry", "until")],
     "turn_events": [_index("turn", "owner_id", "conversation_id", "message_id", "n")],
     "users": [_index("owner", "owner_id")],
-    "projects": [_index("owner", "owner_id", "id")],
+    "projects": [
+        _index("by_creation", "owner_id", "-created_at", "-id"),
+        _index("remains", "deleted_at", "owner_id", where={"deleted_at": PRESENT}),
+    ],
+    "documents": [
+        _index("by_id", "owner_id", "project_id", "id"),
+        _index("by_path", "owner_id", "project_id", "file_path", where={"content": PRESENT}),
+        _index("rubbish", "has_rubbish", "owner_id", "project_id", where={"has_rubbish": True}),
+    ],
+    # What a chunk and a vector are known by: their `_id` is the driver's, so that they have no second long key.
+    "chunks": [_index("place", "owner_id", "project_id", "document_id", "content", "n", unique=True)],
+    "vectors": [_index("place", "owner_id", "project_id", "space", "document_id", "content", "n", unique=True)],
     "llm_providers": [_index("default", "is_default", unique=True, where={"is_default": True})],
     "api_keys": [_index("owner", "owner_id", "created_at")],
     "requests": [
@@ -225,6 +313,8 @@ INDEXES: dict[str, list[IndexModel]] = {
 }
 """The indexes of each collection at the newest revision."""
 
+PROJECT_INDEXES = [_index("owner", "owner_id", "id")]
+
 EARLIER: dict[str, dict[str, list[IndexModel]]] = {
     "0001": {
         "conversations": [*CONVERSATION_INDEXES, SLOT, _index("by_context", *BY_CONTEXT)],
@@ -232,11 +322,23 @@ EARLIER: dict[str, dict[str, list[IndexModel]]] = {
         "requests": INDEXES["requests"][:1],
     },
     "0002": {"conversations": [*CONVERSATION_INDEXES, SLOT, IN_CONTEXT], "messages": [*MESSAGE_INDEXES]},
-    "0003": {"messages": [*MESSAGE_INDEXES]},
+    "0003": {"messages": [*MESSAGE_INDEXES], "projects": PROJECT_INDEXES},
+    "0004": {"projects": PROJECT_INDEXES},
 }
 """The indexes of an earlier revision, of the collections whose indexes were others."""
 
-SPREAD = ("users", "conversations", "messages", "requests", "projects", "turns", "turn_events")
+SPREAD = (
+    "users",
+    "conversations",
+    "messages",
+    "requests",
+    "projects",
+    "turns",
+    "turn_events",
+    "documents",
+    "chunks",
+    "vectors",
+)
 """The sharded collections, by owner. API keys are not: a key is looked up before its owner is known. Providers are of
 no owner."""
 
@@ -272,6 +374,8 @@ async def _lower(view: View, target: str) -> None:
     Until then the database is one of the newer revision, from then on one of the earlier with a few indexes more.
     """
     await _end_turns(view)
+    if target < "0005":
+        await _forget_documents(view)
     if target < "0003":
         await _forget_model(view)
     await _note(view, target)
@@ -316,6 +420,21 @@ async def _end_turns(view: View) -> None:
         await rows.end_turn(key)
     ended = {"$set": {"status": Status.INTERRUPTED.value}}
     await view.messages.update_many({"status": Status.IN_PROGRESS.value}, ended)
+
+
+async def _forget_documents(view: View) -> None:
+    """Remove documents, and what came with 0005 of projects; a project that is being removed goes, and what is in it is
+    removed by the next opening. The collections stay until the revision is noted."""
+    rows = MongoRows(view, LongTexts(), index=False)
+    async for each in view.projects.find({"deleted_at": PRESENT}, {"owner_id": 1, "id": 1}):
+        key = ProjectKey(each["owner_id"], to_uuid(each["id"]))
+        while await rows.hide_conversations(key):
+            pass
+        await view.projects.delete_one(view.one(key.owner, each["_id"]))
+    for collection in (view.documents, view.chunks, view.vectors):
+        await collection.delete_many({})
+    some = {"$or": [{name: PRESENT} for name in NEW_PROJECT_FIELDS]}
+    await view.projects.update_many(some, {"$unset": dict.fromkeys(NEW_PROJECT_FIELDS, "")})
 
 
 async def _forget_model(view: View) -> None:

@@ -15,12 +15,13 @@ from chatkeep.stores.group_commit import GroupCommit
 from chatkeep.stores.imports import Import
 from chatkeep.stores.locks import KeyedLocks
 from chatkeep.stores.long_texts import HasContent
-from chatkeep.stores.mongo import schema
+from chatkeep.stores.mongo import moves, schema
 from chatkeep.stores.mongo.access import MongoAccess
 from chatkeep.stores.mongo.append import Item, append_batch
 from chatkeep.stores.mongo.database import Database, View
 from chatkeep.stores.mongo.documents import check_message_fits
 from chatkeep.stores.mongo.rows import MongoRows
+from chatkeep.stores.project_rows import DocumentKey, DocumentRow, ProjectKey
 from chatkeep.stores.revisions import NEEDS_UPGRADE, Schema
 from chatkeep.stores.rows import Key, Work
 from chatkeep.turns import TurnKey, TurnState, TurnWrite
@@ -119,25 +120,60 @@ class MongoStore(RowStore[MongoRows]):
         return self._database.sharded if hidden is None else hidden
 
     async def _rename(self, old: str, new: str) -> int:
-        """Move conversations one by one, each in a transaction: cut off, a second call finishes.
+        """Move conversations and documents one by one: cut off, a second call finishes.
 
-        Both owners have the projects until then, so that no conversation is without its own.
+        Both owners have the projects until then, so that no conversation is without its own. What is being removed goes
+        before: nothing moves into a project of which the rest is removed.
         """
+        for owner in (old, new):
+            await self._purge_projects(owner)
         ids = await self._write(lambda rows: rows.begin_rename(old, new), atomic=False)
-        projects = await self._copy_projects(old, new)
+        projects = [ProjectKey(old, id_) for id_ in await self._read(lambda rows: rows.projects_to_move(old))]
+        for key in projects:
+            await self._copy_project(key.id, old, new)
+        for key in projects:
+            await self._move_documents(key, new)
         moved = [await self._move(id_, old, new) for id_ in sorted(ids)]
-        await self._write(lambda rows: rows.end_rename(old, projects), atomic=False)
+        if await self._write(lambda rows: rows.end_rename(old), atomic=False):
+            left = [key for key in projects if not await self._leave_project(key, new)]
+            if left:
+                await self._write(lambda rows: rows.keep_owner(old), atomic=False)
         return sum(moved)
-
-    async def _copy_projects(self, old: str, new: str) -> list[UUID]:
-        """Give the projects of one owner to another as well; return their ids."""
-        ids = await self._read(lambda rows: rows.projects_of(old))
-        for id_ in ids:
-            await self._copy_project(id_, old, new)
-        return ids
 
     async def _copy_project(self, id_: UUID, old: str, new: str) -> None:
         await self._write(lambda rows: rows.copy_project(id_, old, new), atomic=False)
+
+    async def _leave_project(self, key: ProjectKey, new: str) -> bool:
+        return await self._write(lambda rows: rows.leave_project(key, new))
+
+    async def _move_documents(self, project: ProjectKey, new: str) -> None:
+        """Give the documents of a project to another owner, who has it as well."""
+        for key in await self._read(lambda rows: rows.documents_of(project)):
+            await self._move_document(key, new)
+
+    async def _move_document(self, key: DocumentKey, new: str) -> None:
+        """Copy a document and give it away, again if it was changed meanwhile; then remove what is left of both."""
+        copy, staged = key._replace(owner=new), None
+        while row := await self._write(lambda rows: rows.stage_copy(key, new)):
+            staged = cast("UUID", row.content)
+            for first in range(0, row.document.chunks, moves.COPIED):
+                await self._copy_chunks(key, new, staged, first)
+            if await self._give_document(key, new, row):
+                break
+        if staged is not None:
+            await self._leave_document(copy, staged)
+            await self._remove_rubbish(copy)
+        if await self._leave_document(key):
+            await self._remove_rubbish(key)
+
+    async def _copy_chunks(self, key: DocumentKey, new: str, content: UUID, first: int) -> None:
+        await self._write(lambda rows: rows.copy_chunks(key, new, content, first))
+
+    async def _give_document(self, key: DocumentKey, new: str, row: DocumentRow) -> bool:
+        return await self._write(lambda rows: rows.give_document(key, new, row))
+
+    async def _leave_document(self, key: DocumentKey, staged: UUID | None = None) -> bool:
+        return await self._write(lambda rows: rows.leave_document(key, staged))
 
     async def _move(self, id_: UUID, old: str, new: str) -> bool:
         """Move a conversation, in its turn; that takes longer the larger it is."""

@@ -34,7 +34,8 @@ from chatkeep.stores.mongo.documents import (
     turn_id,
     turn_key,
 )
-from chatkeep.stores.rows import Key, within
+from chatkeep.stores.rows import Key
+from chatkeep.stores.slices import within
 from chatkeep.stores.turn_rows import ALL_BYTES, AnswerCount, TurnRow, two_digits
 from chatkeep.turns import TurnKey, TurnPlace, TurnProgress, TurnState, TurnWrite
 from chatkeep.values import EPOCH, now

@@ -23,6 +23,9 @@ DISTRIBUTED = {
     "projects": "owner_id",
     "turns": "owner_id",
     "turn_events": "owner_id",
+    "documents": "owner_id",
+    "chunks": "owner_id",
+    "vectors": "owner_id",
 }
 """The tables with their distribution columns; all are colocated with the first."""
 
@@ -32,6 +35,10 @@ are of no owner."""
 
 OF_OWNER = "FOREIGN KEY (owner_id) REFERENCES users (id) ON DELETE CASCADE"
 OF_CONVERSATION = "FOREIGN KEY (owner_id, conversation_id) REFERENCES conversations (owner_id, id) ON DELETE CASCADE"
+OF_PROJECT = "FOREIGN KEY (owner_id, project_id) REFERENCES projects (owner_id, id) ON DELETE CASCADE"
+OF_DOCUMENT = (
+    "FOREIGN KEY (owner_id, project_id, document_id) REFERENCES documents (owner_id, project_id, id) ON DELETE CASCADE"
+)
 OF_TURN = "FOREIGN KEY (owner_id, turn) REFERENCES turns (owner_id, number) ON DELETE CASCADE"
 REFERENCES = (
     ("conversations", "conversations_owner_id_fkey", OF_OWNER),
@@ -40,8 +47,12 @@ REFERENCES = (
     ("projects", "projects_owner_id_fkey", OF_OWNER),
     ("turns", "turns_owner_id_conversation_id_fkey", OF_CONVERSATION),
     ("turn_events", "turn_events_owner_id_turn_fkey", OF_TURN),
+    ("documents", "documents_owner_id_project_id_fkey", OF_PROJECT),
+    ("chunks", "chunks_owner_id_project_id_document_id_fkey", OF_DOCUMENT),
+    ("vectors", "vectors_owner_id_project_id_fkey", OF_PROJECT),
 )
-"""The foreign keys between them, dropped while only some tables are distributed: Citus cannot hold them then."""
+"""The foreign keys between them, dropped while only some tables are distributed: Citus cannot hold them then.
+Without ON UPDATE CASCADE, which it refuses: no row gets another owner there."""
 
 VERSION = "SELECT extversion FROM pg_extension WHERE extname = 'citus'"
 

@@ -75,6 +75,12 @@ def sized_conversations(rows: str, order: str, max_bytes: str) -> str:
     return _sized(rows, order, max_bytes, columns, "octet_length(metadata::text)")
 
 
+def sized_projects(rows: str, order: str, max_bytes: str) -> str:
+    """The statement of projects with their sizes, as `sized_messages`."""
+    columns = "id, owner_id, name, {metadata}, documents, chunks, space, version, created_at, updated_at, bytes"
+    return _sized(rows, order, max_bytes, columns, "octet_length(metadata)")
+
+
 def sized_messages(rows: str, order: str, max_bytes: str, more: str = ", bytes") -> str:
     """The statement of messages, of which those of more than `max_bytes` come without their values.
 

@@ -1,4 +1,4 @@
-"""The rows of conversations in PostgreSQL, their labels and projects. Every statement names the owner first.
+"""The rows of conversations in PostgreSQL, and their labels. Every statement names the owner first.
 
 Owners come encoded (`encode_nul`); all other text is encoded here.
 """
@@ -21,9 +21,10 @@ from chatkeep.stores.postgres.columns import (
 )
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.text import decode, encode
-from chatkeep.stores.rows import Key, PageSize, Part, Row, Rows, Scope, StateRow, within
+from chatkeep.stores.rows import Key, Row, Rows, Scope, StateRow
+from chatkeep.stores.slices import PageSize, Part, within
 from chatkeep.stores.window import ListFilter, ListPlace
-from chatkeep.values import encode_nul, json_text, labels_text
+from chatkeep.values import json_text, labels_text
 
 MEASURED = 64
 """Rows of which the sizes are asked for at first."""
@@ -48,10 +49,6 @@ INSERT_CONVERSATION = f"""
     ON CONFLICT DO NOTHING
     RETURNING {CONVERSATION_COLUMNS}
 """  # noqa: S608
-INSERT_PROJECT = """
-    WITH owner AS (INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING)
-    INSERT INTO projects (owner_id, id, name) VALUES ($1, $2, $3) ON CONFLICT DO NOTHING
-"""
 TEXTS = ("title", "context_id")
 # Each looked up for itself: few of the many that an owner may have.
 AMONG = f"""
@@ -97,17 +94,6 @@ class PostgresConversations(Rows):
         if row is not None and new.labels:
             await self._insert_labels(key, new.labels)
         return None if row is None else to_conversation(row)
-
-    async def has_project(self, owner: str, id_: UUID) -> bool:
-        statement = "SELECT 1 FROM projects WHERE owner_id = $1 AND id = $2 FOR KEY SHARE"
-        return await self._connection.fetchval(statement, owner, id_) is not None
-
-    async def make_project(self, owner: str, id_: UUID, name: str) -> None:
-        await self._connection.execute(INSERT_PROJECT, owner, id_, encode_nul(name))
-
-    async def project_name(self, owner: str, id_: UUID) -> str | None:
-        statement = "SELECT name FROM projects WHERE owner_id = $1 AND id = $2"
-        return decode(await self._connection.fetchval(statement, owner, id_))
 
     async def fingerprint(self, key: Key) -> bytes | None:
         statement = "SELECT fingerprint FROM conversations WHERE owner_id = $1 AND id = $2 AND deleted_at IS NULL"
@@ -182,3 +168,14 @@ class PostgresConversations(Rows):
                 if cut or count == size.limit:
                     return Part(await self._connection.fetch(statement, *values, len(some), MAX_INTEGER), cut)
         return Part(found)
+
+    async def _planned(self, statement: str, *values: object) -> Sequence[Row]:
+        """Fetch by a plan of its own: one that is kept may have been made when the table was empty, and reads all
+        of it for each turn, or each document, when it has grown."""
+        prepared = await self._connection.prepare(statement, name="")
+        return await prepared.fetch(*values)
+
+
+def count_of(status: str) -> int:
+    """How many rows a DELETE removed."""
+    return int(status.removeprefix("DELETE "))

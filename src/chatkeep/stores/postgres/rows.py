@@ -8,7 +8,7 @@ from operator import itemgetter
 from typing import Any, Self, cast, override
 from uuid import UUID
 
-from chatkeep.access import IDS_CLASH
+from chatkeep.access import BOTH_HAVE_PROJECT, IDS_CLASH
 from chatkeep.errors import Conflict
 from chatkeep.ids import valid_id
 from chatkeep.model import (
@@ -24,25 +24,15 @@ from chatkeep.stores.postgres.columns import (
     to_hit,
     to_messages,
 )
-from chatkeep.stores.postgres.conversations import DELETE_LABELS
+from chatkeep.stores.postgres.conversations import DELETE_LABELS, count_of
 from chatkeep.stores.postgres.pool import Connection
+from chatkeep.stores.postgres.projects import LOCK_HIDDEN
 from chatkeep.stores.postgres.search import FIRST_PLACE, search_statements
 from chatkeep.stores.postgres.text import encode, terms_of
 from chatkeep.stores.postgres.turns import PostgresTurns
-from chatkeep.stores.rows import (
-    Found,
-    Key,
-    PageSize,
-    Part,
-    Place,
-    Removed,
-    Row,
-    StateRow,
-    Within,
-    WordIndex,
-    order_of,
-    that_fit,
-)
+from chatkeep.stores.project_rows import ProjectKey
+from chatkeep.stores.rows import Found, Key, Place, Row, StateRow, Within, WordIndex, order_of
+from chatkeep.stores.slices import PageSize, Part, Removed, that_fit
 from chatkeep.stores.window import Window, cursor_time
 from chatkeep.tree import Position, Segment
 from chatkeep.turns import Ending, TurnKey
@@ -62,6 +52,18 @@ SLICE = 5_000
 """Messages that one transaction removes at most, which bounds how long other writers wait."""
 
 MAX_BIGINT = 2**63 - 1
+
+OF_OWNERS = (
+    "messages",
+    "conversation_labels",
+    "projects",
+    "turns",
+    "turn_events",
+    "documents",
+    "chunks",
+    "vectors",
+)
+"""Tables of which nothing is left when an owner is removed."""
 
 MESSAGE_COLUMNS = """
     m.id, m.seq, m.parent_id, m.role, m.content, m.status, m.parts, m.sources, m.metadata, m.external_id, m.sent_at,
@@ -222,6 +224,11 @@ HIDE_SLICE = """
         SELECT id FROM conversations WHERE owner_id = $1 AND deleted_at IS NULL LIMIT $2)
     RETURNING id
 """
+HIDE_OF_PROJECT = """
+    UPDATE conversations SET deleted_at = now(), slot = false WHERE owner_id = $1 AND deleted_at IS NULL AND id IN (
+        SELECT id FROM conversations WHERE owner_id = $1 AND project_id = $2 AND deleted_at IS NULL LIMIT $3)
+    RETURNING id
+"""
 HIDDEN = """
     SELECT id, last_seq FROM conversations WHERE owner_id = $1 AND deleted_at IS NOT NULL
     ORDER BY id LIMIT $2 FOR UPDATE
@@ -239,6 +246,14 @@ REMOVE_SOME = REMOVE_MESSAGES.format(
     and_more=""" AND seq IN (
             SELECT seq FROM messages WHERE owner_id = $1 AND conversation_id = ANY($2) ORDER BY seq LIMIT $3)"""
 )
+REMAINS = """
+    SELECT owner_id FROM conversations WHERE deleted_at IS NOT NULL
+    UNION SELECT owner_id FROM projects WHERE deleted_at IS NOT NULL
+    UNION SELECT owner_id FROM documents WHERE has_rubbish
+"""
+LOCK_PROJECTS = """
+    SELECT count(*) FROM (SELECT 1 FROM projects WHERE owner_id IN ($1, $2) ORDER BY owner_id, id FOR UPDATE) p
+"""
 LOCK_CONVERSATIONS = """
     SELECT count(*) FROM (SELECT 1 FROM conversations WHERE owner_id = $1 ORDER BY id FOR UPDATE) c
 """
@@ -250,9 +265,16 @@ CLASH = """
     SELECT 1 FROM conversations a JOIN conversations b ON b.owner_id = $2 AND b.id = a.id
     WHERE a.owner_id = $1 LIMIT 1
 """
-# One statement: the foreign keys between the tables are checked at its end. Leases expire: their workers know the old
-# owner. Of two conversations that hold the slot of
-# the same context, the new owner's keeps it.
+# The new owner's project stays, and has the conversations of both. Documents would be lost, and conversations that came
+# into a project that is being removed.
+PROJECTS_CLASH = """
+    SELECT 1 FROM projects a JOIN projects b ON b.owner_id = $2 AND b.id = a.id
+    WHERE a.owner_id = $1 AND (b.deleted_at IS NOT NULL OR EXISTS (
+        SELECT 1 FROM documents WHERE owner_id = $1 AND project_id = a.id)) LIMIT 1
+"""
+# One statement: the foreign keys between the tables are checked at its end; those of documents, chunks and vectors
+# give them to the new owner, too. Leases expire: their workers know the old owner. Of two conversations that hold the
+# slot of the same context, the new owner's keeps it.
 RENAME = """
     WITH c AS (
         UPDATE conversations c SET owner_id = $2, slot = c.slot AND NOT EXISTS (
@@ -493,8 +515,7 @@ class PostgresRows(PostgresTurns):
     # --- removal ------------------------------------------------------------------------------------------
 
     async def owners_with_remains(self) -> list[str]:
-        found = await self._connection.fetch("SELECT DISTINCT owner_id FROM conversations WHERE deleted_at IS NOT NULL")
-        return [owner for (owner,) in found]
+        return [owner for (owner,) in await self._connection.fetch(REMAINS)]
 
     async def lock_owner(self, owner: str) -> None:
         # Whoever creates a conversation locks the row, too, in a weaker mode: the foreign key does.
@@ -506,7 +527,15 @@ class PostgresRows(PostgresTurns):
         return is_there
 
     async def hide_slice(self, owner: str) -> bool:
-        hidden = [row[0] for row in await self._connection.fetch(HIDE_SLICE, owner, SLICE)]
+        return await self._hide_some(HIDE_SLICE, owner)
+
+    async def hide_conversations(self, key: ProjectKey) -> bool:
+        if await self._connection.fetchval(LOCK_HIDDEN, *key) is None:
+            return False
+        return await self._hide_some(HIDE_OF_PROJECT, *key)
+
+    async def _hide_some(self, statement: str, owner: str, *which: UUID) -> bool:
+        hidden = [row[0] for row in await self._connection.fetch(statement, owner, *which, SLICE)]
         await self._connection.execute(FENCE, owner, hidden)
         return len(hidden) == SLICE
 
@@ -522,7 +551,7 @@ class PostgresRows(PostgresTurns):
         labels = await self._connection.execute(DELETE_LABELS, owner, ids)
         turns = await self._connection.execute(REMOVE_TURNS, owner, ids)
         await self._connection.execute(REMOVE_CONVERSATIONS, owner, ids)
-        counts = {"labels": _count(labels), "turns": _count(turns)}
+        counts = {"labels": count_of(labels), "turns": count_of(turns)}
         return gone.plus(Removed(len(ids), **counts))
 
     async def remove_owner(self, owner: str) -> int | None:
@@ -531,13 +560,9 @@ class PostgresRows(PostgresTurns):
             return None
         await self._connection.execute("DELETE FROM users WHERE id = $1", owner)
         left: int = await self._connection.fetchval("SELECT count(*) FROM users WHERE id = $1", owner)
-        for table in ("messages", "conversation_labels", "projects", "turns", "turn_events"):
+        for table in OF_OWNERS:
             left += await self._connection.fetchval(f"SELECT count(*) FROM {table} WHERE owner_id = $1", owner)  # noqa: S608
         return left
-
-    async def remove_projects(self, owner: str) -> int:
-        gone = await self._connection.execute("DELETE FROM projects WHERE owner_id = $1", owner)
-        return _count(gone)
 
     async def rename_owner(self, old: str, new: str) -> int:
         """Give the conversations of one owner to another, to be indexed anew, and count them. Raises Conflict."""
@@ -546,15 +571,13 @@ class PostgresRows(PostgresTurns):
         both = sorted((old, new))
         await self._connection.execute("INSERT INTO users (id) VALUES ($1), ($2) ON CONFLICT DO NOTHING", *both)
         await self._connection.execute("SELECT 1 FROM users WHERE id IN ($1, $2) ORDER BY id FOR UPDATE", *both)
+        await self._connection.execute(LOCK_PROJECTS, *both)
         await self._connection.execute(LOCK_CONVERSATIONS, old)
         await self._connection.execute(LOCK_LEASES, old)
         if await self._connection.fetchval(CLASH, old, new):
             raise Conflict(IDS_CLASH)
+        if await self._connection.fetchval(PROJECTS_CLASH, old, new):
+            raise Conflict(BOTH_HAVE_PROJECT)
         moved = await self._connection.fetchval(RENAME, old, new)
         await self._connection.execute("DELETE FROM users WHERE id = $1", old)
         return cast("int", moved)
-
-
-def _count(status: str) -> int:
-    """How many rows a DELETE removed."""
-    return int(status.removeprefix("DELETE "))

@@ -27,7 +27,8 @@ from chatkeep.stores.postgres.rows import PostgresRows
 from chatkeep.stores.postgres.text import terms_of
 from chatkeep.stores.postgres.turns import of_owners
 from chatkeep.stores.revisions import Schema
-from chatkeep.stores.rows import Key, Part, Row, Work
+from chatkeep.stores.rows import Key, Row, Work
+from chatkeep.stores.slices import Part
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Tree
 from chatkeep.turns import TurnKey, TurnState, TurnWrite

@@ -1,6 +1,7 @@
 """The rows of turns in PostgreSQL. Every statement names the owner first, but for the sweep of all owners.
 
-Locks are taken in one order: the user, the conversation, the lease. Storing events locks leases only, and never waits.
+Locks are taken in one order: the user, the project, the conversation, the lease. Storing events locks leases only, and
+never waits.
 """
 
 import random
@@ -13,9 +14,10 @@ from uuid import UUID
 
 from chatkeep.events import KINDS, PROSE, TurnEvent
 from chatkeep.model import STATUSES
-from chatkeep.stores.postgres.conversations import PostgresConversations
 from chatkeep.stores.postgres.pool import Connection
-from chatkeep.stores.rows import Key, Row, stored_bytes, within
+from chatkeep.stores.postgres.projects import PostgresProjects
+from chatkeep.stores.rows import Key, Row, stored_bytes
+from chatkeep.stores.slices import within
 from chatkeep.stores.turn_rows import AnswerCount, TurnRow
 from chatkeep.turns import TurnKey, TurnPlace, TurnProgress, TurnState, TurnWrite
 from chatkeep.values import decode_nul, encode_nul, json_text, load_json
@@ -100,7 +102,7 @@ STATES = {None: TurnState.BUSY, False: TurnState.RUNNING, True: TurnState.STOPPI
 """By whether a lease that is there is stopping; None if another transaction has locked it."""
 
 
-class PostgresTurns(PostgresConversations):
+class PostgresTurns(PostgresProjects):
     """Rows of turns on one connection: each statement sees a snapshot of its own."""
 
     __slots__ = ("_by_owner",)
@@ -181,12 +183,6 @@ class PostgresTurns(PostgresConversations):
             rows = await self._planned(EVENTS_OF_OWNER, owner, *columns, max_bytes)
             found += [(its[row[0] - 1], *row[1:]) for row in rows]
         return _progress(found, len(places), max_bytes)
-
-    async def _planned(self, statement: str, *values: object) -> Sequence[Row]:
-        """Fetch by a plan of its own: one that is kept may have been made when the table was empty, and reads all
-        of it for each turn when it has grown."""
-        prepared = await self._connection.prepare(statement, name="")
-        return await prepared.fetch(*values)
 
 
 def of_owners(writes: Iterable[TurnWrite]) -> dict[str, list[TurnWrite]]:

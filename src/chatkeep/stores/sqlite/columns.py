@@ -20,7 +20,8 @@ from chatkeep.model import (
     stored,
 )
 from chatkeep.stores.append import Placed, State
-from chatkeep.stores.rows import Found, Hit, PageSize, Part, Row, WordIndex, stored_bytes, within
+from chatkeep.stores.rows import Found, Hit, Row, WordIndex, stored_bytes
+from chatkeep.stores.slices import PageSize, Part, within
 from chatkeep.stores.sqlite.database import Values
 from chatkeep.stores.window import ListFilter
 from chatkeep.tree import Segment

@@ -1,4 +1,4 @@
-"""The rows of conversations in SQLite, their labels and projects. Every statement names the owner first."""
+"""The rows of conversations in SQLite, and their labels. Every statement names the owner first."""
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
@@ -11,7 +11,8 @@ import apsw
 from chatkeep.model import CONVERSATION_FIELDS, Conversation, NewConversation, stored
 from chatkeep.store import ListOrder
 from chatkeep.stores.append import times_of
-from chatkeep.stores.rows import Key, PageSize, Part, Row, Rows, Scope, StateRow
+from chatkeep.stores.rows import Key, Row, Rows, Scope, StateRow
+from chatkeep.stores.slices import PageSize, Part
 from chatkeep.stores.sqlite.columns import (
     conversations_within,
     fetch,
@@ -44,10 +45,6 @@ LIST_ORDER: Mapping[ListOrder, str] = {"id": "c.id", "updated": "c.updated_at DE
 # A + keeps SQLite from reading the list in the order of its index: few of many are looked up and sorted.
 LIST_ORDER_OF_SOME: Mapping[ListOrder, str] = {"id": "+c.id", "updated": "+c.updated_at DESC, +c.id DESC"}
 LABELLED = "SELECT conversation_id FROM conversation_labels WHERE owner_id = ? AND label = ? LIMIT ?"
-INSERT_PROJECT = """
-    INSERT INTO projects (owner_id, id, name, created_at, updated_at) VALUES (?, ?, ?, ?, ?)
-    ON CONFLICT (owner_id, id) DO NOTHING
-"""
 
 
 class SqliteConversations(Rows):
@@ -146,18 +143,6 @@ class SqliteConversations(Rows):
     async def fingerprint(self, key: Key) -> bytes | None:
         statement = "SELECT fingerprint FROM conversations WHERE owner_id = ? AND id = ? AND deleted_at IS NULL"
         return cast("bytes | None", self._connection.execute(statement, (key[0], key[1].bytes)).get)
-
-    async def has_project(self, owner: str, id_: UUID) -> bool:
-        return await self.project_name(owner, id_) is not None
-
-    async def make_project(self, owner: str, id_: UUID, name: str) -> None:
-        self._note_owner(owner)
-        moment = to_micros(self._writes.moment)
-        self._connection.execute(INSERT_PROJECT, (owner, id_.bytes, name, moment, moment))
-
-    async def project_name(self, owner: str, id_: UUID) -> str | None:
-        statement = "SELECT name FROM projects WHERE owner_id = ? AND id = ?"
-        return cast("str | None", self._connection.execute(statement, (owner, id_.bytes)).get)
 
     async def newest(self, owner: str, scope: Scope) -> Conversation | None:
         project = scope.project_id.bytes if scope.project_id else None

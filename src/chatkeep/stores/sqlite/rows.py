@@ -16,18 +16,9 @@ from chatkeep.model import (
 )
 from chatkeep.store import Order
 from chatkeep.stores.append import Known, Placed, State
-from chatkeep.stores.rows import (
-    Found,
-    Key,
-    PageSize,
-    Part,
-    Place,
-    Removed,
-    Row,
-    Within,
-    WordIndex,
-    that_fit,
-)
+from chatkeep.stores.project_rows import ProjectKey
+from chatkeep.stores.rows import Found, Key, Place, Row, Within, WordIndex
+from chatkeep.stores.slices import PageSize, Part, Removed, that_fit
 from chatkeep.stores.sqlite.columns import (
     answer_values,
     found_within,
@@ -41,6 +32,7 @@ from chatkeep.stores.sqlite.columns import (
     uuid,
 )
 from chatkeep.stores.sqlite.database import Transaction
+from chatkeep.stores.sqlite.projects import SqliteProjects
 from chatkeep.stores.sqlite.rewrites import count_removal
 from chatkeep.stores.sqlite.search import (
     COUNT_HITS,
@@ -51,7 +43,6 @@ from chatkeep.stores.sqlite.search import (
     search_statements,
     small_values,
 )
-from chatkeep.stores.sqlite.turns import SqliteTurns
 from chatkeep.tree import Position, Segment
 from chatkeep.turns import Ending, TurnKey
 from chatkeep.values import to_micros
@@ -139,6 +130,20 @@ HIDE_SLICE = """
     UPDATE conversations SET deleted_at = ? WHERE rid IN (
         SELECT rid FROM conversations WHERE owner_id = ? AND deleted_at IS NULL LIMIT ?)
 """
+HIDE_SLICE_OF_PROJECT = """
+    UPDATE conversations SET deleted_at = ?1 WHERE rid IN (
+        SELECT rid FROM conversations WHERE owner_id = ?2 AND project_id = ?3 AND deleted_at IS NULL AND EXISTS (
+            SELECT 1 FROM projects WHERE owner_id = ?2 AND id = ?3 AND deleted_at IS NOT NULL) LIMIT ?4)
+"""
+HAS_ANYTHING = """
+    SELECT 1 WHERE EXISTS (SELECT 1 FROM conversations WHERE owner_id = ?1)
+        OR EXISTS (SELECT 1 FROM projects WHERE owner_id = ?1)
+"""
+OWNERS_WITH_REMAINS = """
+    SELECT owner_id FROM conversations WHERE deleted_at IS NOT NULL
+    UNION SELECT owner_id FROM projects WHERE deleted_at IS NOT NULL
+    UNION SELECT owner_id FROM documents WHERE has_rubbish = 1
+"""
 REMOVABLE = """
     SELECT m.rid, d.id, m.status = 'in_progress' FROM messages m LEFT JOIN message_words_docsize d ON d.id = m.rid
     WHERE m.owner_id = ? AND m.conversation_id = ? LIMIT ?
@@ -151,7 +156,7 @@ CLASH = """
 NOTHING_KNOWN: Mapping[str, str] = {}
 
 
-class SqliteRows(SqliteTurns):
+class SqliteRows(SqliteProjects):
     """Rows on one connection: a snapshot, or with a transaction what it writes."""
 
     __slots__ = ("_index", "_words")
@@ -394,8 +399,7 @@ class SqliteRows(SqliteTurns):
     # --- removal ------------------------------------------------------------------------------------------
 
     async def owners_with_remains(self) -> list[str]:
-        found = self._fetch("SELECT DISTINCT owner_id FROM conversations WHERE deleted_at IS NOT NULL")
-        return [owner for (owner,) in found]
+        return [owner for (owner,) in self._fetch(OWNERS_WITH_REMAINS)]
 
     async def lock_owner(self, owner: str) -> None:
         """Do nothing: nobody else writes while a transaction does."""
@@ -411,6 +415,13 @@ class SqliteRows(SqliteTurns):
         self._connection.execute(HIDE_SLICE, (to_micros(self._writes.moment), owner, SLICE))
         is_more = self._connection.changes() == SLICE
         self._end_hidden_turns(owner)
+        return is_more
+
+    async def hide_conversations(self, key: ProjectKey) -> bool:
+        values = (to_micros(self._writes.moment), key.owner, key.id.bytes, SLICE)
+        self._connection.execute(HIDE_SLICE_OF_PROJECT, values)
+        is_more = self._connection.changes() == SLICE
+        self._end_hidden_turns(key.owner)
         return is_more
 
     async def purge_slice(self, owner: str) -> Removed | None:
@@ -441,7 +452,7 @@ class SqliteRows(SqliteTurns):
 
     async def remove_owner(self, owner: str) -> int | None:
         self._writes.flush()
-        if self._connection.execute("SELECT 1 FROM conversations WHERE owner_id = ? LIMIT 1", (owner,)).get:
+        if self._connection.execute(HAS_ANYTHING, (owner,)).get:
             return None
         self._connection.execute("DELETE FROM users WHERE id = ?", (owner,))
         if self._connection.changes():
@@ -453,14 +464,13 @@ class SqliteRows(SqliteTurns):
             ("SELECT count(*) FROM turn_events WHERE owner_id = ?", owner),
             ("SELECT count(*) FROM conversation_labels WHERE owner_id = ?", owner),
             ("SELECT count(*) FROM projects WHERE owner_id = ?", owner),
+            ("SELECT count(*) FROM documents WHERE owner_id = ?", owner),
+            ("SELECT count(*) FROM chunks WHERE owner_id = ?", owner),
+            ("SELECT count(*) FROM vectors WHERE owner_id = ?", owner),
             ("SELECT count(*) FROM users WHERE id = ?", owner),
             ("SELECT count(*) FROM message_words WHERE message_words MATCH ?", f'owner : "{owner_word(owner)}"'),
         )
         return sum(cast("int", self._connection.execute(statement, (value,)).get) for statement, value in left)
-
-    async def remove_projects(self, owner: str) -> int:
-        self._connection.execute("DELETE FROM projects WHERE owner_id = ?", (owner,))
-        return self._connection.changes()
 
     async def rename_owner(self, old: str, new: str) -> int:
         """Give the conversations of one owner to another, to be indexed anew, and count them. Raises Conflict."""
@@ -468,6 +478,7 @@ class SqliteRows(SqliteTurns):
         both = (new, old)
         if self._connection.execute(CLASH, both).get:
             raise Conflict(IDS_CLASH)
+        self._check_projects(old, new)
         first = self._connection.execute("SELECT min(rid) FROM messages WHERE owner_id = ?", (old,)).get
         self._connection.execute("PRAGMA defer_foreign_keys = ON")
         self._connection.execute("INSERT OR IGNORE INTO users (id) VALUES (?)", (new,))
@@ -478,7 +489,7 @@ class SqliteRows(SqliteTurns):
         self._expire_all(old)  # the foreign keys take them along
         self._connection.execute("UPDATE conversations SET owner_id = ? WHERE owner_id = ?", both)
         count = self._connection.changes()
-        for table in ("messages", "conversation_labels", "projects"):
+        for table in ("messages", "conversation_labels", "projects"):  # documents go with projects
             self._connection.execute(f"UPDATE OR IGNORE {table} SET owner_id = ? WHERE owner_id = ?", both)  # noqa: S608
         self._connection.execute("DELETE FROM users WHERE id = ?", (old,))
         count_removal(self._connection)

@@ -7,7 +7,8 @@ from uuid import UUID
 
 from chatkeep.events import KINDS, TurnEvent
 from chatkeep.model import STATUSES
-from chatkeep.stores.rows import Key, Row, stored_bytes, within
+from chatkeep.stores.rows import Key, Row, stored_bytes
+from chatkeep.stores.slices import within
 from chatkeep.stores.sqlite.columns import uuid
 from chatkeep.stores.sqlite.conversations import SqliteConversations
 from chatkeep.stores.sqlite.database import Values
