@@ -1,0 +1,1 @@
+"""How files become documents: what they are, their text, and its passages."""

@@ -1,0 +1,1 @@
+"""Search in documents: terms and vectors, the index of a project, and the ranking."""
