@@ -1,0 +1,302 @@
+"""Which documents a search finds, in which order, and which passage of each."""
+
+import math
+import random
+import re
+import zlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import NamedTuple
+from uuid import UUID, uuid4
+
+import bm25s  # type: ignore[import-untyped]
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from numpy.typing import NDArray
+
+from chatkeep.documents import Content, IndexedChunk, Nearest
+from chatkeep.retrieval.index import K1, MAX_QUERY_TERMS, RANK_OFFSET, B, Index, Ranked, Segment
+from chatkeep.retrieval.terms import pack_terms, terms_of
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+type Vector = tuple[int, ...]
+
+
+class Passage(NamedTuple):
+    """A chunk, as the reference reads it."""
+
+    terms: list[int]
+    vector: Vector | None
+
+
+type Library = dict[str, list[Passage]]
+"""The passages of each document, by its path."""
+
+PASSAGES = st.builds(
+    Passage,
+    st.lists(st.integers(0, 5), max_size=6),
+    st.none() | st.tuples(*[st.integers(-2, 2)] * 3),  # their products are exact
+)
+LIBRARIES = st.dictionaries(st.text("abé/", min_size=1, max_size=4), st.lists(PASSAGES, max_size=4), max_size=6)
+
+
+def pack(terms: Sequence[int]) -> bytes:
+    """Terms as they are stored."""
+    return np.array(terms, "<u4").tobytes()
+
+
+def row(vector: Sequence[float]) -> NDArray[np.float32]:
+    """A vector as a search takes it."""
+    return np.array(vector, np.float32)
+
+
+def segment(path: str, passages: Sequence[Passage]) -> Segment:
+    """The segment of a document, with ids of its own."""
+    chunks = [
+        IndexedChunk(n, pack(terms), None if vector is None else row(vector).tobytes())
+        for n, (terms, vector) in enumerate(passages)
+    ]
+    return Segment.of(Content(uuid4(), uuid4(), path, None, len(chunks), 1), chunks)
+
+
+def indexed(library: Library) -> Index:
+    """The index of a library."""
+    return Index.of([segment(path, passages) for path, passages in library.items()])
+
+
+def places(index: Index, found: list[Ranked]) -> list[tuple[str, int, float]]:
+    """What was found, without ids."""
+    paths = {one.document_id: one.file_path for one in index.segments}
+    return [(paths[one.document_id], one.n, one.score) for one in found]
+
+
+# --- the reference ----------------------------------------------------------------------------------------
+
+
+def rarity(term: int, passages: Sequence[Passage]) -> float:
+    """How much a term tells."""
+    having = sum(term in passage.terms for passage in passages)
+    return math.log1p((len(passages) - having + 0.5) / (having + 0.5))
+
+
+def words_score(passage: Passage, asked: Sequence[int], passages: Sequence[Passage]) -> float:
+    """The score of a passage by BM25, in numbers of 32 bits."""
+    average = sum(len(each.terms) for each in passages) / len(passages) or 1
+    damping = np.float32(K1 * (1 - B + B * (len(passage.terms) / average)))
+    score = np.float32(0)
+    for term in asked:
+        count = np.float32(passage.terms.count(term))
+        score += count / (count + damping) * np.float32(rarity(term, passages))
+    return float(score) or -math.inf
+
+
+def cosine(passage: Passage, vector: Vector | None) -> float:
+    """The product of two vectors."""
+    if vector is None or passage.vector is None:
+        return -math.inf
+    return sum(a * b for a, b in zip(passage.vector, vector, strict=True))
+
+
+def reciprocal(score: float, scores: Sequence[float]) -> float:
+    """The reciprocal of the rank of a score."""
+    return 0 if score == -math.inf else 1 / (RANK_OFFSET + 1 + sum(other > score for other in scores))
+
+
+def share(passage: Passage, asked: Sequence[int], passages: Sequence[Passage]) -> float:
+    """How many of the words asked for a passage has, the rare ones counting more."""
+    rarities = [rarity(term, passages) for term in asked]
+    had = sum(much for term, much in zip(asked, rarities, strict=True) if term in passage.terms)
+    return had / (sum(rarities) or 1)
+
+
+def reference(library: Library, terms: Sequence[int], vector: Vector | None) -> list[tuple[str, int, float]]:
+    """What a search finds, in plain Python."""
+    documents = [(path, library[path]) for path in sorted(library) if library[path]]
+    passages = [passage for _, each in documents for passage in each]
+    asked = sorted(set(terms))
+    ways: list[Callable[[Passage], float]] = [
+        lambda passage: words_score(passage, asked, passages),
+        lambda passage: cosine(passage, vector),
+    ]
+    found = []
+    for path, each in documents:
+        fused, best = 0.0, [0.0] * len(each)
+        for way in ways:
+            everything = [max(map(way, others)) for _, others in documents]
+            fused += reciprocal(max(map(way, each)), everything)
+            best = [
+                sofar + reciprocal(way(one), list(map(way, passages))) for sofar, one in zip(best, each, strict=True)
+            ]
+        n = best.index(max(best))
+        near = cosine(each[n], vector)
+        score = share(each[n], asked, passages) if near == -math.inf else min(max(near, 0), 1)
+        if fused:
+            found.append((fused, path, n, score))
+    return [(path, n, score) for _, path, n, score in sorted(found, key=lambda one: -one[0])]
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    library=LIBRARIES,
+    terms=st.lists(st.integers(0, 6), max_size=4),
+    vector=st.none() | st.tuples(*[st.integers(-2, 2)] * 3),
+    limit=st.integers(1, 7),
+)
+def test_search_finds_what_the_reference_finds(
+    library: Library, terms: list[int], vector: Vector | None, limit: int
+) -> None:
+    """Documents by both rankings, the best passage of each, and its score."""
+    index = indexed(library)
+    found = places(index, index.search(pack(terms), None if vector is None else row(vector), limit))
+
+    expected = reference(library, terms, vector)[:limit]
+    assert [each[:2] for each in found] == [each[:2] for each in expected]
+    assert [each[2] for each in found] == pytest.approx([each[2] for each in expected])
+
+
+def test_search_finds_the_same_whatever_the_order_of_segments_and_ids() -> None:
+    """Only paths, terms and vectors decide."""
+    chance = random.Random(5)
+    library = _library(chance, documents=60, chunks=7, dimension=5)
+    first = indexed(library)
+    questions = [(pack(chance.choices(range(40), k=4)), row([chance.gauss() for _ in range(5)])) for _ in range(20)]
+    expected = [places(first, first.search(*question, 20)) for question in questions]
+    for _ in range(3):
+        paths = list(library)
+        chance.shuffle(paths)
+        index = indexed({path: library[path] for path in paths})
+
+        assert [places(index, index.search(*question, 20)) for question in questions] == expected
+
+
+def _library(chance: random.Random, *, documents: int, chunks: int, dimension: int) -> Library:
+    """Documents of random words; one passage of ten has no vector, and some have the same."""
+    return {
+        f"{chance.random()}.md": [
+            Passage(
+                [int(chance.expovariate(0.1)) for _ in range(chance.randrange(30))],
+                tuple(chance.randint(-3, 3) for _ in range(dimension)) if chance.random() < 0.9 else None,
+            )
+            for _ in range(chance.randrange(1, chunks))
+        ]
+        for _ in range(documents)
+    }
+
+
+@pytest.mark.parametrize("dimension", [3, 384, 385, 1536])
+def test_the_same_vector_has_the_same_score_wherever_it_stands(dimension: int) -> None:
+    """A product by BLAS differs in the last bits, by place and by number of threads."""
+    rows = np.random.default_rng(3).standard_normal((2, dimension)).astype(np.float32)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    same, scores = Passage([], tuple(rows[0].tolist())), set()
+    for documents in range(1, 20):
+        index = indexed({f"{n:02}.md": [same] for n in range(documents)})
+        found = places(index, index.search(b"", rows[1], documents))
+        scores |= {score for _, _, score in found}
+
+        assert [path for path, _, _ in found] == [f"{n:02}.md" for n in range(documents)]
+    assert len(scores) == 1
+
+
+def test_words_score_as_in_bm25s() -> None:
+    """To the rounding of 32 bits, on this project's own documentation."""
+    texts = [part for path in sorted(DOCS.rglob("*.md")) for part in re.split(r"\n(?=#)", path.read_text("utf-8"))]
+    model = bm25s.BM25(method="lucene", k1=K1, b=B)
+    model.index([terms_of(text) for text in texts], show_progress=False)
+    chunks = [IndexedChunk(n, pack_terms(text), None) for n, text in enumerate(texts)]
+    index = Index.of([Segment.of(Content(uuid4(), uuid4(), "docs.md", None, len(chunks), 1), chunks)])
+    for text in texts[::7]:
+        question = sorted({term for term in terms_of(text)[:20] if term in model.vocab_dict})
+        numbers = np.unique([zlib.crc32(term.encode()) for term in question]).astype(np.uint32)
+        scores = index._by_words(index._postings.find(numbers))
+
+        assert np.where(scores > 0, scores, 0) == pytest.approx(model.get_scores(question), rel=1e-5, abs=1e-6)
+
+
+def test_vectors_may_be_in_the_database() -> None:
+    """What that found stands for the vectors; what is not there any more is ignored."""
+    library: Library = {
+        "a.md": [Passage([1, 2], (1, 0)), Passage([2], (0, 1))],
+        "b.md": [Passage([3], (0, -1))],
+        "c.md": [Passage([4], None)],
+    }
+    whole = indexed(library)
+    index = indexed({path: [Passage(terms, None) for terms, _ in each] for path, each in library.items()})
+    ids = {one.file_path: one.document_id for one in index.segments}
+    nearest = [
+        Nearest(ids["a.md"], 1, 1.0),
+        Nearest(uuid4(), 0, 0.9),
+        Nearest(ids["c.md"], 1, 0.8),
+        Nearest(ids["a.md"], 0, 0.0),
+        Nearest(ids["b.md"], 0, -1.0),
+    ]
+    found = places(index, index.search(pack([2]), None, 9, nearest=nearest))
+
+    assert found == places(whole, whole.search(pack([2]), row([0, 1]), 9)) == [("a.md", 1, 1.0), ("b.md", 0, 0.0)]
+
+
+def test_the_next_index_is_made_of_the_segments_of_the_last_one() -> None:
+    """With one replaced and one gone; nothing else is copied twice."""
+    library = _library(random.Random(6), documents=20, chunks=5, dimension=4)
+    first = indexed(library)
+    gone, replaced, *_ = [one.file_path for one in first.segments]
+    passages = [Passage([7, 7, 8], (1, 2, 3, 0))]
+    kept = [one for one in first.segments if one.file_path not in {gone, replaced}]
+    second = Index.of([segment(replaced, passages), *kept])
+    del library[gone]
+    library[replaced] = passages
+    afresh = indexed(library)
+
+    question = pack([7, 8, 9]), row([1, 0, 0, 1])
+    assert places(second, second.search(*question, 20)) == places(afresh, afresh.search(*question, 20))
+    assert second.nbytes == afresh.nbytes
+    assert len(second) == sum(map(len, library.values()))
+    assert all(one.terms.base is second.segments[0].terms.base for one in second.segments)
+
+
+def test_documents_of_many_chunks_are_whole() -> None:
+    """Chunks are copied some at a time."""
+    passages = [Passage([n, n + 1], (n, 1) if n % 3 else None) for n in range(1_500)]
+    index = indexed({"large.md": passages, "small.md": [Passage([7], (0, 0))]})
+    for n in (0, 511, 512, 1_023, 1_024, 1_499):
+        ((path, number, _),) = places(index, index.search(pack([n, n + 1]), None, 1))
+
+        assert (path, number) == ("large.md", n)
+    assert index.segments[0].vectors is not None
+    assert index.segments[0].vectors.tolist() == [list(one.vector or (0, 0)) for one in passages]
+    assert index.segments[0].has_vector.tolist() == [one.vector is not None for one in passages]
+
+
+def test_an_index_may_be_empty() -> None:
+    """So are documents without words."""
+    assert Index.of([]).search(pack([1]), row([1, 0]), 5) == []
+    assert indexed({"a.md": []}).search(pack([1]), None, 5) == []
+    assert indexed({"a.md": [Passage([], None)]}).search(pack([1]), None, 5) == []
+    assert indexed({"a.md": [Passage([1], None)]}).search(b"", None, 5) == []
+    assert Index.of([]).nbytes == Index.of([])._postings.starts.nbytes
+
+
+def test_a_long_question_is_cut() -> None:
+    """Its first terms count."""
+    index = indexed({"a.md": [Passage([1], None)], "b.md": [Passage([2], None)]})
+    found = index.search(pack([1] * MAX_QUERY_TERMS + [2]), None, 5)
+
+    assert [path for path, _, _ in places(index, found)] == ["a.md"]
+
+
+def test_vectors_of_two_sizes_are_refused() -> None:
+    """They are not of one space."""
+    with pytest.raises(ValueError, match="one size"):
+        segment("a.md", [Passage([], (1, 2)), Passage([], (1, 2, 3))])
+
+
+def test_found_documents_have_their_ids() -> None:
+    """Of the document and of its content."""
+    one = segment("a.md", [Passage([1], None)])
+    (found,) = Index.of([one]).search(pack([1]), None, 5)
+
+    assert isinstance(found.document_id, UUID)
+    assert found == Ranked(one.document_id, one.content, 0, 1.0)
