@@ -134,6 +134,22 @@ class Settings(BaseSettings):
         20.0, ge=0, description="Seconds of the shutdown in which answers may be finished; others are interrupted."
     )
 
+    max_upload_bytes: int = Field(20 << 20, gt=0, description="Largest file that is uploaded, in bytes.")
+    max_documents: int = Field(1_000, ge=1, description="Documents of a project.")
+    max_chunks: int = Field(200_000, ge=1, description="Passages of a project's documents together.")
+    retrieval_memory_bytes: int = Field(
+        512 << 20, gt=0, description="Memory for the indexes of the projects that are searched, per process."
+    )
+    embedder: str = Field(
+        "none",
+        min_length=1,
+        description="What makes the vectors by which documents are found: `none`, words alone; `local`, a model on this"
+        " machine's CPU (extra `local`); or a name of pydantic-ai, such as openai:text-embedding-3-small.",
+    )
+    embed_dir: Path | None = Field(
+        None, description="A folder with another model for the embedder `local`: model.onnx and tokenizer.json."
+    )
+
     @model_validator(mode="after")
     def _can_verify_tokens(self) -> Self:
         if self.auth == "none":

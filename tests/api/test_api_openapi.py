@@ -13,9 +13,13 @@ import pytest
 from chatkeep import Conversation, Message, NewConversation, NewMessage, Page, Source, StoreOptions, open_store
 from chatkeep.api.answering import Answered
 from chatkeep.api.app import create_app
+from chatkeep.api.routes.documents import DocumentChunk, UploadedDocument
 from chatkeep.api.routes.messages import MessageBatch, MessageRequest
 from chatkeep.api.routes.stats import Stats
-from chatkeep.model import RunningAnswer
+from chatkeep.documents import Document
+from chatkeep.model import Record, RunningAnswer
+from chatkeep.projects import NewProject, Project
+from chatkeep.retrieval.passages import Passage, Passages
 from chatkeep.settings import Settings
 from chatkeep.stores.memory.store import MemoryStore
 from servers.api import Api, serving
@@ -30,6 +34,8 @@ OPERATIONS = [
     for method, operation in methods.items()
 ]
 
+
+UPLOAD = "POST /api/projects/{project_id}/documents"
 
 WITHOUT_BODY = ("/answer", "/stop")
 """What ends the path of a POST that takes no body."""
@@ -80,6 +86,19 @@ def test_the_operations() -> None:
         "POST /api/conversations/{conversation_id}/messages/{message_id}/answer": "answer_again",
         "GET /api/conversations/{conversation_id}/messages/{message_id}/events": "follow_answer",
         "POST /api/conversations/{conversation_id}/messages/{message_id}/stop": "stop_answer",
+        "POST /api/projects": "create_project",
+        "GET /api/projects": "list_projects",
+        "GET /api/projects/{project_id}": "get_project",
+        "PATCH /api/projects/{project_id}": "update_project",
+        "DELETE /api/projects/{project_id}": "delete_project",
+        "POST /api/projects/{project_id}/conversations": "create_project_conversation",
+        "GET /api/projects/{project_id}/conversations": "list_project_conversations",
+        "POST /api/projects/{project_id}/documents": "upload_document",
+        "GET /api/projects/{project_id}/documents": "list_documents",
+        "GET /api/projects/{project_id}/documents/{document_id}": "get_document",
+        "GET /api/projects/{project_id}/documents/{document_id}/chunks": "list_chunks",
+        "DELETE /api/projects/{project_id}/documents/{document_id}": "delete_document",
+        "GET /api/projects/{project_id}/search": "search_documents",
         "GET /api/search": "search_messages",
         "GET /api/stats": "answer_stats",
         "DELETE /api/me": "erase_me",
@@ -107,6 +126,18 @@ def test_every_operation_is_described(name: str, operation: dict[str, Any]) -> N
     assert ("requestBody" in operation) == (name.startswith(("POST", "PATCH")) and not name.endswith(WITHOUT_BODY))
 
 
+OTHER_ERRORS = {
+    "POST /api/conversations/{conversation_id}/messages": {"502", "504"},
+    "POST /api/conversations/{conversation_id}/messages/{message_id}/answer": {"502", "504"},
+    # A kept reply, and what it shows was deleted.
+    "POST /api/conversations": {"404"},
+    "POST /api/projects": {"404"},
+    # A body that is read while it arrives.
+    UPLOAD: {"400", "408"},
+}
+"""Errors that these operations have beside the others."""
+
+
 @pytest.mark.parametrize(("name", "operation"), OPERATIONS)
 def test_every_error_is_a_problem(name: str, operation: dict[str, Any]) -> None:
     """Each error of an operation is documented with its media type and one shape."""
@@ -125,16 +156,13 @@ def test_every_error_is_a_problem(name: str, operation: dict[str, Any]) -> None:
         assert operation["security"] == [{"bearer": []}]
     if "/api" in name and name != "DELETE /api/me":
         expected |= {"422"}
-    if "{conversation_id}" in name or name == "GET /api/search":
+    if "_id}" in name or name == "GET /api/search":
         expected |= {"404"}
     if "requestBody" in operation:
         expected |= {"413", "415"}
     if name.startswith("POST") and not name.endswith("/stop"):
         expected |= {"409"}
-    if name.endswith("/answer") or name == "POST /api/conversations/{conversation_id}/messages":
-        expected |= {"502", "504"}
-    if name == "POST /api/conversations":  # a kept reply whose conversation was deleted
-        expected |= {"404"}
+    expected |= OTHER_ERRORS.get(name, set())
     assert errors == expected
 
 
@@ -142,7 +170,7 @@ def test_patch_takes_two_types() -> None:
     """A merge patch may be sent as what it is, or as JSON."""
     patches = [operation["requestBody"]["content"] for name, operation in OPERATIONS if name.startswith("PATCH")]
 
-    assert len(patches) == 2
+    assert len(patches) == 3
     for content in patches:
         assert set(content) == {"application/json", "application/merge-patch+json"}
 
@@ -152,14 +180,32 @@ def test_created_things_have_a_path() -> None:
     for name, operation in OPERATIONS:
         if "201" in operation["responses"]:
             headers = set(operation["responses"]["201"]["headers"])
-            assert headers == ({"Idempotency-Replayed"} | (set() if name.endswith("/batch") else {"Location"}))
+            replayed = set() if name == UPLOAD else {"Idempotency-Replayed"}
+            assert headers == replayed | (set() if name.endswith("/batch") else {"Location"})
+
+
+def test_an_upload_is_a_form() -> None:
+    """It has a file, which a page can choose, and may have a path."""
+    [(media_type, content)] = dict(OPERATIONS)[UPLOAD]["requestBody"]["content"].items()
+    schema = content["schema"]
+
+    assert (media_type, schema["required"]) == ("multipart/form-data", ["file"])
+    assert {name: each["type"] for name, each in schema["properties"].items()} == {
+        "file": "string", "file_path": "string",
+    }  # fmt: skip
+    assert schema["properties"]["file"]["format"] == "binary"
+    assert all(each["description"] for each in schema["properties"].values())
 
 
 def test_filters_are_parameters() -> None:
     """A list can be filtered by what the store can filter by, with bounds; a label may be given several times."""
     parameters = {each["name"]: each["schema"] for each in DOCUMENT["paths"]["/api/conversations"]["get"]["parameters"]}
 
-    assert {"context_id", "project_id", "external_id", "label", "updated_after", "updated_before"} <= set(parameters)
+    filters = {"context_id", "project_id", "external_id", "label", "updated_after", "updated_before"}
+    assert filters <= set(parameters)
+    listed = DOCUMENT["paths"]["/api/projects/{project_id}/conversations"]["get"]["parameters"]
+    of_project = {each["name"] for each in listed if each["in"] == "query"}
+    assert of_project == set(parameters) - {"project_id"}
     label = parameters["label"]
     assert (label["type"], label["maxItems"]) == ("array", 32)
     assert label["items"]["maxLength"] == 65
@@ -169,7 +215,7 @@ def test_the_schemas_are_the_records() -> None:
     """Every record has one shape, that of the library, and nothing refers to a schema that is not there."""
     schemas = DOCUMENT["components"]["schemas"]
 
-    for record in (Conversation, NewMessage, Source):
+    for record in (Conversation, NewMessage, Source, NewProject, Project, Document, Passage):
         assert set(schemas[record.__name__]["properties"]) == set(record.model_fields)
     assert set(schemas["Message"]["properties"]) == set(RunningAnswer.model_fields)
     assert set(schemas["Message"]["required"]) == set(Message.model_fields)
@@ -202,6 +248,25 @@ def test_the_examples_are_valid() -> None:
     Page[Message].model_validate(batch["responses"]["201"]["content"]["application/json"]["example"])
     listed = paths["/api/conversations"]["get"]["responses"]["200"]["content"]["application/json"]["example"]
     Page[Conversation].model_validate(listed)
+    for name, record in SHOWN.items():
+        response = dict(OPERATIONS)[name]["responses"]["201" if name.startswith("POST") else "200"]
+        record.model_validate(response["content"]["application/json"]["example"])
+
+
+SHOWN: dict[str, type[Record]] = {
+    "POST /api/projects": Project,
+    "GET /api/projects": Page[Project],
+    "GET /api/projects/{project_id}": Project,
+    "PATCH /api/projects/{project_id}": Project,
+    "POST /api/projects/{project_id}/conversations": Conversation,
+    "GET /api/projects/{project_id}/conversations": Page[Conversation],
+    UPLOAD: UploadedDocument,
+    "GET /api/projects/{project_id}/documents": Page[Document],
+    "GET /api/projects/{project_id}/documents/{document_id}": Document,
+    "GET /api/projects/{project_id}/documents/{document_id}/chunks": Page[DocumentChunk],
+    "GET /api/projects/{project_id}/search": Passages,
+}
+"""What the examples of projects and documents are."""
 
 
 async def test_served_document(api: Api) -> None:

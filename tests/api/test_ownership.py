@@ -18,7 +18,10 @@ from chatkeep import NewConversation, NewMessage, Role, Store, StoreOptions, ope
 from chatkeep.answers.scripted import ScriptedProvider
 from chatkeep.api.admission import is_protected
 from chatkeep.api.app import create_app
+from chatkeep.documents import NewChunk, NewDocument
 from chatkeep.events import text
+from chatkeep.projects import NewProject
+from chatkeep.retrieval.terms import pack_terms
 from chatkeep.settings import Settings
 from chatkeep.stores.memory.store import MemoryStore
 from servers.api import Api, answering
@@ -38,8 +41,12 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
         "messages": [{"role": "user", "content": "let us in"}] * 2
     },
     ("PATCH", "/api/conversations/{conversation_id}/messages/{message_id}"): {"metadata": {"zq7": "taken over"}},
+    ("POST", "/api/projects"): {"name": "mine"},
+    ("PATCH", "/api/projects/{project_id}"): {"name": "zq7 taken over"},
+    ("POST", "/api/projects/{project_id}/conversations"): {},
 }
-QUERIES = {("GET", "/api/search"): {"q": "secret"}}
+UPLOADS = {("POST", "/api/projects/{project_id}/documents"): {"file": ("zq7.md", b"let me in")}}
+QUERIES = {("GET", path): {"q": "secret"} for path in ("/api/search", "/api/projects/{project_id}/search")}
 OF_ANSWERS = ("/events", "/stop")
 """What ends the path of a route that takes the id of an answer."""
 DONE = {"POST": 201, "DELETE": 204}
@@ -54,7 +61,7 @@ MATRIX = [
 def test_the_matrix_is_whole() -> None:
     """Every operation of the document is in it, with every credential, and who is let in with every kind of id."""
     with_id = sum("{" in path for _, path in ROUTES)
-    assert with_id >= 13
+    assert with_id >= 24
     assert len(MATRIX) == (6 + 2 * 4) * with_id + 8 * (len(ROUTES) - with_id)
 
 
@@ -83,8 +90,25 @@ class World:
                 for number, role in enumerate((Role.USER, Role.ASSISTANT))
             ]
             stored = await self.store.append(owner, talk.id, texts)
-            self.ids[owner] = {"conversation_id": str(talk.id), "message_id": str(stored[0].id)}
+            project = await self.store.projects.create_project(owner, NewProject(name=f"secret of {owner}"))
+            document = await self.store.documents.store_document(owner, project.id, SECRET, SECRET_TEXT)
+            self.ids[owner] = {
+                "conversation_id": str(talk.id),
+                "message_id": str(stored[0].id),
+                "project_id": str(project.id),
+                "document_id": str(document.document.id),
+            }
             self.answers[owner] = str(stored[1].id)
+
+    async def kept(self, owner: str) -> tuple[Any, ...]:
+        """What an owner has: messages, the project, its documents, and their text."""
+        ids = self.ids[owner]
+        log = await self.store.log(owner, ids["conversation_id"])
+        project = await self.store.projects.get_project(owner, ids["project_id"])
+        documents = await self.store.documents.list_documents(owner, project.id)
+        [chunk] = await self.store.documents.document_chunks(owner, project.id, ids["document_id"])
+        paths = [document.file_path for document in documents.items]
+        return [(message.content, message.metadata) for message in log], project.name, paths, chunk.text
 
     def headers(self, who: str) -> dict[str, str]:
         """What somebody sends to be let in."""
@@ -106,18 +130,24 @@ class World:
         named = {
             "existing": self.ids[owner],
             "foreign": self.ids[other],
-            "unknown": {"conversation_id": str(uuid4()), "message_id": str(uuid4())},
-            "malformed": {"conversation_id": "zq7", "message_id": "zq7"},
+            "unknown": {name: str(uuid4()) for name in self.ids[owner]},
+            "malformed": dict.fromkeys(self.ids[owner], "zq7"),
             "-": {},
         }[id_]
         if path.endswith(OF_ANSWERS) and id_ in ("existing", "foreign"):
             named = {**named, "message_id": self.answers[owner if id_ == "existing" else other]}
-        body = BODIES.get((method, path))
         return await self.api.client.request(
-            method, path.format(**named), headers=self.headers(who), json=body, params=QUERIES.get((method, path))
+            method,
+            path.format(**named),
+            headers=self.headers(who),
+            json=BODIES.get((method, path)),
+            files=UPLOADS.get((method, path)),
+            params=QUERIES.get((method, path)),
         )
 
 
+SECRET = NewDocument(file_path="secret.md", media_type="text/markdown", bytes=6, sha256="0" * 64)
+SECRET_TEXT = [NewChunk("secret", None, "", 0, pack_terms("secret"))]
 SCRIPTED = ScriptedProvider([text("Green.")])
 
 
@@ -142,7 +172,17 @@ def expected(method: str, path: str, who: str, id_: str, *, hides: bool) -> int:
     if who in REFUSED:
         return 401
     done = 200 if path == "/api/me" or path.endswith("/stop") else DONE.get(method, 200)
-    return {"malformed": 422, "unknown": 404, "foreign": 404 if hides else 403}.get(id_, done)
+    return {"malformed": 422, "unknown": 404, "foreign": 404 if is_hidden(path, hides=hides) else 403}.get(id_, done)
+
+
+def is_hidden(path: str, *, hides: bool) -> bool:
+    """Whether nobody is told that something is somebody else's: that of projects always."""
+    return hides or path.startswith("/api/projects")
+
+
+def untouched(owner: str) -> tuple[Any, ...]:
+    """What `World.kept` is while nobody changed it."""
+    return [("secret 0", {}), ("secret 1", {})], f"secret of {owner}", ["secret.md"], "secret"
 
 
 async def test_matrix(world: World, *, hides: bool) -> None:
@@ -160,12 +200,10 @@ async def test_matrix(world: World, *, hides: bool) -> None:
             wrong.append(f"{method} {path} by {who} with {id_} id tells: {reply.text}")
         owner = "bob" if who == "another owner" else "ada"
         other = "ada" if owner == "bob" else "bob"
-        kept = await world.store.log(other, world.ids[other]["conversation_id"])
-        if [(message.content, message.metadata) for message in kept] != [("secret 0", {}), ("secret 1", {})]:
+        if await world.kept(other) != untouched(other):
             wrong.append(f"{method} {path} by {who} with {id_} id changed what is {other}'s")
         if who in REFUSED:
-            kept = await world.store.log("ada", world.ids["ada"]["conversation_id"])
-            assert len(kept) == 2, f"{method} {path} by {who} changed something"
+            assert await world.kept("ada") == untouched("ada"), f"{method} {path} by {who} changed something"
     assert wrong == []
 
 
@@ -175,10 +213,10 @@ async def test_foreign_and_unknown_are_the_same_when_hidden(world: World, *, hid
     for method, path in ROUTES:
         if "{" in path:
             foreign, unknown = [await world.send(method, path, "owner", id_) for id_ in ("foreign", "unknown")]
-            assert (foreign.content == unknown.content) == hides
+            assert (foreign.content == unknown.content) == is_hidden(path, hides=hides)
             changing = {"date", "x-request-id", "ratelimit"}
             names = (set(foreign.headers) | set(unknown.headers)) - changing
-            if hides:
+            if is_hidden(path, hides=hides):
                 assert {n: foreign.headers.get(n) for n in names} == {n: unknown.headers.get(n) for n in names}
 
 
@@ -197,5 +235,7 @@ async def test_ids_cannot_be_squatted(world: World) -> None:
     said = {"id": foreign["message_id"], "role": "user", "content": "mine"}
     path = f"/api/conversations/{foreign['conversation_id']}/messages"
     assert (await world.api.client.post(path, headers=world.headers("owner"), json=said)).status_code == 201
-    kept = await world.store.log("bob", foreign["conversation_id"])
-    assert [message.content for message in kept] == ["secret 0", "secret 1"]
+    project = {"id": foreign["project_id"], "name": "mine"}
+    made = await world.api.client.post("/api/projects", headers=world.headers("owner"), json=project)
+    assert (made.status_code, made.json()["documents"]) == (201, 0)
+    assert await world.kept("bob") == untouched("bob")

@@ -234,8 +234,11 @@ async def test_redis_that_comes_late(redis: redis_server.Server) -> None:
         assert [(await limiter.hit("ada")).remaining for _ in range(2)] == [4, 3]
 
 
-async def test_redis_that_cuts_connections(redis: redis_server.Server, caplog: pytest.LogCaptureFixture) -> None:
+async def test_redis_that_cuts_connections(
+    redis: redis_server.Server, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Requests are counted, each of them, after Redis has closed idle connections and forgotten its scripts."""
+    monkeypatch.setattr("chatkeep.api.rate_limit.TIMEOUT_SECONDS", 10.0)  # twenty new connections take a while
     async with aclosing(RateLimiter("100/minute", redis.url)) as limiter, asking(redis) as client:
         for _ in range(3):
             await asyncio.gather(*(limiter.hit("ada") for _ in range(20)))

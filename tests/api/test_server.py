@@ -93,7 +93,7 @@ def stuck_postgres(_: Path) -> Iterator[tuple[str, AbstractContextManager[object
         yield server.url(), stopped(server)
 
 
-@pytest.mark.parametrize("database", [stuck_sqlite, stuck_postgres])
+@pytest.mark.parametrize("database", [stuck_sqlite, pytest.param(stuck_postgres, marks=pytest.mark.long)])
 def test_sigterm_while_the_database_is_stuck(
     tmp_path: Path, database: Callable[[Path], AbstractContextManager[tuple[str, AbstractContextManager[object]]]]
 ) -> None:
@@ -161,6 +161,43 @@ def test_workers(tmp_path: Path) -> None:
         process.send_signal(signal.SIGTERM)
         assert process.wait(20) == 0
         assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+
+
+@pytest.mark.long  # three processes start for it, as for the test above
+def test_a_document_is_found_through_every_worker(tmp_path: Path) -> None:
+    """What one worker stores, the next request finds through another one: new, replaced and deleted."""
+    with served(tmp_path, "--workers", "2") as (process, client):
+        workers = _children(process.pid)
+        where = f"/api/projects/{client.post('/api/projects', json={'name': 'Manual'}).json()['id']}"
+        before = [_cpu(pid) for pid in workers]
+        number = 0
+        while number < 10 or not all(_cpu(pid) > used for pid, used in zip(workers, before, strict=True)):
+            number += 1
+            text = f"# Zebra {number}\n\nStripes.\n"
+            made = client.post(f"{where}/documents", files={"file": (f"{number % 3}.md", text)})
+            assert made.status_code == 201
+            assert _found(client, where, f"zebra {number}") == {text}
+            assert number < 100
+        client.delete(made.headers["location"])
+        assert text not in _found(client, where, f"zebra {number}")
+
+
+def _found(client: httpx2.Client, where: str, question: str) -> set[str]:
+    """What eight searches at once, each on a connection of its own, find first."""
+
+    def search(_: int) -> str:
+        with httpx2.Client(base_url=client.base_url, verify=False) as another:
+            found = another.get(f"{where}/search", params={"q": question}).json()["items"]
+            return str(found[0]["text"])
+
+    with ThreadPoolExecutor(8) as threads:
+        return set(threads.map(search, range(8)))
+
+
+def _cpu(pid: int) -> int:
+    """The CPU time of a process so far, in ticks."""
+    used = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return int(used[11]) + int(used[12])
 
 
 @pytest.mark.long  # three processes start for it, as for the test above

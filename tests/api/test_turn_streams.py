@@ -362,6 +362,7 @@ async def test_a_reader_that_never_reads() -> None:
         assert (await api.client.get(path)).json()["last_seq"] == 2
 
 
+@pytest.mark.long
 async def test_what_an_open_stream_costs() -> None:
     """While 500 streams are open, others are served, and each gets every event."""
     provider, count = ScriptedProvider(), 500

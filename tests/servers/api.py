@@ -15,6 +15,7 @@ from chatkeep.answers.provider import Provider
 from chatkeep.api.answering import ReplyTimes
 from chatkeep.api.app import create_app
 from chatkeep.api.server import HttpServer
+from chatkeep.retrieval.embedding import Embedders
 from chatkeep.settings import Settings
 from chatkeep.store import Store
 
@@ -71,6 +72,12 @@ def serving(store: Store, **settings: Any) -> AbstractAsyncContextManager[Api]:
     """Serve `store` as the server does, on a free port of 127.0.0.1."""
     given = Settings(**settings)
     return _serving(store, given, create_app(store, given))
+
+
+def embedding(store: Store, embedders: Embedders, **settings: Any) -> AbstractAsyncContextManager[Api]:
+    """Serve `store`, and make vectors."""
+    given = Settings(**settings)
+    return _serving(store, given, create_app(store, given, embedders=embedders))
 
 
 def answering(

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -18,15 +18,20 @@ from chatkeep.api.answering import Answering, ReplyTimes
 from chatkeep.api.auth import Authenticator
 from chatkeep.api.body_budget import BodyBudget
 from chatkeep.api.client_address import ClientAddress
+from chatkeep.api.document_services import DocumentServices
 from chatkeep.api.errors import add_handlers
 from chatkeep.api.idempotency import REPLAYED
 from chatkeep.api.middleware import RequestMiddleware, Shutdown
 from chatkeep.api.openapi import DESCRIPTION, document
 from chatkeep.api.rate_limit import RateLimiters, rate_limiters
-from chatkeep.api.routes import answers, conversations, health, me, messages, search, stats
+from chatkeep.api.routes import answers, conversations, documents, health, me, messages, projects, search, stats
 from chatkeep.api.tracing import FASTAPI_TELEMETRY
+from chatkeep.api.uploads import Uploads
 from chatkeep.settings import Settings
 from chatkeep.store import Store
+
+if TYPE_CHECKING:
+    from chatkeep.retrieval.embedding import Embedders
 
 VERSION = "1"
 """The version of the API under /api. Changes are additions only."""
@@ -56,14 +61,16 @@ def create_app(
     store: Store,
     settings: Settings,
     provider: Provider | None = None,
+    embedders: "Embedders | None" = None,
     *,
     limits: TurnLimits | None = None,
     times: ReplyTimes | None = None,
 ) -> FastAPI:
-    """Return the application that serves `store`, with a provider also answers.
+    """Return the application that serves `store`, with a provider also answers, with embedders also vectors.
 
-    The caller opens and closes the store, and in between starts and closes the turns in `app.state.turns`. What the
-    settings do not say of turns and replies is in `limits` and `times`.
+    The caller opens and closes the store, and in between starts and closes the turns in `app.state.turns`, and closes
+    `app.state.uploads` and `app.state.documents`. What the settings do not say of turns and replies is in `limits` and
+    `times`.
     """
     app = Api(
         title="chatkeep",
@@ -85,6 +92,8 @@ def create_app(
     runner.observer = metrics.TurnMetrics()
     app.state.turns = runner
     app.state.answering = Answering(store, runner, limiters.turns, times or ReplyTimes(), settings.max_streams)
+    app.state.uploads = Uploads(settings.max_upload_bytes)
+    app.state.documents = DocumentServices(store, settings, embedders)
     add_handlers(app)
     store.observer = metrics.StoreMetrics()
     # Matched in this order: the routes of messages get most requests.
@@ -93,6 +102,8 @@ def create_app(
         conversations,
         search,
         answers,
+        documents,
+        projects,
         stats,
         me,
         health,
@@ -124,6 +135,7 @@ def _add_middleware(app: FastAPI, store: Store, settings: Settings, limiters: Ra
         allowed_hosts=[settings.host, *settings.allowed_hosts],
         allowed_origins=settings.cors_origins,
         max_body_bytes=settings.max_body_bytes,
+        max_upload_bytes=settings.max_upload_bytes,
         bodies=BodyBudget(settings.body_memory_bytes, settings.max_body_bytes),
         max_requests=settings.max_requests,
         max_streams=settings.max_streams,

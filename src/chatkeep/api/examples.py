@@ -6,6 +6,9 @@ CONVERSATION_ID = "0190f0f0-7a3c-7cc2-b1c3-2f6c1d9e8a75"
 QUESTION_ID = "0190f0f0-8b4d-7d01-9a52-6f0f2b1c7d10"
 ANSWER_ID = "0190f0f0-9c5e-7e12-8b63-7a1a3c2d8e21"
 
+PROJECT_ID = "0190f0ee-5e2a-7aa0-8d91-4d0d0a9b6c53"
+DOCUMENT_ID = "6f1de4b4-6d0c-5a3b-9e0f-2b6a4c1d7e88"
+
 NEW_CONVERSATION = {"title": "Tea", "context_id": "kitchen", "labels": ["pinned"], "metadata": {"language": "en"}}
 LATEST_CONVERSATION = {"context_id": "kitchen", "reuse_latest": True}
 FOREIGN_CONVERSATION = {"external_id": "thread-17", "reuse_latest": True}
@@ -126,6 +129,48 @@ data: {"status":"complete"}
 
 """
 
+NEW_PROJECT = {"name": "Tea", "metadata": {"language": "en"}}
+PROJECT: dict[str, Any] = {
+    "id": PROJECT_ID,
+    "owner_id": "local",
+    "name": "Tea",
+    "metadata": {"language": "en"},
+    "documents": 1,
+    "chunks": 3,
+    "space": None,
+    "version": 1,
+    "created_at": "2026-01-31T11:58:00.000000Z",
+    "updated_at": "2026-01-31T11:59:00.000000Z",
+}
+DOCUMENT: dict[str, Any] = {
+    "id": DOCUMENT_ID,
+    "owner_id": "local",
+    "project_id": PROJECT_ID,
+    "file_path": "tea/green.md",
+    "title": "Green tea",
+    "media_type": "text/markdown",
+    "bytes": 1_204,
+    "sha256": "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08",
+    "chunks": 3,
+    "created_at": "2026-01-31T11:59:00.000000Z",
+    "updated_at": "2026-01-31T11:59:00.000000Z",
+}
+CHUNK: dict[str, Any] = {
+    "n": 1,
+    "header_anchor": "#temperature",
+    "heading": "Green tea > Temperature",
+    "text": "## Temperature\n\nAbout 80 °C.\n",
+    "start": 240,
+    "end": 269,
+}
+PASSAGE = {
+    "document_id": DOCUMENT_ID,
+    "file_path": "tea/green.md",
+    "title": "Green tea",
+    **CHUNK,
+    "similarity_score": 0.83,
+}
+
 DAY_STATS = {
     "day": "2026-01-31",
     "answers": 12,
@@ -175,6 +220,17 @@ REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
         turn=("A question, and an answer with a tool call", {"messages": [NEW_QUESTION, REASONED_ANSWER, TOOL_RESULT]}),
     ),
     "update_message": _named(feedback=("Keep what the user thinks of it", MESSAGE_CHANGE)),
+    "create_project": _named(new=("Create a project", NEW_PROJECT)),
+    "update_project": _named(
+        change=("Set the name, remove one key of the metadata", {"name": "Teas", "metadata": {"language": None}})
+    ),
+    "create_project_conversation": _named(
+        new=("Create a conversation", NEW_CONVERSATION),
+        latest=("Get the latest one of a context, or create it", LATEST_CONVERSATION),
+    ),
+    "upload_document": _named(
+        file=("A file with its path in the project", {"file": "# Green tea\n\n…", "file_path": "tea/green.md"})
+    ),
 }
 """Request bodies, by operation."""
 
@@ -196,6 +252,18 @@ RESPONSE_EXAMPLES: dict[str, Any] = {
     "get_message": ANSWER,
     "list_siblings": _page(ANSWER),
     "search_messages": _page({"message": ANSWER, "title": "Tea", "snippet": "About 80 °C for green tea."}),
+    "create_project": {**PROJECT, "documents": 0, "chunks": 0, "version": 0, "updated_at": PROJECT["created_at"]},
+    "list_projects": _page(PROJECT),
+    "get_project": PROJECT,
+    "update_project": {**PROJECT, "name": "Teas", "metadata": {}},
+    "create_project_conversation": {**CONVERSATION, "project_id": PROJECT_ID, "last_seq": 0, "head_id": None},
+    "list_project_conversations": _page({**CONVERSATION, "project_id": PROJECT_ID}),
+    "upload_document": {**DOCUMENT, "change": "new"},
+    "upload_document 200": {**DOCUMENT, "change": "unchanged"},
+    "list_documents": _page(DOCUMENT),
+    "get_document": DOCUMENT,
+    "list_chunks": {"items": [CHUNK], "total": 3, "next": "1"},
+    "search_documents": {"items": [PASSAGE], "method": "hybrid", "note": None},
     "erase_me": {
         "owner_id": "local",
         "conversations": 12,

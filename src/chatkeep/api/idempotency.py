@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Annotated
+from uuid import NAMESPACE_OID, UUID, uuid5
 
 from fastapi import Header, Request, Response
 
@@ -22,14 +23,27 @@ IdempotencyKey = Annotated[
 ]
 
 
+def id_of_key(owner: str, key: str) -> UUID:
+    """Return the id of what a request with a key creates: a server that dies before it keeps the reply makes no second
+    one.
+    """
+    return uuid5(uuid5(NAMESPACE_OID, owner), key)
+
+
 async def execute_once(
-    access: Access, owner: str, key: str | None, request: Request, execute: Callable[[], Awaitable[Response]]
+    access: Access,
+    owner: str,
+    key: str | None,
+    request: Request,
+    execute: Callable[[], Awaitable[Response]],
+    *,
+    show: Callable[[], Awaitable[Response]] | None = None,
 ) -> Response:
     """Execute a request, or return the kept reply if its key was used within 24 hours.
 
-    Only replies to successful requests are kept: a refused request changed nothing and is executed again.
-    Raises Conflict while a request with the key is in progress, InvalidInput if the key was used for another request,
-    NotFound if what the reply shows was deleted.
+    Only replies to successful requests are kept: a refused request changed nothing and is executed again. With `show`
+    the body is not kept, but made again by that. Raises Conflict while a request with the key is in progress,
+    InvalidInput if the key was used for another request, NotFound if what the reply shows was deleted.
     """
     if key is None:
         return await execute()
@@ -39,15 +53,19 @@ async def execute_once(
     if kept is not None and kept.status == DELETED:
         raise NotFound("the conversation that this request created or found was deleted; take a new idempotency key")
     if kept is not None:
-        return _replayed(kept)
+        return _replayed(kept) if show is None else _replayed(_reply(await show()))
     try:
         response = await execute()
     except BaseException:
         await access.abandon_request(owner, key)
         raise
-    new = Reply(response.status_code, bytes(response.body), response.headers.get("location"))
-    await access.finish_request(owner, key, new)
+    new = _reply(response)
+    await access.finish_request(owner, key, new if show is None else new._replace(body=b""))
     return response
+
+
+def _reply(response: Response) -> Reply:
+    return Reply(response.status_code, bytes(response.body), response.headers.get("location"))
 
 
 def _replayed(kept: Reply) -> Response:

@@ -13,6 +13,7 @@ import re
 import secrets
 import time
 from collections.abc import Iterable, Iterator
+from typing import NamedTuple
 
 from fastapi import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -22,8 +23,10 @@ from chatkeep.api.body_budget import FREE_BYTES, BodyBudget
 from chatkeep.api.errors import BODY_FAILURE, BUSY, RETRY_AFTER, STATUS_TEXTS, Refused, problem
 from chatkeep.api.logs import FIELDS, owner_hash
 from chatkeep.api.metrics import count_request
-from chatkeep.api.query import MAX_PARAMETERS, MAX_QUERY_BYTES
+from chatkeep.api.query import MAX_PARAMETERS, max_query_bytes
 from chatkeep.api.tracing import span
+from chatkeep.api.uploads import FORM_BYTES, is_upload
+from chatkeep.api.uploads import too_large as upload_too_large
 from chatkeep.store import Store
 
 logger = logging.getLogger(__name__)
@@ -97,6 +100,7 @@ class RequestMiddleware:
         allowed_hosts: Iterable[str],
         allowed_origins: Iterable[str],
         max_body_bytes: int,
+        max_upload_bytes: int,
         bodies: BodyBudget,
         max_requests: int,
         max_streams: int,
@@ -107,8 +111,8 @@ class RequestMiddleware:
         self._shutdown = shutdown
         self._allowed_hosts = {*LOOPBACK_NAMES, *map(_allowed_name, allowed_hosts)} - {""}
         self._allowed_origins = set(allowed_origins)
-        self._max_body_bytes = max_body_bytes
-        self._bodies = bodies
+        self._body_limit = BodyLimit(max_body_bytes, _too_large(max_body_bytes), bodies)
+        self._upload_limit = BodyLimit(max_upload_bytes + FORM_BYTES, upload_too_large(max_upload_bytes))
         self._max_requests = max_requests
         self._max_streams = max_streams
         self._requests = 0
@@ -141,7 +145,7 @@ class RequestMiddleware:
                 refusal.headers["Connection"] = "close"  # the client may send the body or the next request
             await refusal(scope, receive, response.send)
             return
-        body = _Body(scope, receive, self._bodies, self._max_body_bytes)
+        body = _Body(scope, receive, self._limit(scope))
         # A copy: the server still has to know that the method is HEAD.
         inner = {**scope, "method": "GET"} if scope["method"] == "HEAD" else scope
         try:
@@ -184,14 +188,18 @@ class RequestMiddleware:
 
     def _beyond_size(self, scope: Scope) -> Response | None:
         """Return the response to a request whose query or body is longer than it may be."""
-        if len(scope["query_string"]) > MAX_QUERY_BYTES:
-            return problem(422, f"the query may have at most {MAX_QUERY_BYTES:,} bytes")
+        longest, limit = max_query_bytes(scope["path"]), self._limit(scope)
+        if len(scope["query_string"]) > longest:
+            return problem(422, f"the query may have at most {longest:,} bytes")
         if scope["query_string"].count(b"&") >= MAX_PARAMETERS:
             return problem(422, f"the query may have at most {MAX_PARAMETERS} parameters")
         lengths = _values(scope, b"content-length")
-        if lengths and lengths[0].isdecimal() and int(lengths[0]) > self._max_body_bytes:
-            return problem(413, _too_large(self._max_body_bytes))
+        if lengths and lengths[0].isdecimal() and int(lengths[0]) > limit.bytes:
+            return problem(413, limit.beyond)
         return None
+
+    def _limit(self, scope: Scope) -> "BodyLimit":
+        return self._upload_limit if is_upload(scope) else self._body_limit
 
     def _is_cross_site(self, scope: Scope, host: str) -> bool:
         """Whether a page of another site sent the request, and its origin is not allowed."""
@@ -234,14 +242,24 @@ def _owner(scope: Scope) -> str:
     return principal.owner if principal else ""
 
 
+class BodyLimit(NamedTuple):
+    """How large a body may be."""
+
+    bytes: int
+    beyond: str
+    """What is said of a larger one."""
+    budget: BodyBudget | None = None
+    """The memory of large ones together; None for those that are not kept in memory."""
+
+
 class _Body:
     """Receives the body of a request: limits its size, and the memory of large bodies together."""
 
-    def __init__(self, scope: Scope, receive: Receive, budget: BodyBudget, limit: int) -> None:
+    def __init__(self, scope: Scope, receive: Receive, limit: BodyLimit) -> None:
         self._scope = scope
         self._receive = receive
-        self._budget = budget
         self._limit = limit
+        self._budget = limit.budget
         self._size = 0
         self._taken = 0
 
@@ -253,23 +271,23 @@ class _Body:
             detail = TOO_MANY_PARTS if failure == 413 else STATUS_TEXTS[failure].detail
             raise Refused(failure, detail, headers={"Connection": "close"})
         self._size += len(message.get("body", b""))
-        if self._size > self._limit:
-            raise Refused(413, _too_large(self._limit))
-        if self._size > FREE_BYTES and not self._taken:
-            await self._take()
+        if self._size > self._limit.bytes:
+            raise Refused(413, self._limit.beyond)
+        if self._budget is not None and self._size > FREE_BYTES and not self._taken:
+            await self._take(self._budget)
         return message
 
-    async def _take(self) -> None:
+    async def _take(self, budget: BodyBudget) -> None:
         """Take all memory at once: bodies that have a part each and wait for the rest would wait for each other."""
         lengths = _values(self._scope, b"content-length")
-        size = int(lengths[0]) if lengths else self._limit
-        if not await self._budget.take(_owner(self._scope), size):
+        size = int(lengths[0]) if lengths else self._limit.bytes
+        if not await budget.take(_owner(self._scope), size):
             raise Refused(503, TOO_MANY_BODIES, headers=RETRY_AFTER)
         self._taken = size
 
     def release(self) -> None:
         """Give the memory back."""
-        if self._taken:
+        if self._budget is not None and self._taken:
             self._budget.give_back(_owner(self._scope), self._taken)
 
 

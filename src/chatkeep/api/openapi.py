@@ -109,8 +109,9 @@ def _complete(operation: dict[str, Any]) -> None:
         if JSON in response.get("content", {}):
             response["content"][JSON] |= _example(RESPONSE_EXAMPLES.get(f"{name} {status}", RESPONSE_EXAMPLES[name]))
         if status in ("201", "202"):
-            is_page = name == "append_messages"
-            response["headers"] = {**({} if is_page else LOCATION_HEADER), REPLAYED: REPLAYED_HEADER}
+            location = {} if name == "append_messages" else LOCATION_HEADER
+            replayed = {} if name == "upload_document" else {REPLAYED: REPLAYED_HEADER}
+            response["headers"] = {**location, **replayed}
 
 
 def _example(given: Any) -> dict[str, Any]:

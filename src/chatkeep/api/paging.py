@@ -72,3 +72,23 @@ class ListQuery(Given):
     def wants_total(self) -> bool:
         """Whether the total has to be counted."""
         return self.total or self.page is not None
+
+
+class OffsetQuery(ListQuery):
+    """A page of a list, by cursor, by page number, or by the number of items before it."""
+
+    limit: Limit = 10
+    offset: WholeNumber = Field(
+        0, ge=0, le=MAX_OFFSET, description="Number of items to skip, instead of a page number."
+    )
+
+    @model_validator(mode="after")
+    def _has_one_offset(self) -> Self:
+        if self.page is not None and self.offset:
+            raise ValueError("page and offset cannot be used together")
+        return self
+
+    @property
+    def skipped(self) -> int:
+        """The number of items before the page."""
+        return self.page_offset or self.offset

@@ -28,7 +28,10 @@ from chatkeep.settings import Settings, share_metrics
 from chatkeep.store import Store, open_store
 
 if TYPE_CHECKING:
+    from fastapi import FastAPI
     from uvicorn._types import ASGIApplication
+
+    from chatkeep.retrieval.embedding import Embedders
 
 logger = logging.getLogger(__name__)
 
@@ -68,10 +71,12 @@ class HttpServer(uvicorn.Server):
         finally:
             watching.cancel()
             await self._turns.aclose()
+            for each in (self._app.state.uploads, self._app.state.documents):
+                await each.aclose()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new requests, end event streams, and wait for the other requests, and for the answers."""
-        self.config.app.state.shutdown.begin()  # type: ignore[union-attr]
+        self._app.state.shutdown.begin()
         self.config.write_seconds = min(self.config.write_seconds, LAST_WRITE_SECONDS)
         draining = asyncio.create_task(self._turns.aclose(self.config.drain_seconds), name="chatkeep-drain")
         await super().shutdown(sockets)
@@ -80,8 +85,12 @@ class HttpServer(uvicorn.Server):
         await asyncio.wait([draining])
 
     @property
+    def _app(self) -> "FastAPI":
+        return cast("FastAPI", self.config.app)
+
+    @property
     def _turns(self) -> TurnRunner:
-        turns: TurnRunner = self.config.app.state.turns  # type: ignore[union-attr]
+        turns: TurnRunner = self._app.state.turns
         return turns
 
 
@@ -104,7 +113,7 @@ class Server(HttpServer):
         configure(self._settings.log_format, self._settings.log_level)
         self._allow_connections()
         async with self._opened_store() as store:
-            app = create_app(store, self._settings, provider_of(self._settings))
+            app = create_app(store, self._settings, provider_of(self._settings), embedders_of(self._settings))
             self.config.app = app
             beside = [asyncio.create_task(work) for work in (self._stop_when_orphaned(), sweep(store.access))]
             try:
@@ -166,6 +175,15 @@ def provider_of(settings: Settings) -> Provider | None:
     if settings.provider == "none":
         return None
     return ScriptedProvider(rate=0.0) if settings.provider == "scripted-fast" else ScriptedProvider()
+
+
+def embedders_of(settings: Settings) -> "Embedders | None":
+    """Return what makes the vectors of a server. Raises InvalidInput for an embedder that this machine cannot have."""
+    if settings.embedder == "none":
+        return None
+    from chatkeep.retrieval.embedding import Embedders
+
+    return Embedders.named(settings.embedder, settings.embed_dir)
 
 
 def raise_open_files() -> int:

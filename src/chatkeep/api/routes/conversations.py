@@ -2,7 +2,7 @@
 
 from functools import partial
 from typing import Annotated, Self
-from uuid import NAMESPACE_OID, UUID, uuid5
+from uuid import UUID
 
 from fastapi import APIRouter, Body, Path, Query, Request, Response
 from pydantic import (
@@ -21,12 +21,12 @@ from chatkeep.api.body import MERGE_PATCH, JsonRoute, reply
 from chatkeep.api.dependencies import OpenedStore, Owner
 from chatkeep.api.errors import api_problems
 from chatkeep.api.examples import CONVERSATION_ID
-from chatkeep.api.idempotency import IdempotencyKey, execute_once
-from chatkeep.api.paging import MAX_PAGE_LIMIT, Limit, ListQuery, TimeBound, WholeNumber
+from chatkeep.api.idempotency import IdempotencyKey, execute_once, id_of_key
+from chatkeep.api.paging import MAX_PAGE_LIMIT, OffsetQuery, TimeBound, WholeNumber
 from chatkeep.api.query import openapi_query, read_query
 from chatkeep.errors import NotFound
 from chatkeep.model import Conversation, ConversationChange, Message, NewConversation, Page
-from chatkeep.store import MAX_OFFSET, ListOrder, Store
+from chatkeep.store import ListOrder, Store
 from chatkeep.values import MAX_LABEL_CHARS, MAX_LABELS, NOT_A_LABEL, Label, ShortText
 
 router = APIRouter(prefix="/api/conversations", tags=["conversations"], route_class=JsonRoute)
@@ -86,13 +86,12 @@ LabelFilter = Annotated[
 ]
 
 
-class ConversationsQuery(ListQuery):
-    """The filters and the page of a list of conversations."""
+class ProjectConversationsQuery(OffsetQuery):
+    """The filters and the page of a list of a project's conversations."""
 
     context_id: ShortText | None = Field(
         None, description="Only conversations with this context_id.", examples=["kitchen"]
     )
-    project_id: UUID | None = Field(None, description="Only conversations of this project.")
     external_id: ShortText | None = Field(
         None, description="Only conversations with this external_id.", examples=["thread-17"]
     )
@@ -105,18 +104,18 @@ class ConversationsQuery(ListQuery):
     updated_after: TimeBound | None = Field(None, description="Only conversations that were updated after this time.")
     updated_before: TimeBound | None = Field(None, description="Only conversations that were updated before this time.")
     order: ListOrder = Field("updated", description="`updated`: most recently updated first. `id`: by id, stable.")
-    limit: Limit = 10
-    offset: WholeNumber = Field(
-        0, ge=0, le=MAX_OFFSET, description="Number of items to skip, instead of a page number."
-    )
 
     @model_validator(mode="after")
-    def _has_one_offset(self) -> Self:
-        if self.page is not None and self.offset:
-            raise ValueError("page and offset cannot be used together")
+    def _has_one_order(self) -> Self:
         if self.order == "id" and (self.updated_after or self.updated_before):
             raise ValueError("order=id cannot be used together with updated_after and updated_before")
         return self
+
+
+class ConversationsQuery(ProjectConversationsQuery):
+    """The filters and the page of a list of conversations."""
+
+    project_id: UUID | None = Field(None, description="Only conversations of this project.")
 
 
 @router.post(
@@ -146,10 +145,16 @@ async def create_conversation(
     for 24 hours: it is executed once, and later responses have `Idempotency-Replayed: true`, or are 404 if the
     conversation was deleted meanwhile.
     """
-    if idempotency_key is not None and new.id is None and not new.is_found_by_external_id:
-        # The id follows from the key: a server that dies before it keeps the reply does not cause a second one.
-        new = new.model_copy(update={"id": uuid5(uuid5(NAMESPACE_OID, owner), idempotency_key)})
-    return await execute_once(store.access, owner, idempotency_key, request, partial(_create, store, owner, new))
+    return await create_once(store, owner, request, new, idempotency_key)
+
+
+async def create_once(
+    store: Store, owner: str, request: Request, new: ConversationRequest, key: str | None
+) -> Response:
+    """Create or find a conversation; once for each key."""
+    if key is not None and new.id is None and not new.is_found_by_external_id:
+        new = new.model_copy(update={"id": id_of_key(owner, key)})
+    return await execute_once(store.access, owner, key, request, partial(_create, store, owner, new))
 
 
 async def _create(store: Store, owner: str, new: ConversationRequest) -> Response:
@@ -173,10 +178,15 @@ async def list_conversations(owner: Owner, store: OpenedStore, request: Request)
     that is updated meanwhile may be missed; `order=id` is stable.
     """
     query = read_query(ConversationsQuery, request)
+    return await page_of(store, owner, query, query.project_id)
+
+
+async def page_of(store: Store, owner: str, query: ProjectConversationsQuery, project_id: UUID | None) -> Response:
+    """Return a page of conversations, of a project or of all of them."""
     page = await store.list_conversations(
         owner,
         context_id=query.context_id,
-        project_id=query.project_id,
+        project_id=project_id,
         external_id=query.external_id,
         labels=query.label,
         updated_after=query.updated_after,
@@ -184,7 +194,7 @@ async def list_conversations(owner: Owner, store: OpenedStore, request: Request)
         order=query.order,
         limit=query.limit,
         cursor=query.cursor,
-        offset=query.page_offset or query.offset,
+        offset=query.skipped,
         total=query.wants_total,
     )
     return reply(page)
