@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_COMPILE_BYTECODE := 1
 RUN := $(UV) run --frozen
 
-.PHONY: demo test coverage lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill import-kills migration-drill turn-drill turns
+.PHONY: demo test coverage lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill import-kills migration-drill turn-drill turns retrieval
 
 demo: $(UV)  ## import a sample, serve it, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
@@ -63,6 +63,11 @@ turn-drill: $(UV)  ## turns whose worker is killed 50 times, stopped for 30 s, c
 turns: $(UV)  ## what turns write and cost on PostgreSQL, and 500 streams of one server process
 	$(RUN) python -m benchmarks.turns
 	$(RUN) python -m benchmarks.turn_streams
+
+retrieval: $(UV)  ## how well a search in documents finds, on labelled sets, and how fast, among 100,000 passages
+	$(RUN) python -m benchmarks.retrieval
+	$(RUN) python -m benchmarks.search --database sqlite
+	$(RUN) python -m benchmarks.search --database postgresql
 
 torture-mongodb: $(UV)  ## URL=… of a database on a replica set: 20 rounds each of clients and, with KILL='command', servers killed
 	$(RUN) python -m benchmarks.torture_mongodb $(if $(URL),"$(URL)") $(if $(KILL),--kill "$(KILL)")

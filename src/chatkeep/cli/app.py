@@ -7,11 +7,12 @@ import typer
 
 from chatkeep.cli import data, db, keys, owners, recorder
 from chatkeep.cli.backup import backup
+from chatkeep.cli.ingest import ingest
 from chatkeep.cli.serve import serve
 from chatkeep.cli.terminal import out
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
-for command in (serve, data.import_, data.export, backup, data.list_, data.show, owners.erase):
+for command in (serve, data.import_, data.export, backup, data.list_, data.show, ingest, owners.erase):
     app.command(command.__name__.rstrip("_"))(command)
 for name, group in (("db", db.app), ("keys", keys.app), ("owners", owners.app), ("recorder", recorder.app)):
     app.add_typer(group, name=name)

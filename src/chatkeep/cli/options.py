@@ -20,6 +20,15 @@ DatabaseUrl = Annotated[
     ),
 ]
 
+EmbedderName = Annotated[
+    str | None,
+    typer.Option(
+        help="What makes vectors of documents: none, local, or a name such as openai:text-embedding-3-small."
+        " Default: CHATKEEP_EMBEDDER, or else none.",
+        show_default=False,
+    ),
+]
+
 OwnerName = Annotated[str, typer.Argument(help="The owner: the sub claim of their tokens.")]
 
 

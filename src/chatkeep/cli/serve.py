@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from chatkeep.cli.options import DatabaseUrl, load_settings
+from chatkeep.cli.options import DatabaseUrl, EmbedderName, load_settings
 from chatkeep.cli.terminal import out, run
 from chatkeep.settings import ProviderName, Settings
 from chatkeep.store import open_store
@@ -22,6 +22,7 @@ def serve(
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=256, help="Number of server processes. Default: 1.")] = None,
     provider: Annotated[ProviderName | None, typer.Option(help="What answers questions. Default: nothing.")] = None,
+    embedder: EmbedderName = None,
     drain: Annotated[
         float | None, typer.Option(min=0, help="Seconds in which answers may be finished at the end. Default: 20.")
     ] = None,
@@ -36,6 +37,7 @@ def serve(
         "port": port,
         "workers": workers,
         "provider": provider,
+        "embedder": embedder,
         "drain": drain,
     }
     settings = load_settings().model_copy(update={name: value for name, value in given.items() if value is not None})
@@ -96,8 +98,10 @@ def _cannot_listen(settings: Settings, error: OSError) -> typer.BadParameter:
 async def _prepare(settings: Settings) -> None:
     """Migrate the schema once before the workers open the store, and report invalid settings before they start."""
     from chatkeep.api.rate_limit import rate_limiters
+    from chatkeep.api.server import embedders_of
 
     rate_limiters(settings)
+    embedders_of(settings)
     async with open_store(settings.store_url):
         pass
 
