@@ -199,10 +199,12 @@ class ReadingProcess:
         self._said = (self._said + said)[-_KEPT_BYTES:]
         logger.debug("a process that reads files: %s", said[-_KEPT_BYTES:].decode(errors="replace"))
 
-    @staticmethod
-    def _how_it_ended(process: subprocess.Popen[bytes]) -> str:
+    def _how_it_ended(self, process: subprocess.Popen[bytes]) -> str:
         process.kill()  # it may have closed its pipe only
         code = process.wait()
+        for key, _ in self._selector.select(0):  # what it said at last may have come after the end of its answers
+            if key.fileobj is not process.stdout:
+                self._log(cast("IO[bytes]", key.fileobj))
         return f"its reader ended unexpectedly ({f'signal {-code}' if code < 0 else f'exit code {code}'})"
 
 
