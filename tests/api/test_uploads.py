@@ -345,3 +345,14 @@ def test_large_files_take_no_memory(tmp_path: Path) -> None:
         assert others.grown < 8 * MIB
         assert others.worst < 1
     assert "Traceback" not in (tmp_path / "log").read_text()
+
+
+async def test_uploads_are_logged_by_their_route(caplog: pytest.LogCaptureFixture) -> None:
+    """The route of an upload, in logs and metrics, is the whole of it."""
+    caplog.set_level("INFO", "chatkeep.requests")
+    async with served() as (api, path):
+        await api.client.post(path, files={"file": ("a.md", "# Tea")})
+    routes = {
+        record.__dict__["chatkeep_fields"]["route"] for record in caplog.records if "chatkeep_fields" in record.__dict__
+    }
+    assert "/api/projects/{project_id}/documents" in routes

@@ -112,6 +112,7 @@ def create_app(
     )
     for module in modules:
         app.include_router(module.router)
+    app.include_router(documents.uploads)
     app.add_api_route("/api/openapi.json", _openapi, include_in_schema=False)
     return app
 

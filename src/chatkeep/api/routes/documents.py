@@ -21,8 +21,11 @@ from chatkeep.model import Given, Page, Record
 from chatkeep.retrieval.passages import MAX_PASSAGES, MAX_QUESTION_CHARS, Passages
 from chatkeep.values import Clean
 
-router = APIRouter(prefix="/api/projects/{project_id}", tags=["documents"])
-uploads = APIRouter(route_class=UploadRoute)
+PREFIX, TAGS = "/api/projects/{project_id}", ["documents"]
+
+router = APIRouter(prefix=PREFIX, tags=[*TAGS])
+uploads = APIRouter(prefix=PREFIX, tags=[*TAGS], route_class=UploadRoute)
+"""Apart: a router that is included in another one has routes without the prefix, in logs and metrics."""
 
 DocumentId = Annotated[UUID, Path(description="The document's id.", examples=[DOCUMENT_ID])]
 
@@ -210,6 +213,3 @@ async def search_documents(owner: Owner, documents: AppDocuments, request: Reque
     """
     query = read_query(DocumentSearchQuery, request)
     return reply(await (await documents.made()).retrieval.search(owner, project_id, query.q, limit=query.limit))
-
-
-router.include_router(uploads)
