@@ -7,15 +7,16 @@ import struct
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from datetime import timedelta
 from functools import partial
-from typing import Any, cast
+from typing import Any
 from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from document_rows import OTHER_SPACE, OWNER, SPACE, TABLES, VECTOR, chunks, content_of, make, new_document, work
 from test_postgres_plans import rolled_back
 
 from chatkeep import NewConversation, Store, open_store
-from chatkeep.documents import ChunkRange, Content, NewChunk, NewDocument
+from chatkeep.documents import ChunkRange, NewChunk
 from chatkeep.errors import Conflict, NotFound
 from chatkeep.projects import NewProject, Project
 from chatkeep.stores.long_texts import LongTexts
@@ -24,16 +25,10 @@ from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.projects import numbers_of, vector_of
 from chatkeep.stores.postgres.rows import PostgresRows
 from chatkeep.stores.project_rows import DocumentKey, ProjectKey, ProjectPlace
-from chatkeep.stores.rows import Work
 from chatkeep.stores.slices import PageSize, Removed
 from chatkeep.testing import user
 from chatkeep.turns import TurnKey
 from servers.postgres import databases, raw
-
-OWNER = "ada"
-SPACE, OTHER_SPACE = "minilm/2", "large/2"
-VECTOR = struct.pack("<2f", 1, 0)
-TABLES = ("projects", "documents", "chunks", "vectors")
 
 
 @pytest.fixture
@@ -66,38 +61,6 @@ async def counts(connection: Connection, owner: str = OWNER) -> tuple[int, ...]:
     """How many projects, documents, chunks and vectors an owner has."""
     found = [await connection.fetchval(f"SELECT count(*) FROM {table} WHERE owner_id = $1", owner) for table in TABLES]
     return tuple(found)
-
-
-def new_document(path: str = "guide.md", version: int = 0) -> NewDocument:
-    """A document with a path, and a text of some version."""
-    return NewDocument(file_path=path, media_type="text/markdown", bytes=10, sha256=f"{version:064x}")
-
-
-def chunks(count: int, text: str = "thyme", vector: bytes | None = VECTOR) -> list[NewChunk]:
-    """As many chunks."""
-    return [
-        NewChunk(f"{text} {n}", "#herbs", "Kitchen > Herbs", n, n.to_bytes(4, "little"), vector) for n in range(count)
-    ]
-
-
-async def make(
-    store: Store, count: int = 10, owner: str = OWNER, *, text: str = "thyme"
-) -> tuple[Project, DocumentKey]:
-    """A project with a document."""
-    project = await store.projects.create_project(owner, NewProject(name="Kitchen", metadata={"a": 1}))
-    stored = await store.documents.store_document(owner, project.id, new_document(), chunks(count, text), space=SPACE)
-    return project, DocumentKey(owner, project.id, stored.document.id)
-
-
-async def content_of(store: Store, key: DocumentKey) -> Content:
-    """The content of the one document of a project."""
-    (found,) = await store.documents.contents(key.owner, key.project_id)
-    return found
-
-
-async def work[T](store: Store, does: Work[PostgresRows, T]) -> T:
-    """Work on the rows of a store, in a transaction that writes."""
-    return cast("T", await cast("Any", store)._write(does))
 
 
 # --- what is stored and read ------------------------------------------------------------------------------

@@ -12,23 +12,18 @@ from uuid import UUID, uuid4
 
 import apsw
 import pytest
+from document_rows import OTHER_SPACE, OWNER, SPACE, TABLES, VECTOR, chunks, content_of, make, new_document, work
 
 from chatkeep import NewConversation, Store, open_store
-from chatkeep.documents import Chunk, ChunkRange, Content, NewChunk, NewDocument, content_id
+from chatkeep.documents import Chunk, ChunkRange, NewChunk, content_id
 from chatkeep.errors import Conflict, NotFound
-from chatkeep.projects import NewProject, Project
+from chatkeep.projects import NewProject
 from chatkeep.stores.project_rows import DocumentKey, ProjectKey
-from chatkeep.stores.rows import Work
 from chatkeep.stores.slices import Removed
 from chatkeep.stores.sqlite import projects as sqlite_projects
 from chatkeep.stores.sqlite.rows import SqliteRows
 from chatkeep.testing import user
 from chatkeep.turns import TurnKey
-
-OWNER = "ada"
-SPACE, OTHER_SPACE = "minilm/2", "large/2"
-VECTOR = b"\0\0\x80\x3f\0\0\0\0"
-TABLES = ("projects", "documents", "chunks", "vectors")
 
 
 @pytest.fixture
@@ -61,38 +56,6 @@ def counts(path: Path, owner: str = OWNER) -> tuple[int, ...]:
     """How many projects, documents, chunks and vectors an owner has."""
     found = [execute(path, f"SELECT count(*) FROM {table} WHERE owner_id = ?", owner) for table in TABLES]
     return tuple(rows[0][0] for rows in found)
-
-
-def new_document(path: str = "guide.md", version: int = 0) -> NewDocument:
-    """A document with a path, and a text of some version."""
-    return NewDocument(file_path=path, media_type="text/markdown", bytes=10, sha256=f"{version:064x}")
-
-
-def chunks(count: int, text: str = "thyme", vector: bytes | None = VECTOR) -> list[NewChunk]:
-    """As many chunks."""
-    return [
-        NewChunk(f"{text} {n}", "#herbs", "Kitchen > Herbs", n, n.to_bytes(4, "little"), vector) for n in range(count)
-    ]
-
-
-async def make(
-    store: Store, count: int = 10, owner: str = OWNER, *, text: str = "thyme"
-) -> tuple[Project, DocumentKey]:
-    """A project with a document."""
-    project = await store.projects.create_project(owner, NewProject(name="Kitchen", metadata={"a": 1}))
-    stored = await store.documents.store_document(owner, project.id, new_document(), chunks(count, text), space=SPACE)
-    return project, DocumentKey(owner, project.id, stored.document.id)
-
-
-async def content_of(store: Store, key: DocumentKey) -> Content:
-    """The content of the one document of a project."""
-    (found,) = await store.documents.contents(key.owner, key.project_id)
-    return found
-
-
-async def work[T](store: Store, does: Work[SqliteRows, T]) -> T:
-    """Work on the rows of a store, in a transaction that writes."""
-    return cast("T", await cast("Any", store)._write(does))
 
 
 async def read(store: Store, key: ProjectKey, ranges: Sequence[ChunkRange], max_bytes: int) -> list[Chunk]:

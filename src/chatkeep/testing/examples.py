@@ -2,11 +2,14 @@
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from typing import Any
 
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
+
+from chatkeep.errors import InvalidId, InvalidInput
+from chatkeep.model import Page
 
 MALFORMED_IDS: tuple[Any, ...] = (
     "",
@@ -84,6 +87,15 @@ def forged(cursor: str) -> Iterator[str]:
     for value in wrong:
         text = json.dumps(value)
         yield base64.urlsafe_b64encode(text.encode()).decode().rstrip("=")
+
+
+async def refused_or_paged(call: Awaitable[Page[Any]], limit: int) -> None:
+    """Check that a list with a forged cursor is refused, or is a page of its limit: no other error, no more items."""
+    try:
+        page = await call
+    except (InvalidInput, InvalidId):
+        return
+    assert len(page.items) <= limit
 
 
 PROPERTY = settings(
