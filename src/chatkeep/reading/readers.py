@@ -17,17 +17,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from pydantic import TypeAdapter, ValidationError
-
-from chatkeep.documents import MAX_CHUNKS, DocumentPath, NewChunk, NewDocument
+from chatkeep.documents import MAX_CHUNKS, NewChunk, NewDocument, document_path
 from chatkeep.errors import InvalidInput
 from chatkeep.reading.chunking import TARGET_CHARS
 from chatkeep.reading.frames import Request
 from chatkeep.reading.process import ReadingProcess
+from chatkeep.values import clean_text
 
 CLOSED = "the readers of documents are closed"
-
-_PATH: TypeAdapter[str] = TypeAdapter(DocumentPath)
 
 
 @dataclass(frozen=True)
@@ -159,10 +156,9 @@ class Readers:
 
 def _valid_path(file_path: str) -> str:
     try:
-        return _PATH.validate_python(file_path)
-    except ValidationError as error:
-        reason = error.errors(include_url=False)[0]["msg"].removeprefix("Value error, ")
-        raise InvalidInput(f"the path of a document: {reason}", got=file_path) from None
+        return document_path(clean_text(file_path))
+    except InvalidInput as error:
+        raise InvalidInput(f"the path of a document: {error.detail}", got=file_path) from None
 
 
 def _read(process: ReadingProcess, request: Request) -> ReadDocument:
