@@ -66,6 +66,25 @@ async def counts(connection: Connection, owner: str = OWNER) -> tuple[int, ...]:
 # --- what is stored and read ------------------------------------------------------------------------------
 
 
+async def test_a_page_of_chunks_of_a_document_that_is_replaced_under_it(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Who reads between two statements of another, which take the text away, gets the new one."""
+    project, key = await make(store, 5)
+    others, read = [new_document(version=1), new_document(version=2)], PostgresRows.chunks
+
+    async def replaced_before(rows: PostgresRows, *arguments: Any) -> Any:
+        if others:
+            await store.documents.store_document(
+                OWNER, project.id, others.pop(), chunks(5, f"mint {len(others)}", None)
+            )
+        return await read(rows, *arguments)
+
+    monkeypatch.setattr(PostgresRows, "chunks", replaced_before)
+    found = await store.documents.document_chunks(OWNER, project.id, key.id)
+    assert [chunk.text for chunk in found] == [f"mint 0 {n}" for n in range(5)]
+
+
 async def test_everything_is_found_as_it_was_stored(store: Store) -> None:
     """NUL, the character that escapes it, and what is beyond the first plane come back, wherever they may be."""
     odd, space = "a\0b \ufdd0 \U0001f33f", "\ufdd0/2"

@@ -91,6 +91,24 @@ async def test_processes_that_migrate_at_once(url: str) -> None:
         assert await connection.fetchval("SELECT count(*) FROM pg_constraint WHERE NOT convalidated") == 0
 
 
+@pytest.mark.long
+@pytest.mark.parametrize("attempt", range(4))
+async def test_processes_that_find_what_is_left_of_an_index(url: str, attempt: int) -> None:
+    """Of several one drops it and one builds it anew: nobody drops what another is building, or has built."""
+    async with raw(url) as connection, raw(url) as reader:
+        await connection.execute("ALTER TABLE conversations ADD COLUMN project_id uuid")
+        transaction = reader.transaction(isolation="repeatable_read")
+        await transaction.start()
+        await reader.fetch("SELECT 1 FROM conversations")
+        await connection.execute("SET statement_timeout = 100")
+        with pytest.raises(asyncpg.QueryCanceledError):
+            await connection.execute(f"CREATE INDEX CONCURRENTLY {INDEX} ON conversations (id)")
+        await transaction.rollback()
+        assert await asyncio.gather(*(migrate(url) for _ in range(8))) == [HEAD] * 8
+        assert await connection.fetchval(VALID) is True
+        assert await connection.fetchval("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
+
+
 async def test_turns_are_added_beside_a_process_that_does_not_know_them() -> None:
     """Killed after any step of 0006 and run again; meanwhile the schema serves both, and what has turns can go."""
     url = databases().empty()

@@ -313,13 +313,21 @@ class DocumentStore[R: Rows](ProjectStore[R], Documents):
 
         async def read(rows: R) -> list[Chunk]:
             row = await self._document(rows, key)
-            last = min(row.document.chunks, first + limit) - 1
-            if row.content is None or last < first:
-                return []
-            wanted = [ChunkRange(key.id, row.content, first, last)]
-            return await rows.chunks(ProjectKey(*key[:2]), wanted, self._options.max_page_bytes)
+            while True:
+                chunks = await self._chunks_of(rows, key, row, first, limit)
+                again = await self._document(rows, key)
+                if again.content == row.content:
+                    return chunks
+                row = again  # replaced meanwhile, and what was read may lack chunks
 
         return await self._read_much(key.owner, read)
+
+    async def _chunks_of(self, rows: R, key: DocumentKey, row: DocumentRow, first: int, limit: int) -> list[Chunk]:
+        last = min(row.document.chunks, first + limit) - 1
+        if row.content is None or last < first:
+            return []
+        wanted = [ChunkRange(key.id, row.content, first, last)]
+        return await rows.chunks(ProjectKey(*key[:2]), wanted, self._options.max_page_bytes)
 
     async def contents(
         self, owner: str, project_id: UUID | str, *, after: UUID | None = None, limit: int = 1_000

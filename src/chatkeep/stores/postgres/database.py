@@ -221,18 +221,18 @@ class Database:
         for before, step in schema.steps_to(await self.schema(), target, self.name):
             index = schema.index_of(step)
             if index and not self._sessions.pooled:
-                await self._build(before, step, index)
+                await self._build(before, step, *index)
             else:
                 execute = partial(schema.execute, before=before, step=step, target=target)
                 await self.write(execute, slow=True, patient=True)
 
-    async def _build(self, before: str | None, step: str, index: str) -> None:
+    async def _build(self, before: str | None, step: str, index: str, table: str) -> None:
         """Build an index while others write, over a connection of its own, without a transaction."""
         with self._translating(), self._slow.of_call():
             connection = await self._sessions.open()
             try:
                 await connection.execute("SET statement_timeout = 0; SET lock_timeout = 0")
-                await schema.build(connection, before, step, index)
+                await schema.build(connection, before, step, index, table)
             finally:
                 await connection.close()
 

@@ -19,13 +19,13 @@ MIGRATION_LOCK = 0x636B_6D69
 INDEX_POLL_SECONDS = 0.5
 """How often it is looked whether another process has built an index."""
 
-IN_BACKGROUND = re.compile(r"^\s*(?:--.*\n\s*)*CREATE (?:UNIQUE )?INDEX CONCURRENTLY (\w+)")
+IN_BACKGROUND = re.compile(r"^\s*(?:--.*\n\s*)*CREATE (?:UNIQUE )?INDEX CONCURRENTLY (\w+)\s+ON (\w+)")
 
 # served_from is a column from 0005 on.
 SCHEMA = "SELECT to_json(s) ->> 'version_num', to_json(s) ->> 'served_from' FROM chatkeep_schema s"
 INDEX_STATE = """
-    SELECT i.indisvalid, EXISTS (SELECT 1 FROM pg_stat_progress_create_index p WHERE p.index_relid = i.indexrelid)
-    FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid WHERE c.relname = $1 AND pg_table_is_visible(c.oid)
+    SELECT i.indisvalid FROM pg_index i JOIN pg_class c ON c.oid = i.indexrelid
+    WHERE c.relname = $1 AND pg_table_is_visible(c.oid)
 """
 
 
@@ -39,10 +39,10 @@ async def read_schema(connection: Connection) -> Schema:
     return Schema() if row is None else Schema(*row)
 
 
-def index_of(step: str) -> str | None:
-    """The index that a step builds while others write, which no transaction can; None for every other step."""
+def index_of(step: str) -> tuple[str, str] | None:
+    """The index that a step builds while others write, which no transaction can, and its table; None for others."""
     found = IN_BACKGROUND.match(step)
-    return found[1] if found else None
+    return (found[1], found[2]) if found else None
 
 
 async def execute(connection: Connection, before: str | None, step: str, target: str) -> None:
@@ -54,19 +54,29 @@ async def execute(connection: Connection, before: str | None, step: str, target:
             await connection.execute("DROP TABLE chatkeep_schema")
 
 
-async def build(connection: Connection, before: str | None, step: str, index: str) -> None:
+async def build(connection: Connection, before: str | None, step: str, index: str, table: str) -> None:
     """Build an index while others write, or wait for the process that does. What a killed one left is dropped."""
     while (await read_schema(connection)).revision == before:
-        state = await connection.fetchrow(INDEX_STATE, index)
-        if state is None:
+        valid = await connection.fetchval(INDEX_STATE, index)
+        if valid:
+            return
+        if valid is None:
             with suppress(asyncpg.DuplicateTableError, asyncpg.DeadlockDetectedError):  # another process was faster
                 await connection.execute(step)
-        elif state[0]:
-            return
-        elif state[1]:
+        elif not await drop_what_is_left(connection, index, table):
             await asyncio.sleep(INDEX_POLL_SECONDS)
-        else:
-            await connection.execute(f"DROP INDEX IF EXISTS {index}")
+
+
+async def drop_what_is_left(connection: Connection, index: str, table: str) -> bool:
+    """Drop an index that nobody builds any more; False if somebody may: who builds one holds this lock of its table."""
+    try:
+        async with connection.transaction():
+            await connection.execute(f"LOCK TABLE {table} IN SHARE UPDATE EXCLUSIVE MODE NOWAIT")
+            if await connection.fetchval(INDEX_STATE, index) is False:
+                await connection.execute(f"DROP INDEX {index}")
+    except asyncpg.LockNotAvailableError:
+        return False
+    return True
 
 
 def steps_to(schema: Schema, target: str, name: str) -> list[tuple[str | None, str]]:
