@@ -49,7 +49,12 @@ SHORT_STORES = {
     "answers": ("memory", "sqlite"),
     "test_api_turns": ("sqlite",),
     "test_turn_streams": ("sqlite",),
+    "test_mcp_server": ("memory", "sqlite"),
     "test_ownership": ("memory", "sqlite"),
+    "test_llm_providers": ("sqlite",),
+    "test_strict_roles": ("memory",),
+    "test_sourced_answers": ("sqlite",),
+    "test_upstream": ("sqlite",),
     "test_vectors": ("memory", "sqlite"),
 }
 """The stores on which tests of what is above the stores run in `make test`, by folder or file: what differs between

@@ -27,9 +27,10 @@ from chatkeep.events import (
     plus,
     reasoning,
     replayed,
+    state_of,
     text,
 )
-from chatkeep.model import MAX_SOURCES, ImportedMessage, Message, NewMessage, Role, Source, Status
+from chatkeep.model import MAX_QUOTE_CHARS, MAX_SOURCES, ImportedMessage, Message, NewMessage, Role, Source, Status
 from chatkeep.testing.examples import JSON
 from chatkeep.testing.turn_steps import counted
 from chatkeep.values import MAX_JSON_DEPTH, MAX_PARTS_BYTES
@@ -191,7 +192,7 @@ def test_sources() -> None:
     """A source with a document is one of the message's, as many as a message may have; each is a part."""
     events = [Event(EventKind.SOURCE, {"id": str(n), "title": "Tea", **SOURCE}) for n in range(MAX_SOURCES + 5)]
     folded = fold(counted([Event(EventKind.SOURCE, {"id": "web", "url": "tea://"}), *map(checked, events)]))
-    assert folded.sources == (Source(**SOURCE),) * MAX_SOURCES
+    assert folded.sources == (Source(title="Tea", **SOURCE),) * MAX_SOURCES
     assert folded.parts is not None
     assert len(folded.parts) == MAX_SOURCES + 6
     assert folded.parts[1] == {"type": "source", "id": "0", "title": "Tea", **SOURCE}
@@ -202,6 +203,42 @@ def test_error() -> None:
     assert fold([]).error is None
     folded = fold(counted([error("first"), text("a"), error("second", "limit"), text("b")]))
     assert folded.error == {"type": "error", "reason": "second", "kind": "limit"}
+
+
+# --- states --------------------------------------------------------------------------------------------------
+
+
+@given(events=STREAMS, places=st.lists(st.integers(0, 8), max_size=4))
+def test_states_are_in_no_message(events: list[Event], places: list[int]) -> None:
+    """Wherever states are among the events, also within a block, the message is the same, and so are its characters."""
+    among = list(events)
+    for place in places:
+        among.insert(place, Event(EventKind.STATE, {"id": "resp_1", "text": "secret"}))
+    folded, with_states = fold(counted(events)), fold(counted(among))
+    assert with_states == folded._replace(n=len(among))
+    assert list(replayed(message_of(with_states))) == list(replayed(message_of(folded)))
+    assert [event.chars for event in counted(among) if event.kind is EventKind.STATE] == [0] * len(places)
+
+
+def test_the_state_to_go_on_from() -> None:
+    """An answer can be gone on with by its last state, unless a tool was called since."""
+    first, second = (Event(EventKind.STATE, {"id": id_}) for id_ in ("1", "2"))
+    assert state_of([]) is None
+    assert state_of(counted([text("a"), first])) == {"id": "1"}
+    assert state_of(counted([first, text("a"), second])) == {"id": "2"}
+    assert state_of(counted([first, text("a"), Event(EventKind.USAGE, {})])) == {"id": "1"}
+    for kind, data in ((EventKind.TOOL_CALL, {"id": "c"}), (EventKind.TOOL_RESULT, {"tool_call_id": "c"})):
+        assert state_of(counted([first, Event(kind, data), text("a")])) is None
+        assert state_of(counted([first, Event(kind, data), second])) == {"id": "2"}
+    assert state_of(counted([Event(EventKind.STATE, {})])) == {}
+
+
+def test_a_part_that_looks_like_a_state() -> None:
+    """A message that was imported may have a part of that type: it is read again as it is, and is no state."""
+    part = {"type": "state", "id": "resp_1"}
+    events = list(replayed(message_of(Folded(parts=(part,)))))
+    assert events == [Event(EventKind.DATA, part)]
+    assert state_of(counted(events)) is None
 
 
 # --- what is refused -----------------------------------------------------------------------------------------
@@ -228,6 +265,9 @@ REFUSED: dict[str, tuple[EventKind, Any]] = {
     "no text for reasoning": (EventKind.REASONING, {"signature": "s"}),
     "number for reasoning": (EventKind.REASONING, {"text": 7}),
     "end": (EventKind.END, {"status": "complete"}),
+    "state": (EventKind.STATE, {"id": "resp_1"}),
+    "state with a text": (EventKind.STATE, {"text": "a"}),
+    "empty state": (EventKind.STATE, {}),
     "unknown usage": (EventKind.USAGE, {"tokens": 1}),
     "negative usage": (EventKind.USAGE, {"input_tokens": -1}),
     "huge usage": (EventKind.USAGE, {"input_tokens": 2**63}),
@@ -240,10 +280,14 @@ REFUSED: dict[str, tuple[EventKind, Any]] = {
     "document that is no id": (EventKind.SOURCE, {**SOURCE, "document_id": "tea"}),
     "no document": (EventKind.SOURCE, {**SOURCE, "document_id": None}),
     "score beyond 1": (EventKind.SOURCE, {**SOURCE, "similarity_score": 1.5}),
+    "source with a long quote": (EventKind.SOURCE, {**SOURCE, "quote": "q" * (MAX_QUOTE_CHARS + 1)}),
+    "source with a span that goes back": (EventKind.SOURCE, {**SOURCE, "answer_span": {"start": 2, "end": 1}}),
+    "source with a blank title": (EventKind.SOURCE, {**SOURCE, "title": " "}),
     "type of a tool call": (EventKind.TOOL_CALL, {"type": "function", "id": "1"}),
     "type of a text": (EventKind.TEXT, {"type": "output_text", "text": "a"}),
     "data as a kind": (EventKind.DATA, {"type": "text"}),
     "data as an end": (EventKind.DATA, {"type": "end"}),
+    "data as a state": (EventKind.DATA, {"type": "state"}),
     "data without a type": (EventKind.DATA, {"type": ""}),
     "data of a numbered type": (EventKind.DATA, {"type": 7}),
     "not an object": (EventKind.DATA, "tea"),

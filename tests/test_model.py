@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from chatkeep.errors import InvalidId, InvalidInput
 from chatkeep.ids import new_id, uuid_of, valid_id
 from chatkeep.model import (
+    MAX_QUOTE_CHARS,
     MESSAGE_FIELDS,
     ConversationChange,
     ImportedConversation,
@@ -29,8 +30,10 @@ from chatkeep.model import (
     Record,
     Role,
     Source,
+    Span,
     Status,
     stored,
+    stored_sources,
 )
 from chatkeep.values import (
     MAX_METADATA,
@@ -398,6 +401,105 @@ def test_sources_are_checked() -> None:
             Source.model_validate(good | bad)
 
 
+PLACE = {"document_id": UUID(int=1), "file_path": "a.md", "similarity_score": 0.25}
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"title": ""},
+        {"title": " "},
+        {"title": "t" * 256},
+        {"quote": ""},
+        {"quote": "q" * (MAX_QUOTE_CHARS + 1)},
+        {"quote": 7},
+        *(
+            {name: span}
+            for name in ("document_span", "answer_span")
+            for span in (
+                {"start": 2, "end": 1},
+                {"start": -1, "end": 1},
+                {"start": 0, "end": 2**63},
+                {"start": True, "end": 1},
+                {"start": 0, "end": True},
+                {"start": 0.0, "end": 1},
+                {"start": 0, "end": 1.0},
+                {"start": "0", "end": 1},
+                {"start": 0},
+                {"end": 1},
+                {"start": 0, "end": 1, "more": 1},
+                [0, 1],
+                "0-1",
+            )
+        ),
+    ],
+    ids=repr,
+)
+def test_what_a_source_says_is_checked(bad: dict[str, Any]) -> None:
+    """Titles and quotes have limits, and spans are two counts that go forward; the error does not repeat them."""
+    with pytest.raises(ValidationError) as refused:
+        Source.model_validate({**PLACE, **bad})
+    assert "qqq" not in str(refused.value)
+    with pytest.raises(ValidationError):
+        NewMessage(role=Role.ASSISTANT, content="x", sources=[{**PLACE, **bad}])
+
+
+def test_what_a_source_may_say() -> None:
+    """A quote may be as long as the limit, and blank; a span may be empty, and end as far as a count goes."""
+    quote, most = "q" * (MAX_QUOTE_CHARS - 1) + "🌿", 2**63 - 1
+    source = Source.model_validate(
+        {
+            **PLACE,
+            "title": "a\ud800",
+            "quote": quote,
+            "document_span": {"start": most, "end": most},
+            "answer_span": {"start": 0, "end": most},
+        }
+    )
+    assert (source.title, source.quote) == ("a\ufffd", quote)
+    assert source.document_span == Span(start=most, end=most)
+    assert Source.model_validate({**PLACE, "quote": "\n"}).quote == "\n"
+    assert Source.model_validate_json(source.model_dump_json()) == source
+
+
+def test_a_source_is_stored_as_before() -> None:
+    """What is absent of title, quote and spans is in no JSON: that of a source without any is as an earlier version
+    wrote it. The schema has them nevertheless."""
+    source = Source.model_validate(PLACE)
+    before = f'{{"document_id":"{UUID(int=1)}","file_path":"a.md","header_anchor":null,"similarity_score":0.25}}'
+    assert source.model_dump_json() == json_text([source])[1:-1] == before
+    assert Source.model_validate_json(before) == source
+    titled = source.model_copy(update={"title": "T", "answer_span": Span(start=0, end=1)})
+    assert titled.model_dump_json() == f'{before[:-1]},"title":"T","answer_span":{{"start":0,"end":1}}}}'
+    for mode in ("validation", "serialization"):
+        assert Source.model_json_schema(mode=mode)["properties"].keys() == Source.model_fields.keys()
+
+
+def test_stored_sources_of_a_later_version() -> None:
+    """Fields that this version does not know are left out of what a store kept, and refused of what a caller sends."""
+    later = {**Source.model_validate(PLACE).model_dump(mode="json"), "page": 7}
+    assert stored_sources(json.dumps([later, later])) == (Source.model_validate(PLACE),) * 2
+    assert stored_sources(None) == stored_sources("") == ()
+    with pytest.raises(ValidationError):
+        Source.model_validate(later)
+
+
+def test_providers_of_conversations() -> None:
+    """A conversation names its provider by an id; a change tells null, the default, from what is left as it is."""
+    id_ = new_id()
+    assert NewConversation(llm_provider_id=str(id_)).llm_provider_id == id_
+    assert NewConversation().llm_provider_id is ConversationChange().llm_provider_id is None
+    assert ConversationChange(llm_provider_id=None).model_fields_set == {"llm_provider_id"}
+    assert ConversationChange().model_fields_set == set()
+    for kind in (NewConversation, ConversationChange):
+        for bad in ("", "tea", 7, str(id_) + "0"):
+            with pytest.raises(ValidationError, match="llm_provider_id"):
+                kind.model_validate({"llm_provider_id": bad})
+    with pytest.raises(ValidationError, match="providers belong to the installation"):
+        ImportedConversation(llm_provider_id=id_)
+    assert ImportedConversation(llm_provider_id=None).fingerprint() == NewConversation().fingerprint()
+
+
 def test_ids_are_uuids() -> None:
     """An id is a UUID of any version, as such or as text; anything else is InvalidId, a ValueError."""
     id_ = new_id()
@@ -441,6 +543,16 @@ def test_a_fingerprint_says_what_the_caller_sent() -> None:
         base | {"metadata": {"a": 1}},
         base | {"metadata": {"a": 1.0}},
         base | {"sources": [{"document_id": parent, "file_path": "a", "similarity_score": 1}]},
+        *(
+            base | {"sources": [{"document_id": parent, "file_path": "a", "similarity_score": 1, **more}]}
+            for more in (
+                {"title": "T"},
+                {"quote": "T"},
+                {"document_span": {"start": 0, "end": 1}},
+                {"answer_span": {"start": 0, "end": 1}},
+                {"answer_span": {"start": 0, "end": 2}},
+            )
+        ),
         base | {"parts": [{"type": "text", "text": "hello"}]},
         base | {"parts": [{"type": "text", "text": "hello"}, {"type": "data", "data": 1}]},
         base | {"parts": [{"type": "data", "data": 1}, {"type": "text", "text": "hello"}]},
@@ -475,6 +587,9 @@ def test_a_fingerprint_of_a_conversation_says_what_the_caller_sent() -> None:
         {"external_id": "T"},
         {"project_id": UUID(int=1)},
         {"project_id": UUID(int=2)},
+        {"llm_provider_id": UUID(int=1)},
+        {"llm_provider_id": UUID(int=2)},
+        {"project_id": UUID(int=1), "llm_provider_id": UUID(int=1)},
         {"labels": ["a"]},
         {"labels": ["a", "b"]},
         {"labels": ["b", "a"]},
@@ -484,7 +599,7 @@ def test_a_fingerprint_of_a_conversation_says_what_the_caller_sent() -> None:
     prints = [NewConversation.model_validate(variant).fingerprint() for variant in variants]
 
     assert len(set(prints)) == len(variants)
-    assert NewConversation(labels=("a", "b", "a")).fingerprint() == prints[7]
+    assert NewConversation(labels=("a", "b", "a")).fingerprint() == prints[10]
     assert NewConversation(id=new_id(), labels=()).fingerprint() == prints[0]
 
 
@@ -510,8 +625,22 @@ EARLIER: dict[str, dict[str, Any]] = {
         "sources": [{"document_id": UUID(int=1), "file_path": "a.md", "similarity_score": 0.25}],
         "status": "failed",
     },
+    "fe7cef8fbf3f4432c39964ccf9cb7504": {
+        "role": "assistant",
+        "content": "Steep it.",
+        "sources": [
+            {
+                "document_id": UUID(int=1),
+                "file_path": "a.md",
+                "header_anchor": "#tea\x00",
+                "similarity_score": 0.25,
+            },
+            {"document_id": UUID(int=2), "file_path": "b/ü 🌿.md", "similarity_score": -1},
+        ],
+    },
 }
-"""Messages by the fingerprints that commit 4209e41, which knew no parts, models and counts, made of them."""
+"""Messages by the fingerprints that commit 4209e41, which knew no parts, models and counts, made of them, and at last
+one of commit 37c24d1, whose sources had no titles, quotes and spans."""
 
 EARLIER_CONVERSATIONS: dict[str, dict[str, Any]] = {
     "61a01f954278415b04bc80ba0add24c8": {"title": "Tea"},
@@ -522,8 +651,9 @@ EARLIER_CONVERSATIONS: dict[str, dict[str, Any]] = {
         "external_id": "e\x00",
         "metadata": {"b": 1, "a": [None]},
     },
+    "56d54eaf7a354299e5563f9913e16bc3": {"title": "Tea", "project_id": UUID(int=3), "labels": ["a"]},
 }
-"""The same of conversations, before there were labels and projects."""
+"""The same of conversations, before there were labels and projects, and at last one before they named providers."""
 
 
 @pytest.mark.parametrize("kind", [NewMessage, ImportedMessage])

@@ -19,11 +19,26 @@ ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "chatkeep"
 
 LAYERS = (
-    {"errors", "ids", "values", "parts", "model", "events", "options", "tree", "words", "cursor", "urls", "migrations"},
-    {"access", "turns", "projects", "documents", "store", "keys"},  # the ports
+    {
+        *(
+            "errors",
+            "ids",
+            "values",
+            "parts",
+            "model",
+            "model_settings",
+            "events",
+            "options",
+            "tree",
+            "words",
+            "cursor",
+        ),
+        *("urls", "migrations"),
+    },
+    {"access", "turns", "providers", "projects", "documents", "store", "keys"},  # the ports
     {"stores"},
     {"recorder", "formats", "answers", "reading", "retrieval", "settings"},
-    {"api", "integrations", "testing"},
+    {"api", "mcp", "integrations", "testing"},
     {"cli"},
     {"__main__", "__init__"},
 )

@@ -12,10 +12,11 @@ the first six become parts of the message (`chatkeep.parts`); the data of each a
     usage        {model, input_tokens, output_tokens}: of one request to the model; they are added up
     error        {reason, kind}: why the answer failed; the last one
     end          {status}: nothing follows; only readers see it, it is not stored
+    state        what another process needs to go on with what follows; no reader sees it, and no message has it
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
 from typing import Any, NamedTuple
 from uuid import UUID
@@ -40,13 +41,14 @@ class EventKind(StrEnum):
     USAGE = "usage"
     ERROR = "error"
     END = "end"
+    STATE = "state"
 
 
 KINDS = {kind.value: kind for kind in EventKind}
 PROSE = frozenset({EventKind.TEXT, EventKind.REASONING})
 """The kinds that come in pieces. Their characters are counted, so that a reader can go on in the middle."""
 
-IN_PARTS = frozenset(EventKind) - {EventKind.USAGE, EventKind.END}
+IN_PARTS = frozenset(EventKind) - {EventKind.USAGE, EventKind.END, EventKind.STATE}
 """The kinds that are types of parts."""
 
 SOURCE_FIELDS = frozenset(Source.model_fields)
@@ -114,7 +116,7 @@ def _check(kind: EventKind, data: dict[str, Any]) -> None:
     """Raise ValueError for data that readers could not use."""
     if kind in PROSE and not isinstance(data.get("text"), str):
         raise ValueError("it needs a text")
-    if kind is EventKind.END:
+    if kind in (EventKind.END, EventKind.STATE):
         raise ValueError("it is made by chatkeep")
     if "type" in data and (kind is not EventKind.DATA or not _is_other_type(data["type"])):
         raise ValueError("its kind is its type, but for data of another type")
@@ -183,6 +185,19 @@ def error_of(parts: Iterable[Part] | None) -> dict[str, Any] | None:
     return next((part for part in reversed(tuple(parts or ())) if part["type"] == EventKind.ERROR), None)
 
 
+def state_of(events: Sequence[TurnEvent]) -> dict[str, Any] | None:
+    """Return what a process needs to go on with an answer after these events; None if it cannot be gone on with.
+
+    That is the last state, unless a tool was called since: whether that had an effect, nobody knows.
+    """
+    decisive = (event for event in reversed(events) if event.kind is EventKind.STATE or event.kind in CALLED)
+    last = next(decisive, None)
+    return last.data if last is not None and last.kind is EventKind.STATE else None
+
+
+CALLED = frozenset({EventKind.TOOL_CALL, EventKind.TOOL_RESULT})
+
+
 def fold(events: Iterable[TurnEvent]) -> Folded:
     """Return what events, in their order, add up to. Text and reasoning of one block are put together."""
     parts: list[Part] = []
@@ -193,6 +208,7 @@ def fold(events: Iterable[TurnEvent]) -> Folded:
         n, chars = event.n, chars + event.chars
         if event.kind is EventKind.USAGE:
             usage = _added(usage, event.data)
+        if event.kind not in IN_PARTS:
             continue
         if event.kind is EventKind.SOURCE and "document_id" in event.data and len(sources) < MAX_SOURCES:
             sources.append(source_of(event.data))

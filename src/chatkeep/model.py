@@ -8,7 +8,15 @@ from enum import StrEnum
 from typing import Annotated, Any, Self
 from uuid import UUID
 
-from pydantic import AliasChoices, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import (
+    AliasChoices,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    model_validator,
+)
 
 from chatkeep.errors import InvalidInput
 from chatkeep.parts import PARTS, GivenParts, Part, says_more, text_of
@@ -19,6 +27,7 @@ from chatkeep.values import (
     MAX_LABELS,
     MAX_METADATA_BYTES,
     MAX_METADATA_VALUES,
+    Clean,
     Count,
     FilePath,
     JsonObject,
@@ -33,6 +42,8 @@ from chatkeep.values import (
 
 MAX_CONTENT_CHARS = 10_000
 """Longest content of a user or system message, in characters, unless a store is opened with another limit."""
+
+MAX_QUOTE_CHARS = 10_000
 
 MAX_SOURCES = 1_000
 """Most sources of a new message: more than any answer rests on, and checked in milliseconds."""
@@ -81,6 +92,10 @@ _set_values, _set_fields_set, _set_extra, _set_private = (
 )
 
 
+Quote = Annotated[str, Clean, StringConstraints(min_length=1, max_length=MAX_QUOTE_CHARS)]
+"""What a document says, word by word."""
+
+
 class Role(StrEnum):
     """Who said it."""
 
@@ -105,13 +120,42 @@ STATUSES = {status.value: status for status in Status}
 """Members by value, for reading rows: calling the enumeration takes ten times as long."""
 
 
+class Span(Given):
+    """A part of a text, in code points, without the one at `end`."""
+
+    start: Count
+    end: Count
+
+    @model_validator(mode="after")
+    def _goes_forward(self) -> Self:
+        if self.end < self.start:
+            raise ValueError("a span ends at or after its start")
+        return self
+
+
+def _is_absent(value: object) -> bool:
+    return value is None
+
+
 class Source(Given):
-    """A place in a document that an answer rests on."""
+    """A place in a document that an answer rests on. What is not known of it is absent."""
 
     document_id: UUID
     file_path: FilePath
     header_anchor: ShortText | None = None
     similarity_score: Annotated[float, Field(strict=True, ge=-1, le=1, allow_inf_nan=False)]
+    # Left out if absent, so that the fingerprint of a source without them stays as it was.
+    title: ShortText | None = Field(None, exclude_if=_is_absent, description="The document's title.")
+    quote: Quote | None = Field(None, exclude_if=_is_absent, description="What the document says there.")
+    document_span: Span | None = Field(None, exclude_if=_is_absent, description="Where the passage is in the document.")
+    answer_span: Span | None = Field(
+        None, exclude_if=_is_absent, description="What it supports in the content of the answer."
+    )
+
+
+def stored_sources(text: str | None) -> tuple[Source, ...]:
+    """Return the sources of a message from the JSON that a store keeps; fields of a later version are left out."""
+    return tuple(Source.model_validate(each, extra="ignore") for each in json.loads(text)) if text else ()
 
 
 def _without_crowd(value: object) -> object:
@@ -138,6 +182,7 @@ class NewConversation(Given):
     title: ShortText | None = Field(None, description="Made from the first user message when absent.")
     context_id: ShortText | None = Field(None, description="The application's own scope to list conversations by.")
     project_id: UUID | None = Field(None, description="The project that it belongs to.")
+    llm_provider_id: UUID | None = Field(None, description="The provider that answers. Absent: the default.")
     external_id: ShortText | None = Field(None, description="The id that another system knows the conversation by.")
     labels: Labels = Field((), description=LABELS)
     metadata: JsonObject = Field(default_factory=dict, description=METADATA)
@@ -148,6 +193,8 @@ class NewConversation(Given):
         lines = [f"{name}={one_line(text)}" for name, text in texts.items() if text is not None]
         if self.project_id is not None:
             lines.append(f"project_id={self.project_id.int:x}")
+        if self.llm_provider_id is not None:
+            lines.append(f"llm_provider_id={self.llm_provider_id.int:x}")
         if self.labels:
             lines.append(f"labels={canonical_json(list(self.labels))}")
         return digest(lines, self.metadata, "")
@@ -177,6 +224,12 @@ class ImportedConversation(NewConversation):
         validation_alias=KEPT_FINGERPRINT,
         description="The fingerprint that the store had: a late retry of its creation is known by it.",
     )
+
+    @model_validator(mode="after")
+    def _names_no_provider(self) -> Self:
+        if self.llm_provider_id is not None:
+            raise ValueError("an import has no llm_provider_id: providers belong to the installation")
+        return self
 
     @property
     def is_restored(self) -> bool:
@@ -214,6 +267,7 @@ class ConversationChange(Given):
     labels: Labels = Field((), description=f"All of its labels from now on. {LABELS}")
     metadata: JsonObject | None = Field(None, description="Merged into the metadata: null removes a key.")
     head_id: UUID | None = Field(None, description="The message to continue after; null starts anew.")
+    llm_provider_id: UUID | None = Field(None, description="The provider that answers from now on; null: the default.")
 
 
 class NewMessage(Given):

@@ -5,10 +5,10 @@ A store has one as `store.projects`. Nobody is told whether somebody else has a 
 
 from abc import ABC, abstractmethod
 from datetime import datetime
-from typing import Any, Self
+from typing import Any
 from uuid import UUID
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
 from chatkeep.model import METADATA, Given, Page, Record, digest, one_line
 from chatkeep.values import JsonObject, ShortText
@@ -46,14 +46,8 @@ class Project(Record):
 class ProjectChange(Given):
     """Fields of a project to change; omitted fields keep their value. JSON Merge Patch (RFC 7396)."""
 
-    name: ShortText | None = None
+    name: ShortText = Field(default_factory=str, description="It can be changed, not removed.")
     metadata: JsonObject | None = Field(None, description="Merged into the metadata: null removes a key.")
-
-    @model_validator(mode="after")
-    def _keeps_a_name(self) -> Self:
-        if "name" in self.model_fields_set and self.name is None:
-            raise ValueError("a project has a name: it can be changed, not removed")
-        return self
 
 
 PROJECT_FIELDS = set(Project.model_fields)

@@ -50,6 +50,7 @@ from chatkeep.model import (
 )
 from chatkeep.options import StoreOptions
 from chatkeep.projects import Projects
+from chatkeep.providers import Providers
 from chatkeep.turns import Turns
 from chatkeep.urls import split_url
 
@@ -114,6 +115,11 @@ class Store(ABC):
     @abstractmethod
     def turns(self) -> Turns:
         """Questions and the answers that are being made of them, in the same database."""
+
+    @property
+    @abstractmethod
+    def providers(self) -> Providers:
+        """What answers questions, in the same database."""
 
     @property
     @abstractmethod
@@ -470,14 +476,9 @@ class Store(ABC):
             self.observer.committed(items)
 
 
-PORTS = (Store, Turns, Projects, Documents)
-OBSERVED = frozenset[str]().union(*(port.__abstractmethods__ for port in PORTS)) - {
-    "access",
-    "turns",
-    "projects",
-    "documents",
-    "aclose",
-}
+PORTS = (Store, Turns, Providers, Projects, Documents)
+NAMED = {"access", "turns", "providers", "projects", "documents"}
+OBSERVED = frozenset[str]().union(*(port.__abstractmethods__ for port in PORTS)) - NAMED - {"aclose"}
 """The methods of which an observer is told."""
 
 type Method = Callable[..., Awaitable[Any]]

@@ -25,6 +25,9 @@ from chatkeep.parts import Part
 LEASE = timedelta(seconds=15)
 """How long a turn outlives the last sign of life of its worker."""
 
+GRACE = timedelta(seconds=30)
+"""How long after its lease a turn stays open that another worker can go on with."""
+
 MAX_RUNNING = 4
 """Answers of one owner that may be in progress at a time."""
 
@@ -59,6 +62,14 @@ class Turn(NamedTuple):
     a call whose reply was lost."""
     is_new: bool = False
     """Whether this call made its process begin the answer; only `TurnRunner.ask` knows."""
+
+
+class ResumedTurn(NamedTuple):
+    """A turn that a worker has taken over from another one, which is gone."""
+
+    question: Message
+    events: Sequence[TurnEvent]
+    """All that happened so far; `chatkeep.events.state_of` has what to go on with."""
 
 
 class TurnWrite(NamedTuple):
@@ -197,14 +208,37 @@ class Turns(ABC):
     async def expire_turn(self, owner: str, conversation_id: UUID | str, message_id: UUID | str) -> bool:
         """Close a turn whose lease has expired, as interrupted, with the events that are stored; return whether it was.
 
-        So it is with an answer in progress that has no lease, which a restored copy may have. Idempotent.
+        So it is with an answer in progress that has no lease, which a restored copy may have. A turn that can
+        be gone on with (`chatkeep.events.state_of`) stays open for GRACE, for a worker that does. Idempotent.
+        """
+
+    @abstractmethod
+    async def resume_turn(
+        self,
+        owner: str,
+        conversation_id: UUID | str,
+        message_id: UUID | str,
+        *,
+        worker: UUID,
+        lease: timedelta = LEASE,
+    ) -> ResumedTurn | None:
+        """Take over a turn whose lease has expired and that can be gone on with; None if it is not such a turn.
+
+        Of several workers one gets it. Nobody gets one whose question was deleted.
+        """
+
+    @abstractmethod
+    async def expired_turns(self) -> Sequence[TurnKey]:
+        """Return some turns of all owners whose leases have expired, those first that expired first.
+
+        Names no owner, as `expire_turns`.
         """
 
     @abstractmethod
     async def expire_turns(self) -> int:
         """Close turns of all owners whose leases have expired, and return how many were closed.
 
-        The one call that names no owner: nobody may come back to a conversation whose process died.
+        This and `expired_turns` name no owner: nobody may come back to a conversation whose process died.
         """
 
     @abstractmethod

@@ -397,17 +397,22 @@ TextOrNothing = Annotated[
 ]
 """Text, empty if null is given."""
 
+NOT_BLANK = Field(json_schema_extra={"pattern": r"\S"})
+"""What `_not_blank` checks, in a schema."""
+
 ShortText = Annotated[
     str,
     BeforeValidator(_clean),
     StringConstraints(min_length=1, max_length=MAX_SHORT_TEXT_CHARS),
+    NOT_BLANK,
     AfterValidator(_not_blank),
 ]
 NOT_A_LABEL = "!"
 """What stands before a label in a filter that leaves out the conversations that have it."""
 
 
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_CONTROLS = r"\x00-\x1f\x7f-\x9f\u2028\u2029"
+_CONTROL = re.compile(f"[{_CONTROLS}]")
 
 
 def _label(text: str) -> str:
@@ -422,7 +427,8 @@ def _without_repetition(labels: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(labels))
 
 
-LABEL_PATTERN = "^[^!{0}][^{0}]*$".format(r"\x00-\x1f\x7f-\x9f\u2028\u2029")
+LABEL_PATTERN = rf"^(?!\s*$)[^!{_CONTROLS}][^{_CONTROLS}]*$"
+LABEL_FILTER_PATTERN = rf"^!?(?!\s*$)[^!{_CONTROLS}][^{_CONTROLS}]{{0,{MAX_LABEL_CHARS - 1}}}$"
 
 Label = Annotated[
     str,
@@ -436,7 +442,9 @@ Labels = Annotated[tuple[Label, ...], Field(max_length=MAX_LABELS, fail_fast=Tru
 """The labels of a conversation, each once, in the order in which they were given."""
 
 Count = Annotated[int, Field(strict=True, ge=0, le=MAX_COUNT)]
-FilePath = Annotated[str, BeforeValidator(_clean), StringConstraints(max_length=4096), AfterValidator(_not_blank)]
+FilePath = Annotated[
+    str, BeforeValidator(_clean), StringConstraints(max_length=4096), NOT_BLANK, AfterValidator(_not_blank)
+]
 JsonObject = Annotated[dict[str, Any], BeforeValidator(copy_json)]
 AnyTime = Annotated[AwareDatetime, AfterValidator(_to_utc)]
 """A time in UTC, also from a number of seconds."""

@@ -21,6 +21,7 @@ from pymongo import MongoClient
 from pymongo.errors import OperationFailure, PyMongoError
 
 from chatkeep import open_store
+from chatkeep.stores.mongo.providers import extractive
 
 EMULATED = (
     "emulated: transactions take turns (conflicts are injected), durability, read and write concerns, explain, mongos"
@@ -116,11 +117,12 @@ class Databases:
         return with_database(self.server.url, name)
 
     def clean(self) -> str:
-        """The URL of a database with nothing in it: always the same, emptied each time."""
+        """The URL of a database as a new one is: always the same, emptied each time."""
         if self._shared is None:
             self._shared = self.migrated()
         for name in COLLECTIONS:
             self.database(self._shared)[name].delete_many({})
+        self.database(self._shared).llm_providers.insert_one(extractive())
         return self._shared
 
     def migrated(self) -> str:

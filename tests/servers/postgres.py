@@ -19,8 +19,11 @@ import asyncpg
 from benchmarks.postgres_server import FAST, Server, plain
 
 from chatkeep import open_store
+from chatkeep.providers import EXTRACTIVE, EXTRACTIVE_ID
 
-__all__ = ["Databases", "databases", "durable_databases", "plain", "raw", "stopped", "with_query"]
+__all__ = ["Databases", "databases", "durable_databases", "empty", "plain", "raw", "stopped", "with_query"]
+
+DEFAULT_PROVIDER = "INSERT INTO llm_providers (id, provider_name, model_name, is_default) VALUES ($1, $2, $2, true)"
 
 
 class Databases:
@@ -102,8 +105,14 @@ async def _clean(url: str) -> None:
     async with open_store(url):
         pass
     connection = await asyncpg.connect(plain(url))
-    await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests, llm_providers CASCADE")
+    await empty(connection)
     await connection.close()
+
+
+async def empty(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
+    """Leave nothing in a database with the newest schema but what a new one has."""
+    await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests, llm_providers CASCADE")
+    await connection.execute(DEFAULT_PROVIDER, EXTRACTIVE_ID, EXTRACTIVE)
 
 
 @cache

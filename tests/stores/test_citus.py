@@ -17,9 +17,10 @@ from typer.testing import CliRunner
 
 from chatkeep import InvalidInput, NewConversation, NotFound, NotYours, Store, open_store
 from chatkeep.cli.app import app
+from chatkeep.providers import EXTRACTIVE_ID, NewLlmProvider
 from chatkeep.testing import Opener, dense, numbered, seqs, someone, user, whole_log
 from chatkeep.testing.turn_steps import Running
-from servers.postgres import databases, plain
+from servers.postgres import databases, empty, plain
 
 STAND_IN = """
     SET allow_system_table_mods = on;
@@ -62,7 +63,7 @@ async def _prepare(url: str) -> None:
 async def url(database: str) -> str:
     """The same, with nothing in it."""
     connection = await asyncpg.connect(plain(database))
-    await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests, llm_providers CASCADE")
+    await empty(connection)
     await connection.close()
     return database
 
@@ -219,6 +220,18 @@ async def test_batches_of_many_owners(store: Store) -> None:
         assert seqs(log) == dense(50)
         assert [m.content for m in log] == [f"hello {n}" for n in range(50)]
         assert [m.parent_id for m in log] == [None, *(m.id for m in log[:-1])]
+
+
+async def test_replaced_provider_of_many_owners(store: Store) -> None:
+    """Its conversations are found on all machines, and changed owner by owner."""
+    new = NewLlmProvider(provider_name="scripted", model_name="tea", is_default=True)
+    provider, owners = await store.providers.create_provider(new), [f"owner {number}" for number in range(4)]
+    named = NewConversation(llm_provider_id=provider.id)
+    talks = {owner: await store.create_conversation(owner, named) for owner in owners}
+    assert await store.providers.delete_provider(provider.id, replacement=EXTRACTIVE_ID)
+    assert [each.id for each in await store.providers.list_providers()] == [EXTRACTIVE_ID]
+    for owner, talk in talks.items():
+        assert (await store.get_conversation(owner, talk.id)).llm_provider_id == EXTRACTIVE_ID
 
 
 async def test_statements_are_ones_that_citus_takes(url: str, asked: Asked) -> None:

@@ -38,9 +38,10 @@ from chatkeep import (
     open_store,
 )
 from chatkeep.documents import ChunkRange, NewChunk, NewDocument
-from chatkeep.events import TurnEvent, fold, reasoning, text
+from chatkeep.events import EventKind, TurnEvent, fold, reasoning, text
 from chatkeep.model import Status
 from chatkeep.projects import NewProject, ProjectChange
+from chatkeep.providers import EXTRACTIVE_ID, ApiConfig, LlmProviderChange, NewLlmProvider
 from chatkeep.recorder import Recorder
 from chatkeep.stores.mongo import append, conversations, documents, rows
 from chatkeep.stores.mongo.rows import MongoRows
@@ -411,8 +412,8 @@ async def test_schema_goes_up_and_down(empty_url: str) -> None:
         assert objects(empty_url) == {}
         await store.migrate()
         assert objects(empty_url) == first
-        with pytest.raises(SchemaMismatch, match="0001, 0002, 0003, 0004, 0005"):
-            await store.migrate("0006")
+        with pytest.raises(SchemaMismatch, match="0001, 0002, 0003, 0004, 0005, 0006"):
+            await store.migrate("0007")
     for name, validator in VALIDATORS.items():
         assert first[name] == (validator, sorted(["_id_", *(index.document["name"] for index in INDEXES[name])]))
 
@@ -443,7 +444,7 @@ def test_processes_migrate_at_once(empty_url: str, processes: int) -> None:
     assert [code for _, code in ended] == [0] * processes, ended
     command[4] = "status"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, "revision 0005, newest 0005" in done.stdout) == (0, True), done
+    assert (done.returncode, "revision 0006, newest 0006" in done.stdout) == (0, True), done
 
 
 async def test_messages_without_words_are_indexed_when_search_is_on(url: str) -> None:
@@ -474,6 +475,8 @@ def is_of_no_owner(command: Mapping[str, Any], where: Mapping[str, Any]) -> bool
         or (name == "find" and where == {"unindexed": True})  # when it is opened
         or (name == "find" and where == {"has_rubbish": True})  # when it is opened
         or (name == "find" and collection == "conversations" and where == {})  # when it is opened, with an older rule
+        or collection == "llm_providers"  # the installation's
+        or (name == "find" and set(where) == {"llm_provider_id"})  # who names one
         or (name == "aggregate" and collection == "turns" and where == {})  # the sweep, for processes that are gone
     )
 
@@ -519,6 +522,7 @@ async def use_everything(store: Store, owner: str, other: str) -> None:
     await store.create_conversation(owner, NewConversation(external_id="tea"))
     await use_turns(store, owner)
     await use_documents(store, owner)
+    await use_providers(store, owner)
     for calls in (CONVERSATION_CALLS, OWNER_CALLS):
         for name, call in calls.items():
             if not name.startswith(("delete", "erase", "rename")):
@@ -556,8 +560,25 @@ async def use_turns(store: Store, owner: str) -> None:
     while not (await turns.turn_events([TurnPlace(begun[3])]))[0].has_expired:  # noqa: ASYNC110 - nobody tells
         await asyncio.sleep(0.01)
     assert await turns.expire_turns() >= 1
+    await use_resumed_turns(store, owner)
     await turns.answer_stats(owner, after=now() - timedelta(1), before=now())
     await store.delete_message(*begun[1])
+
+
+async def use_resumed_turns(store: Store, owner: str) -> None:
+    """Take over a turn of a worker that is gone."""
+    talk = await store.create_conversation(owner, NewConversation())
+    gone, other, moment = uuid4(), uuid4(), timedelta(milliseconds=1)
+    turn = await store.turns.start_turn(owner, talk.id, user("$sage?"), worker=gone, lease=moment)
+    key = TurnKey(owner, talk.id, turn.answer.id)
+    state = TurnEvent(1, EventKind.STATE, {"$at": "$$NOW"})
+    await store.turns.append_turn_events(gone, [TurnWrite(key, [state])], lease=moment)
+    while not (await store.turns.turn_events([TurnPlace(key)]))[0].has_expired:  # noqa: ASYNC110 - nobody tells
+        await asyncio.sleep(0.01)
+    resumed = await store.turns.resume_turn(*key, worker=other)
+    assert resumed is not None
+    assert resumed.events == [state]
+    await store.turns.finish_turn(*key, Ending(Status.COMPLETE, "$a"), worker=other)
 
 
 async def use_documents(store: Store, owner: str) -> None:
@@ -593,6 +614,21 @@ async def use_documents(store: Store, owner: str) -> None:
     await documents.delete_document(owner, id_, content.document_id)
     await store.create_conversation(owner, NewConversation(project_id=made[1].id))
     assert await projects.delete_project(owner, made[1].id)
+
+
+async def use_providers(store: Store, owner: str) -> None:
+    """Create, name, change, replace and delete providers."""
+    providers, new = store.providers, NewLlmProvider(provider_name="ollama", model_name="$m")
+    first, second = [await providers.create_provider(new) for _ in range(2)]
+    talk = await store.create_conversation(owner, NewConversation(llm_provider_id=first.id))
+    await store.update_conversation(owner, talk.id, ConversationChange(llm_provider_id=second.id))
+    await store.get_or_create_conversation(owner, NewConversation(context_id="$p", llm_provider_id=first.id))
+    await providers.update_provider(first.id, LlmProviderChange(is_default=True, api_config=ApiConfig(settings={})))
+    with pytest.raises(Conflict):
+        await providers.delete_provider(second.id)
+    assert await providers.delete_provider(second.id, replacement=EXTRACTIVE_ID)
+    assert await providers.delete_provider(first.id, replacement=EXTRACTIVE_ID)
+    assert [each.id for each in await providers.list_providers()] == [EXTRACTIVE_ID]
 
 
 async def use_labels_and_projects(store: Store, owner: str) -> None:
@@ -652,6 +688,7 @@ async def test_every_command_names_the_owner(url: str, sent: Commands, sharded: 
         "documents",
         "chunks",
         "vectors",
+        "llm_providers",
     }
     assert {name for name, _ in seen} >= {"find", "insert", "update", "delete", "findAndModify", "aggregate"}
 

@@ -14,6 +14,7 @@ from pymongo.asynchronous.database import AsyncDatabase
 from pymongo.errors import DuplicateKeyError
 
 from chatkeep import (
+    ConversationChange,
     ImportedConversation,
     ImportedMessage,
     NewConversation,
@@ -24,7 +25,9 @@ from chatkeep import (
     open_store,
 )
 from chatkeep.events import TurnEvent, reasoning, text
-from chatkeep.stores.mongo.schema import EARLIER, INDEXES, VALIDATORS
+from chatkeep.providers import EXTRACTIVE_ID, NewLlmProvider
+from chatkeep.stores.mongo.providers import extractive
+from chatkeep.stores.mongo.schema import EARLIER, INDEXES, REVISIONS, VALIDATORS
 from chatkeep.testing import user, whole_list
 from chatkeep.turns import TurnKey, TurnWrite
 from chatkeep.values import now, to_micros
@@ -72,8 +75,8 @@ async def talks(store: Store) -> list[str | None]:
 async def test_indexes_of_each_revision(url: str) -> None:
     """Up and down bring the indexes of the revision, and leave those that somebody else made."""
     raw(url).conversations.create_index("title", name="mine")
-    served = {"0003": "0002", "0004": "0003", "0005": "0004"}
-    for revision in ("0001", "0002", "0003", "0004", "0005", "0001", "0005", "0004", "0003", "0002", "0003"):
+    served = {"0003": "0002", "0004": "0003", "0005": "0004", "0006": "0005"}
+    for revision in (*REVISIONS, *reversed(REVISIONS), "0006", "0001", "0003"):
         await migrate(url, revision)
         assert indexes(url, "conversations") == names(revision, "conversations") | {"mine"}
         assert indexes(url, "requests") == names(revision, "requests")
@@ -90,6 +93,7 @@ async def test_indexes_of_each_revision(url: str) -> None:
     assert names("0003", "messages") ^ names("0004", "messages") == {"by_model"}
     new = {"by_external_id", "by_project", "labels", "slots"}
     assert names("0002", "conversations") ^ names("0003", "conversations") == new | {"slot"}
+    assert names("0005", "conversations") ^ names("0006", "conversations") == {"by_provider"}
     await migrate(url, "base")
     assert raw(url).list_collection_names() == []
 
@@ -266,9 +270,73 @@ async def test_turns_end_with_the_revision(url: str, monkeypatch: pytest.MonkeyP
 
 
 COMMANDS = {
-    AsyncCollection: ("create_indexes", "drop_index", "update_one", "update_many"),
+    AsyncCollection: ("create_indexes", "drop_index", "update_one", "update_many", "delete_one"),
     AsyncDatabase: ("create_collection", "drop_collection"),
 }
+
+
+async def with_providers(url: str) -> tuple[UUID, dict[str, Any]]:
+    """Fill a database of 0006 with providers, one of which is being replaced; return that, and what stays."""
+    new = NewLlmProvider(provider_name="ollama", model_name="m", is_default=True)
+    async with open_store(url, migrate=False) as store:
+        gone, kept = [(await store.providers.create_provider(new)).id for _ in range(2)]
+        await store.create_conversation(OWNER, NewConversation(llm_provider_id=gone))
+        talk = await store.create_conversation(OWNER, NewConversation(title="t", llm_provider_id=kept))
+        await store.update_conversation(OWNER, talk.id, ConversationChange(llm_provider_id=kept))
+    raw(url).llm_providers.update_one({"_id": gone}, {"$set": {"replaced_by": kept}})
+    return gone, raw(url).llm_providers.find_one({"_id": kept})
+
+
+@pytest.mark.parametrize("step", [0, 1, *range(11, 16)])
+async def test_upgrade_to_providers_that_is_killed(url: str, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """After any command the database is of one of the two, and of 0006 only with its default and its index."""
+    await migrate(url, "0005")
+    done = await kill(url, "0006", step, monkeypatch)
+    if raw(url).chatkeep_schema.find_one({"_id": "schema"})["revision"] == "0006":
+        assert raw(url).llm_providers.count_documents({"is_default": True}) == 1
+        assert "by_provider" in indexes(url, "conversations")
+    else:
+        assert done == step + 1
+    await migrate(url, "0006")
+    async with open_store(url) as store:
+        (provider,) = await store.providers.list_providers()
+        assert (provider.id, provider.model_name, provider.is_default) == (EXTRACTIVE_ID, "extractive", True)
+        await store.create_conversation(OWNER, NewConversation(llm_provider_id=EXTRACTIVE_ID))
+
+
+@pytest.mark.parametrize("step", range(10))
+async def test_downgrade_from_providers_that_is_killed(url: str, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Providers stay, without what 0005 does not know; a removal that was cut off is finished, so that none returns."""
+    await migrate(url, "0006")
+    gone, kept = await with_providers(url)
+    done = await kill(url, "0005", step, monkeypatch)
+    if raw(url).chatkeep_schema.find_one({"_id": "schema"})["revision"] == "0006":
+        assert "by_provider" in indexes(url, "conversations")
+    await migrate(url, "0005")
+    assert step < done or indexes(url, "conversations") == names("0005", "conversations")
+    assert {each["llm_provider_id"] for each in raw(url).conversations.find()} == {kept["_id"]}
+    new = ("fingerprint", "locks")
+    assert set(new) <= kept.keys()
+    left = {name: value for name, value in kept.items() if name not in new}
+    assert list(raw(url).llm_providers.find({"_id": {"$ne": EXTRACTIVE_ID}})) == [left]
+    assert raw(url).chatkeep_schema.count_documents({}) == 2  # of the schema, and of the words
+    await migrate(url, "0006")
+    assert [each["_id"] for each in raw(url).llm_providers.find({"is_default": True})] == [kept["_id"]]
+    assert raw(url).llm_providers.count_documents({"_id": gone}) == 0
+
+
+async def test_processes_make_one_default(url: str) -> None:
+    """Of several that upgrade at once; a provider that is there with this id becomes it."""
+    await migrate(url, "0005")
+    for left in ([], [{**extractive(), "is_default": False, "model_name": "m"}]):
+        if left:
+            await migrate(url, "0005")
+            raw(url).llm_providers.delete_many({})
+            raw(url).llm_providers.insert_many(left)
+        await asyncio.gather(*(migrate(url, "0006") for _ in range(3)))
+        (found,) = raw(url).llm_providers.find()
+        assert (found["_id"], found["is_default"]) == (EXTRACTIVE_ID, True)
+        assert found["model_name"] == ("m" if left else "extractive")
 
 
 async def test_an_earlier_revision_has_nothing_of_the_newer(url: str) -> None:
@@ -293,15 +361,15 @@ async def test_an_earlier_revision_has_nothing_of_the_newer(url: str) -> None:
 
 async def test_a_newer_schema_that_serves_this_revision(url: str) -> None:
     """During a rolling upgrade: it is used as it is, and not migrated; other newer ones are refused."""
-    await migrate(url, "0005")
+    await migrate(url, "0006")
     notes = raw(url).chatkeep_schema
-    notes.update_one({"_id": "schema"}, {"$set": {"revision": "0006", "served_from": "0005"}})
+    notes.update_one({"_id": "schema"}, {"$set": {"revision": "0007", "served_from": "0006"}})
     async with open_store(url) as store:
         await store.ping()
         await store.create_conversation(OWNER, NewConversation())
-        assert await store.schema_revision() == "0006"
-    assert notes.find_one({"_id": "schema"})["revision"] == "0006"
-    notes.update_one({"_id": "schema"}, {"$set": {"served_from": "0006"}})
+        assert await store.schema_revision() == "0007"
+    assert notes.find_one({"_id": "schema"})["revision"] == "0007"
+    notes.update_one({"_id": "schema"}, {"$set": {"served_from": "0007"}})
     with pytest.raises(SchemaMismatch, match="newer schema"):
         await open_store(url)
     async with open_store(url, migrate=False) as store:

@@ -197,6 +197,10 @@ async def test_parts_count(store: Store) -> None:
         ("llm_providers", {"is_default": 1}),
         ("llm_providers", {"model_name": None}),
         ("llm_providers", {"_id": "openai"}),
+        ("llm_providers", {"api_config": {}}),
+        ("llm_providers", {"fingerprint": "f"}),
+        ("llm_providers", {"replaced_by": "extractive"}),
+        ("llm_providers", {"locks": -1}),
     ],
 )
 async def test_validators_refuse_new_fields(url: str, store: Store, collection: str, values: dict[str, Any]) -> None:
@@ -204,8 +208,6 @@ async def test_validators_refuse_new_fields(url: str, store: Store, collection: 
     id_ = await in_project(store, OWNER, uuid4(), labels=["a"])
     message = NewMessage(role=Role.ASSISTANT, parts=PARTS, **MADE)
     await store.append(OWNER, id_, [message])
-    provider = {"provider_name": "p", "model_name": "m", "is_default": True, "created_at": 2**40, "updated_at": 2**40}
-    raw(url).llm_providers.insert_one({"_id": uuid4(), **provider})
     good = raw(url)[collection].find_one({"parts": {"$exists": True}} if collection == "messages" else {})
     with pytest.raises(WriteError) as caught:
         raw(url)[collection].insert_one({**good, "_id": {"o": "x"}, "owner_id": "x", "is_default": False, **values})
@@ -216,7 +218,8 @@ async def test_one_default_provider(url: str, store: Store) -> None:
     """The installation has one, whoever writes."""
     provider = {"provider_name": "p", "model_name": "m", "created_at": 2**40, "updated_at": 2**40}
     collection = raw(url).llm_providers
-    collection.insert_many({"_id": uuid4(), **provider, "is_default": default} for default in (True, False, False))
+    assert [each["is_default"] for each in collection.find()] == [True]
+    collection.insert_many({"_id": uuid4(), **provider, "is_default": False} for _ in range(2))
     with pytest.raises(DuplicateKeyError):
         collection.insert_one({"_id": uuid4(), **provider, "is_default": True})
 

@@ -14,6 +14,7 @@ from topics import DifferentTopics, DifferentTurnTopics, DocumentTopics, SharedT
 from chatkeep import NewConversation, Store, open_store
 from chatkeep.documents import ChunkRange, Nearest, NewChunk, NewDocument, content_id
 from chatkeep.projects import NewProject
+from chatkeep.providers import EXTRACTIVE_ID, LlmProviderChange, NewLlmProvider
 from chatkeep.testing import Opener, dense, seqs, user, whole_log
 from servers import pgbouncer
 from servers.postgres import databases, plain, raw
@@ -92,6 +93,23 @@ async def test_pooler_does_what_the_store_is_kept_from(url: str) -> None:
     finally:
         for client in clients:
             client.terminate()
+
+
+async def test_providers_through_the_pooler(store: Store) -> None:
+    """Eight change and name providers at once: their locks end with their transactions."""
+    made = [
+        await store.providers.create_provider(NewLlmProvider(provider_name="scripted", model_name=f"m{number}"))
+        for number in range(8)
+    ]
+    default, removed = LlmProviderChange(is_default=True), made[0].id
+    talks = [await store.create_conversation(OWNER, NewConversation(llm_provider_id=removed)) for _ in range(8)]
+    await asyncio.gather(
+        *(store.providers.update_provider(each.id, default) for each in made[1:]),
+        *(store.append(OWNER, talk.id, [user("hello")]) for talk in talks),
+        store.providers.delete_provider(removed, replacement=EXTRACTIVE_ID),
+    )
+    assert sum(each.is_default for each in await store.providers.list_providers()) == 1
+    assert {(await store.get_conversation(OWNER, talk.id)).llm_provider_id for talk in talks} == {EXTRACTIVE_ID}
 
 
 async def test_pooler_is_found_out(store: Store) -> None:

@@ -46,6 +46,7 @@ from chatkeep.documents import ChunkRange, NewChunk, NewDocument
 from chatkeep.events import EventKind, TurnEvent
 from chatkeep.migrations import HEAD
 from chatkeep.projects import NewProject, ProjectChange
+from chatkeep.providers import EXTRACTIVE_ID, LlmProviderChange, NewLlmProvider
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.postgres.address import written_address
 from chatkeep.stores.postgres.columns import sized_conversations
@@ -421,7 +422,9 @@ NOT_OF_AN_OWNER = (
     "SELECT owner_id, id FROM conversations WHERE id IN ( SELECT DISTINCT id",  # when it is opened, with an older rule
     "SELECT owner_id, conversation_id, message_id FROM turns WHERE until <=",  # the sweep of all turns that expired
     "SELECT to_regtype('vector') IS NOT NULL",  # whether there is pgvector
+    "SELECT owner_id, id FROM conversations WHERE llm_provider_id BETWEEN",  # whom a provider's removal concerns
 )
+OF_THE_INSTALLATION = "llm_providers"
 
 
 type Asked = dict[str, tuple[object, ...]]
@@ -459,7 +462,9 @@ def of_requests(asked: Asked) -> Asked:
     return {
         text: arguments
         for text, arguments in asked.items()
-        if not control.match(text) and not " ".join(text.split()).startswith(NOT_OF_AN_OWNER)
+        if not control.match(text)
+        and not " ".join(text.split()).startswith(NOT_OF_AN_OWNER)
+        and OF_THE_INSTALLATION not in text
     }
 
 
@@ -557,6 +562,7 @@ async def use_everything(store: Store) -> None:
         await store.get_conversation("bob", talk.id)
     await use_turns(store, talk.id)
     await use_projects(store)
+    await use_providers(store, talk.id)
     await store.delete_conversation(OWNER, talk.id)
     await store.erase_owner(OWNER)
 
@@ -578,6 +584,19 @@ async def use_turns(store: Store, talk: UUID) -> None:
     await store.turns.finish_turn(*key, Ending(Status.COMPLETE, "pebble", model="m"), worker=worker)
     await store.turns.start_turn(OWNER, talk, turn.question.id, worker=worker)
     await store.turns.answer_stats(OWNER, after=turn.answer.created_at, before=turn.answer.created_at + day)
+
+
+async def use_providers(store: Store, talk: UUID) -> None:
+    """Call every method of the port of providers, and name some of them."""
+    new = NewLlmProvider(id=uuid4(), provider_name="scripted", model_name="pebble")
+    for _ in range(2):
+        provider = await store.providers.create_provider(new)
+    await store.providers.update_provider(provider.id, LlmProviderChange(model_name="sand", is_default=True))
+    assert await store.providers.get_provider(provider.id) in await store.providers.list_providers()
+    await store.create_conversation(OWNER, NewConversation(llm_provider_id=provider.id))
+    await store.update_conversation(OWNER, talk, ConversationChange(llm_provider_id=provider.id))
+    await store.providers.delete_provider(provider.id, replacement=EXTRACTIVE_ID)
+    assert (await store.get_conversation(OWNER, talk)).llm_provider_id == EXTRACTIVE_ID
 
 
 async def use_projects(store: Store) -> None:

@@ -13,10 +13,11 @@ from chatkeep.documents import NewChunk, NewDocument, document_id
 from chatkeep.events import EventKind, TurnEvent
 from chatkeep.model import ImportedConversation, ImportedMessage, Record
 from chatkeep.projects import NewProject, ProjectChange
+from chatkeep.providers import EXTRACTIVE_ID, LlmProviderChange, NewLlmProvider
 from chatkeep.stores.postgres.pool import Connection
 from chatkeep.testing import assistant, numbered, user
 from chatkeep.turns import LEASE, Ending, TurnKey, TurnWrite, answer_id
-from servers.postgres import databases, raw
+from servers.postgres import databases, empty, raw
 from servers.proxy import ONE_ROW, Proxy
 
 OWNER, OTHER = "ada", "bob"
@@ -29,8 +30,13 @@ KEY = ApiKey(id="key", owner_id=OWNER, name="laptop", created_at=MOMENT)
 SECRET = bytes(32)
 CREATED = Reply(201, b"{}", location_of(TALK))
 
-PROJECT = UUID(int=14)
+PROJECT, PROVIDER = UUID(int=14), UUID(int=15)
 GUIDE = document_id(PROJECT, "guide.md")
+
+
+def new_provider(id_: UUID) -> NewLlmProvider:
+    """A provider with an id."""
+    return NewLlmProvider(id=id_, provider_name="scripted", model_name="tea")
 
 
 async def store_document(store: Store, path: str, version: int = 0) -> object:
@@ -90,6 +96,11 @@ WRITES: dict[str, Call] = {
     "add vectors": add_vectors,
     "use a space": lambda store: store.documents.use_space(OWNER, PROJECT, "large/2"),
     "claim an embedding": lambda store: store.documents.claim_embedding(OWNER, PROJECT, WORKER),
+    "create a provider": lambda store: store.providers.create_provider(new_provider(NEW)),
+    "create a provider again": lambda store: store.providers.create_provider(new_provider(PROVIDER)),
+    "change a provider": lambda store: store.providers.update_provider(PROVIDER, LlmProviderChange(is_default=True)),
+    "delete a provider": lambda store: store.providers.delete_provider(PROVIDER, replacement=EXTRACTIVE_ID),
+    "name a provider": lambda store: store.create_conversation(OWNER, NewConversation(llm_provider_id=PROVIDER)),
     "create a key": lambda store: store.access.create_key(KEY.model_copy(update={"id": "other"}), SECRET),
     "revoke a key": lambda store: store.access.revoke_key("key"),
     "use a key": lambda store: store.access.key_used("key", MOMENT),
@@ -105,6 +116,8 @@ WRITES: dict[str, Call] = {
 STATE = (
     "SELECT id FROM users",
     "SELECT owner_id, title, context_id, metadata, last_seq, head_seq, slot, deleted_at FROM conversations",
+    "SELECT owner_id, context_id, llm_provider_id FROM conversations",
+    "SELECT id, model_name, is_default, replaced_by FROM llm_providers",
     "SELECT owner_id, seq, run, depth, role, content, status, terms FROM messages",
     "SELECT owner_id, message_id, stopping, until > now() FROM turns",
     "SELECT owner_id, n, text FROM turn_events",
@@ -119,9 +132,11 @@ STATE = (
 
 async def prepare(url: str, connection: Connection) -> None:
     """What every call finds."""
-    await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests, llm_providers CASCADE")
+    await empty(connection)
     async with open_store(url, migrate=False) as store:
+        await store.providers.create_provider(new_provider(PROVIDER))
         await store.create_conversation(OWNER, NewConversation(id=TALK, title="Tea"))
+        await store.update_conversation(OWNER, TALK, ConversationChange(llm_provider_id=PROVIDER))
         await store.append(OWNER, TALK, [user("first", id=FIRST), assistant("second"), user("third")])
         await store.projects.create_project(OWNER, NewProject(id=PROJECT, name="k"))
         await store_document(store, "guide.md")
@@ -187,6 +202,7 @@ QUICK = (
     "store events",
     "finish a turn",
     "replace a document",
+    "delete a provider",
     "delete a message",
     "delete",
     "revoke a key",

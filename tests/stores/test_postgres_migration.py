@@ -13,6 +13,7 @@ from chatkeep.documents import NewChunk, NewDocument
 from chatkeep.events import EventKind, TurnEvent
 from chatkeep.migrations import HEAD, steps
 from chatkeep.projects import NewProject
+from chatkeep.providers import EXTRACTIVE_ID
 from chatkeep.testing import user
 from chatkeep.turns import TurnKey, TurnWrite
 from servers.postgres import databases, raw
@@ -147,8 +148,9 @@ async def test_documents_are_added_beside_a_process_that_does_not_know_them() ->
             # What a process of 0006 does for an import.
             await connection.execute("INSERT INTO users VALUES ('ada')")
             await connection.execute("INSERT INTO projects (owner_id, id, name) VALUES ('ada', $1, 'k')", UUID(int=7))
-            assert await migrate(url) == await migrate(url) == HEAD
+            assert await migrate(url, "0007") == await migrate(url, "0007") == "0007"
             assert await connection.fetchval("SELECT served_from FROM chatkeep_schema") == "0006"
+            assert await migrate(url) == HEAD
             chunks = [NewChunk("thyme", None, "", 0, b"", bytes(8))]
             await store.documents.store_document(OWNER, UUID(int=7), NEW_DOCUMENT, chunks, space="m/2")
             gone = await store.projects.create_project(OWNER, NewProject(name="gone"))
@@ -157,5 +159,38 @@ async def test_documents_are_added_beside_a_process_that_does_not_know_them() ->
             assert [tuple(row) for row in await connection.fetch("SELECT id FROM projects")] == [(UUID(int=7),)]
             assert await migrate(url) == HEAD
             assert (await store.projects.get_project(OWNER, UUID(int=7))).documents == 0
+    finally:
+        databases().drop(url)
+
+
+OTHER_DEFAULT = """
+    INSERT INTO llm_providers (id, provider_name, model_name, is_default)
+    VALUES ('00000000-0000-0000-0000-000000000007', 'scripted', 'tea', true)
+"""
+
+
+@pytest.mark.parametrize("there", ["SELECT 1", OTHER_DEFAULT], ids=["no provider", "another default"])
+async def test_providers_are_added_beside_a_process_that_does_not_know_them(there: str) -> None:
+    """Killed after any step of 0008 and run again; there is one default, that which was there if there was one."""
+    url, default = databases().empty(), UUID(int=7) if there == OTHER_DEFAULT else EXTRACTIVE_ID
+    try:
+        assert await migrate(url, "0007") == "0007"
+        async with open_store(url, migrate=False) as store, raw(url) as connection:
+            await connection.execute(there)
+            *begun, _ = steps("postgresql", "0007", "0008")
+            for _, step in begun:
+                await connection.execute(step)
+            assert await migrate(url, "0008") == await migrate(url, "0008") == "0008"
+            assert await connection.fetchval("SELECT served_from FROM chatkeep_schema") == "0007"
+            assert await connection.fetchval("SELECT count(*) FROM pg_index WHERE NOT indisvalid") == 0
+            assert await migrate(url) == HEAD
+            assert [each.id for each in await store.providers.list_providers()] == [default]
+            talk = await store.create_conversation(OWNER, NewConversation(llm_provider_id=default))
+            assert await migrate(url, "0007") == "0007"
+            assert await connection.fetchval("SELECT count(*) FROM llm_providers") == 0
+            assert await connection.fetchval("SELECT llm_provider_id FROM conversations") is None
+            assert await migrate(url) == HEAD
+            assert [each.id for each in await store.providers.list_providers()] == [EXTRACTIVE_ID]
+            assert (await store.get_conversation(OWNER, talk.id)).llm_provider_id is None
     finally:
         databases().drop(url)

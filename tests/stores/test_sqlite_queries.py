@@ -11,8 +11,10 @@ import pytest
 
 from chatkeep import ConversationChange, NewConversation, NotFound, NotYours, Status, Store, open_store
 from chatkeep.documents import ChunkRange, NewChunk, NewDocument
-from chatkeep.events import TurnEvent, text
+from chatkeep.events import EventKind, TurnEvent, text
 from chatkeep.projects import NewProject, ProjectChange
+from chatkeep.providers import EXTRACTIVE_ID, LlmProviderChange, NewLlmProvider
+from chatkeep.stores.sqlite.providers import PROVIDERS
 from chatkeep.stores.sqlite.turns import ANSWERS, EXPIRED_TURNS
 from chatkeep.testing import assistant, numbered, user
 from chatkeep.turns import LEASE, Ending, TurnKey, TurnPlace, TurnWrite
@@ -80,6 +82,7 @@ async def use_everything(store: Store) -> None:
     await store.append(OWNER, talk.id, [user("x", parent_id=None)])
     await use_turns(store, talk.id)
     await use_documents(store)
+    await use_providers(store, talk.id)
     await store.delete_conversation(OWNER, talk.id)
     await store.erase_owner(OWNER)
 
@@ -97,7 +100,18 @@ async def use_turns(store: Store, id_: UUID) -> None:
         if lease:
             await turns.finish_turn(*key, Ending(Status.COMPLETE, "a", model="m"), worker=worker)
     await turns.expire_turns()
+    await use_state(store, id_)
     await turns.answer_stats(OWNER, after=now(), before=now() + timedelta(days=1))
+
+
+async def use_state(store: Store, id_: UUID) -> None:
+    """Take a turn over from a worker that is gone."""
+    turns, worker, other = store.turns, uuid4(), uuid4()
+    turn = await turns.start_turn(OWNER, id_, user("why"), worker=worker, lease=timedelta(0))
+    key, state = TurnKey(OWNER, id_, turn.answer.id), TurnEvent(1, EventKind.STATE, {})
+    await turns.append_turn_events(worker, [TurnWrite(key, [state])], lease=timedelta(0))
+    assert await turns.resume_turn(*key, worker=other) is not None
+    await turns.finish_turn(*key, Ending(Status.COMPLETE, "a"), worker=other)
 
 
 async def use_documents(store: Store) -> None:
@@ -136,6 +150,20 @@ async def use_documents(store: Store) -> None:
     await projects.delete_project(OWNER, project.id)
 
 
+async def use_providers(store: Store, id_: UUID) -> None:
+    """Create, name, change, and remove providers, with a replacement and without."""
+    providers = store.providers
+    first, second = [
+        await providers.create_provider(NewLlmProvider(provider_name="scripted", model_name=name)) for name in "ab"
+    ]
+    await providers.update_provider(first.id, LlmProviderChange(model_name="c", is_default=True))
+    await store.create_conversation(OWNER, NewConversation(llm_provider_id=first.id))
+    await store.update_conversation(OWNER, id_, ConversationChange(llm_provider_id=first.id))
+    await providers.delete_provider(first.id, replacement=EXTRACTIVE_ID)
+    assert await providers.delete_provider(second.id)
+    assert [each.id for each in await providers.list_providers()] == [EXTRACTIVE_ID]
+
+
 async def use_lists(store: Store) -> None:
     """Read lists and searches, and the page after the first."""
     for order in ("updated", "id"):
@@ -157,7 +185,8 @@ def plan(connection: apsw.Connection, statement: str, values: Any) -> list[str]:
 async def test_no_query_scans(tmp_path: Path, recorded: dict[str, Any]) -> None:
     """Every statement finds conversations and messages by an index on the owner, by row id, or the id alone.
 
-    None sorts, either, so that the cost of a page does not grow with its list: but statistics, which read all days.
+    None sorts, either, so that the cost of a page does not grow with its list: but statistics, which read all days, and
+    providers, which are few.
     """
     path = tmp_path / "chat.db"
     async with open_store(f"sqlite:///{path}") as store:
@@ -171,9 +200,13 @@ async def test_no_query_scans(tmp_path: Path, recorded: dict[str, Any]) -> None:
     connection.close()
     assert any("messages_by_run" in line for line, _ in lines)
     assert any("conversations_by_context" in line for line, _ in lines)
+    assert len([line for line, _ in lines if "conversations_by_provider" in line]) == 2
+    sorting = [" ".join(each.split()) for each in (ANSWERS, PROVIDERS)]
     for line, statement in lines:
         if re.match(rf"(SCAN|SEARCH) ({TABLES})\b", line):
             assert line.startswith("SEARCH"), statement
             by_row_id = re.search(r"(max|min)\(rid\)", statement) or re.search(r"\(rowid[=<>]", line)
-            assert by_row_id or re.search(r"\((owner_id=\?|id=\?\)$)", line), f"{line}: {statement}"
-        assert "TEMP B-TREE" not in line or statement == " ".join(ANSWERS.split()), statement
+            of_provider = line.endswith("INDEX conversations_by_provider (llm_provider_id=?)")
+            by_owner_or_id = re.search(r"\((owner_id=\?|id=\?\)$)", line)
+            assert by_row_id or of_provider or by_owner_or_id, f"{line}: {statement}"
+        assert "TEMP B-TREE" not in line or statement in sorting, statement

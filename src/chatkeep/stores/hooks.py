@@ -135,6 +135,10 @@ class DatabaseStore[R: Rows](Imports[R]):
         """The owner as the database stores it."""
         return owner
 
+    def _shown_owner(self, stored: str) -> str:
+        """The inverse of `_stored_owner`."""
+        return stored
+
     async def _scrub(self) -> None:
         """Leave no copy of what was erased, if the database would."""
 

@@ -173,7 +173,8 @@ class Imports[R: Rows](Transactions[R]):
         values: dict[str, Any] = {name: getattr(found, name) for name in EXPORTED} | {"project_name": None}
         if found.project_id is not None:
             values["project_name"] = await rows.project_name(key[0], found.project_id)
-        conversation = stored(ImportedConversation, EXPORTED_FIELDS, values | {"kept_fingerprint": fingerprint})
+        more = {"kept_fingerprint": fingerprint, "llm_provider_id": None}
+        conversation = stored(ImportedConversation, EXPORTED_FIELDS, values | more)
         return conversation, found.last_seq
 
     async def _export_messages(self, rows: R, key: Key, after: int, limit: int) -> list[ImportedMessage]:

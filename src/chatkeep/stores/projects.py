@@ -9,16 +9,16 @@ from chatkeep.ids import new_id, valid_id
 from chatkeep.model import Conversation, Page
 from chatkeep.projects import NewProject, Project, ProjectChange, Projects
 from chatkeep.stores.project_rows import ProjectKey, ProjectPlace
+from chatkeep.stores.providers import ProviderStore
 from chatkeep.stores.rows import Rows
 from chatkeep.stores.slices import PageSize
-from chatkeep.stores.turns import TurnStore
 from chatkeep.stores.window import ListFilter, ListPlace, cursor_time, valid_page
 from chatkeep.values import now, patched, to_micros, valid_json, valid_owner
 
 CURSOR = "projects"
 
 
-class ProjectStore[R: Rows](TurnStore[R], Projects):
+class ProjectStore[R: Rows](ProviderStore[R], Projects):
     """Projects of owners."""
 
     @property

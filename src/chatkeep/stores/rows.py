@@ -14,6 +14,7 @@ from chatkeep.model import Conversation, Message, NewConversation
 from chatkeep.store import ListOrder, Order
 from chatkeep.stores.append import Known, Placed, State
 from chatkeep.stores.project_rows import ProjectRows
+from chatkeep.stores.provider_rows import ProviderRows
 from chatkeep.stores.slices import PageSize, Part, Removed
 from chatkeep.stores.turn_rows import TurnRows
 from chatkeep.stores.window import ListFilter, ListPlace
@@ -108,7 +109,7 @@ class WordIndex(NamedTuple):
     """The id up to which conversations are indexed by `target`; None at the beginning."""
 
 
-class Rows(TurnRows, ProjectRows):
+class Rows(TurnRows, ProjectRows, ProviderRows):
     """The rows of one transaction."""
 
     __slots__ = ()
@@ -171,7 +172,7 @@ class Rows(TurnRows, ProjectRows):
 
     @abstractmethod
     async def set_values(self, key: Key, values: Mapping[str, Any]) -> None:
-        """Set title, labels, metadata (as JSON text), context_id, or head_seq and head_id of a conversation.
+        """Set title, labels, metadata (as JSON text), context_id, llm_provider_id, or head_seq and head_id.
 
         With context_id it gives up its slot: another conversation may hold that of the new scope.
         """

@@ -73,12 +73,17 @@ class Transactions[R: Rows](Store):
         return found
 
     async def _create_in(self, rows: R, key: Key, new: NewConversation) -> Conversation | None:
-        await self._check_project(rows, key, new)
+        await self._check_scope(rows, key, new)
         return await rows.create(key, new) or await self._created_before(rows, key, new)
 
-    async def _check_project(self, rows: R, key: Key, new: NewConversation) -> None:
+    async def _check_scope(self, rows: R, key: Key, new: NewConversation) -> None:
         if new.project_id is not None and not await rows.has_project(key[0], new.project_id):
             raise NotFound("there is no such project", got=new.project_id)
+        await self._check_provider(rows, new.llm_provider_id)
+
+    async def _check_provider(self, rows: R, id_: UUID | None) -> None:
+        if id_ is not None and not await rows.has_provider(id_):
+            raise InvalidInput("there is no such llm_provider_id; GET /api/llm-providers lists them", got=id_)
 
     async def _found(self, rows: R, key: Key, new: NewConversation) -> Conversation | None:
         """What get-or-create returns if it is there."""
@@ -104,7 +109,7 @@ class Transactions[R: Rows](Store):
 
     async def _get_or_create_in(self, rows: R, key: Key, new: NewConversation) -> Conversation | None:
         """Whoever takes the slot of the scope, or the id that is made of an external id, creates; others read again."""
-        await self._check_project(rows, key, new)
+        await self._check_scope(rows, key, new)
         found = await rows.create(key, new, slot=new.external_id is None) or await self._found(rows, key, new)
         return found or await self._created_before(rows, key, new)
 
@@ -127,6 +132,8 @@ class Transactions[R: Rows](Store):
         if "head_id" in changed:
             head = None if change.head_id is None else await self._message(rows, key, change.head_id)
             values["head_seq"] = head.seq if head else None
+        if "llm_provider_id" in changed:
+            await self._check_provider(rows, change.llm_provider_id)
         if changed.get("context_id", before.context_id) == before.context_id:  # it keeps its slot
             values.pop("context_id", None)
         if not values:

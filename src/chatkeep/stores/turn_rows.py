@@ -29,6 +29,8 @@ class TurnRow(NamedTuple):
     worker: UUID
     has_expired: bool
     """By the database's clock."""
+    is_overdue: bool = False
+    """Whether it has expired longer than GRACE ago."""
 
 
 class AnswerCount(NamedTuple):
@@ -70,6 +72,10 @@ class TurnRows(ABC):
     @abstractmethod
     async def begin_turn(self, key: TurnKey, parent_id: UUID, worker: UUID, lease: timedelta) -> None:
         """Store the lease of a turn."""
+
+    @abstractmethod
+    async def take_turn(self, key: TurnKey, worker: UUID, lease: timedelta) -> None:
+        """Give a turn that is locked to another worker, with a new lease."""
 
     @abstractmethod
     async def store_events(

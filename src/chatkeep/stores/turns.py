@@ -16,7 +16,7 @@ from chatkeep.errors import (
     TurnInProgress,
     TurnLost,
 )
-from chatkeep.events import TurnEvent, fold
+from chatkeep.events import TurnEvent, fold, state_of
 from chatkeep.ids import valid_id
 from chatkeep.model import Message, NewAnswer, NewMessage, Role, Status
 from chatkeep.stores.append import check, with_ids
@@ -32,6 +32,7 @@ from chatkeep.turns import (
     MAX_STATS_DAYS,
     AnswerStats,
     Ending,
+    ResumedTurn,
     Turn,
     TurnKey,
     TurnPlace,
@@ -131,9 +132,23 @@ class TurnStore[R: Rows](Maintenance[R], Turns):
         return await self._begin_turn(rows, key, start)
 
     async def _close_if_expired(self, rows: R, key: Key, turn: TurnRow) -> bool:
-        if turn.has_expired:
-            await self._close_turn(rows, TurnKey(*key, turn.message_id))
-        return turn.has_expired
+        wanted = TurnKey(*key, turn.message_id)
+        closes = turn.has_expired and not await self._may_be_resumed(rows, wanted, turn)
+        if closes:
+            await self._close_turn(rows, wanted)
+        return closes
+
+    async def _may_be_resumed(self, rows: R, key: TurnKey, turn: TurnRow) -> bool:
+        """Whether another worker can go on with a turn that has expired, and may still do so."""
+        return not turn.is_overdue and await self._resumable(rows, key, turn) is not None
+
+    async def _resumable(self, rows: R, key: TurnKey, turn: TurnRow) -> ResumedTurn | None:
+        """What another worker needs to go on with a turn; None if it cannot, or if nobody asks any more."""
+        question = (await rows.messages_by_id(key[:2], (turn.parent_id,))).get(turn.parent_id)
+        if question is None or question.status is Status.DELETED:
+            return None
+        (progress,) = await rows.events_of([TurnPlace(key)], ALL_BYTES)
+        return None if state_of(progress.events) is None else ResumedTurn(question, progress.events)
 
     async def _turn_that_is_there(self, rows: R, key: Key, start: Start, turns: Sequence[TurnRow]) -> Turn | None:
         """The turn that this attempt began before, or the one that answers the same question now."""
@@ -207,9 +222,9 @@ class TurnStore[R: Rows](Maintenance[R], Turns):
         await self._state(rows, key[:2], lock=True)  # before the lease, as everywhere: the turn may have to be closed
         await self._message(rows, key[:2], key.message_id)
         turn = await rows.turn(key)
-        if turn is None or await self._close_if_expired(rows, key[:2], turn):
-            return False
-        return await rows.ask_to_stop(key)
+        if turn is not None and turn.has_expired:  # also if another worker could go on
+            await self._close_turn(rows, key)
+        return turn is not None and not turn.has_expired and await rows.ask_to_stop(key)
 
     # --- end ----------------------------------------------------------------------------------------------
 
@@ -243,6 +258,34 @@ class TurnStore[R: Rows](Maintenance[R], Turns):
         found = await self._read(lambda rows: rows.expired_turns(SWEPT_AT_ONCE))
         return sum([await self._swept(key) for key in found])
 
+    async def expired_turns(self) -> Sequence[TurnKey]:
+        self._open()
+        found = await self._read(lambda rows: rows.expired_turns(SWEPT_AT_ONCE))
+        return [key._replace(owner=self._shown_owner(key.owner)) for key in found]
+
+    async def resume_turn(
+        self,
+        owner: str,
+        conversation_id: UUID | str,
+        message_id: UUID | str,
+        *,
+        worker: UUID,
+        lease: timedelta = LEASE,
+    ) -> ResumedTurn | None:
+        key = self._turn_key(owner, conversation_id, message_id)
+        return await self._write_turn(key, (), lambda rows: self._resume_turn(rows, key, worker, lease))
+
+    async def _resume_turn(self, rows: R, key: TurnKey, worker: UUID, lease: timedelta) -> ResumedTurn | None:
+        if await rows.state(key[:2], lock=True) is None:
+            return None
+        turn = await rows.turn(key)
+        if turn is None or not turn.has_expired:
+            return None
+        resumed = await self._resumable(rows, key, turn)
+        if resumed is not None:
+            await rows.take_turn(key, worker, lease)
+        return resumed
+
     async def _swept(self, key: TurnKey) -> bool:
         """Close a turn whose lease has expired, if that can be done: one that cannot must not keep the others open."""
         try:
@@ -260,6 +303,8 @@ class TurnStore[R: Rows](Maintenance[R], Turns):
         there = await rows.state(key[:2], lock=True)
         turn = await rows.turn(key)
         if turn is not None and not turn.has_expired:
+            return False
+        if there is not None and turn is not None and await self._may_be_resumed(rows, key, turn):
             return False
         if there is not None:
             return await self._close_turn(rows, key)

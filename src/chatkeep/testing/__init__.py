@@ -1,15 +1,16 @@
-"""The contracts of `Store`, of its `turns`, and of its `projects` and `documents`, as pytest suites: for chatkeep's
-stores, and for one of your own.
+"""The contracts of `Store`, and of its `turns`, `providers`, `projects` and `documents`, as pytest suites: for the
+stores of chatkeep, and for one of your own.
 
     from chatkeep.testing import StoreContract
 
-    class TestMyStore(StoreContract):  # and ones with TurnContract, DocumentContract
+    class TestMyStore(StoreContract):  # and ones with TurnContract, ProviderContract, DocumentContract
         @pytest.fixture
         def open_store_with(self, tmp_path):
             return lambda **options: open_my_store(tmp_path / "chat", **options)
 
 `open_store_with` returns a function that takes the options of `StoreOptions` and returns an async context manager.
-Every test has owners of its own: the store may hold other data, and may be shared by the tests.
+Every test has owners of its own: the store may hold other data, and may be shared by the tests. Providers have none:
+the tests of ProviderContract begin with those of a new store, leave them so, and need that nobody else changes them.
 
 Needs the extra `testing` (pip install 'chatkeep[testing]') and `asyncio_mode = "auto"` in pytest's settings. The number
 of examples of property tests is that of hypothesis' active profile. For better failure messages, call
@@ -29,7 +30,7 @@ from chatkeep.answers.scripted import ScriptedProvider
 from chatkeep.testing.access import AccessContract
 from chatkeep.testing.append import AppendContract
 from chatkeep.testing.branches import BranchContract
-from chatkeep.testing.calls import CONVERSATION_CALLS, OWNER_CALLS, PROJECT_CALLS, TURN_CALLS
+from chatkeep.testing.calls import CONVERSATION_CALLS, OWNER_CALLS, PROJECT_CALLS, PROVIDER_CALLS, TURN_CALLS
 from chatkeep.testing.contexts import ContextContract
 from chatkeep.testing.contract import Opener
 from chatkeep.testing.conversations import ConversationContract
@@ -51,6 +52,7 @@ from chatkeep.testing.pages import PageContract
 from chatkeep.testing.parts import PartContract
 from chatkeep.testing.port import PortContract
 from chatkeep.testing.projects import ProjectContract
+from chatkeep.testing.providers import ProviderContract
 from chatkeep.testing.reference import (
     by_time,
     found,
@@ -74,10 +76,12 @@ __all__ = [
     "CONVERSATION_CALLS",
     "OWNER_CALLS",
     "PROJECT_CALLS",
+    "PROVIDER_CALLS",
     "SENTENCES",
     "TURN_CALLS",
     "DocumentContract",
     "Opener",
+    "ProviderContract",
     "ScriptedProvider",
     "StoreContract",
     "TurnContract",

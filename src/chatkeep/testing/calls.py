@@ -17,6 +17,7 @@ from chatkeep.model import (
     Status,
 )
 from chatkeep.projects import NewProject, ProjectChange
+from chatkeep.providers import LlmProviderChange, NewLlmProvider
 from chatkeep.store import Order, Store
 from chatkeep.testing.document_steps import SPACE, a_document, passages, sha256_of, vector
 from chatkeep.testing.messages import user
@@ -91,6 +92,7 @@ TURN_CALLS: Mapping[str, Call] = {
     ),
     "stop_turn": lambda store, owner, c, m: store.turns.stop_turn(owner, c, m),
     "expire_turn": lambda store, owner, c, m: store.turns.expire_turn(owner, c, m),
+    "resume_turn": lambda store, owner, c, m: store.turns.resume_turn(owner, c, m, worker=uuid4()),
 }
 """Calls of every method of `Turns` that takes a conversation's id; of `start_turn` with both kinds of questions."""
 
@@ -104,8 +106,27 @@ OTHER_TURN_CALLS: Mapping[str, Call] = {
         owner, after=now() - timedelta(days=1), before=now() + timedelta(days=1)
     ),
     "expire_turns": lambda store, *_: store.turns.expire_turns(),
+    "expired_turns": lambda store, *_: store.turns.expired_turns(),
 }
 """A call of every other method of `Turns`."""
+
+
+NAME_NO_OWNER = frozenset({"expire_turns", "expired_turns"})
+"""The methods of `Turns` that name no owner, neither themselves nor in what they are given: nobody may come back to a
+conversation whose process died, so that they look at the turns of all owners."""
+
+
+PROVIDER_CALLS: Mapping[str, Callable[[Store, Any], Awaitable[object]]] = {
+    "create_provider": lambda store, id_: store.providers.create_provider(
+        NewLlmProvider(id=id_, provider_name="scripted", model_name="small")
+    ),
+    "get_provider": lambda store, id_: store.providers.get_provider(id_),
+    "list_providers": lambda store, _: store.providers.list_providers(),
+    "update_provider": lambda store, id_: store.providers.update_provider(id_, LlmProviderChange(model_name="large")),
+    "delete_provider": lambda store, id_: store.providers.delete_provider(id_),
+}
+"""A call of every method of `Providers`, with a provider's id. None names an owner: providers belong to the
+installation, and who may change them is for the caller to decide."""
 
 
 CALLED_WITH = "private saffron"

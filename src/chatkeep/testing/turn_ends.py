@@ -258,7 +258,7 @@ class TurnEndContract(Contract):
         message, folded = await running.message(), running.folded
         assert message.model_dump(include=set(folded._fields)) == {
             name: value for name, value in folded._asdict().items() if name not in ("n", "chars", "sources")
-        } | {"sources": (SOURCE.model_dump(),)}
+        } | {"sources": ({**SOURCE.model_dump(), "title": "Herbs"},)}
         assert (message.status, len(message.content), message.input_tokens) == (Status.INTERRUPTED, 400_000, 3)
 
     async def test_running_turns_are_not_closed(self, half: Running) -> None:

@@ -11,7 +11,7 @@ from chatkeep.events import Event, Folded, TurnEvent, fold, text
 from chatkeep.model import Message, NewMessage, Status
 from chatkeep.store import Store
 from chatkeep.testing.messages import user
-from chatkeep.turns import LEASE, Ending, Turn, TurnKey, TurnPlace, TurnProgress, TurnState, TurnWrite
+from chatkeep.turns import LEASE, Ending, ResumedTurn, Turn, TurnKey, TurnPlace, TurnProgress, TurnState, TurnWrite
 
 AT_ONCE = timedelta(milliseconds=1)
 """A lease that expires before anybody looks."""
@@ -75,6 +75,10 @@ class Running:
     async def stop(self) -> bool:
         """Ask the worker to stop."""
         return await self.store.turns.stop_turn(*self.key)
+
+    async def resume(self, *, lease: timedelta = LEASE) -> ResumedTurn | None:
+        """Take the turn over from a worker that is gone, if that can be done."""
+        return await self.store.turns.resume_turn(*self.key, worker=self.worker, lease=lease)
 
     async def expire(self) -> bool:
         """Close the turn if its lease has expired."""

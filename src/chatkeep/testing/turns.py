@@ -4,6 +4,7 @@ from chatkeep.testing.turn_ends import TurnEndContract
 from chatkeep.testing.turn_events import TurnEventContract
 from chatkeep.testing.turn_owners import TurnOwnerContract
 from chatkeep.testing.turn_reads import TurnReadContract
+from chatkeep.testing.turn_resumption import TurnResumptionContract
 from chatkeep.testing.turn_starts import TurnStartContract
 from chatkeep.testing.turn_stats import TurnStatsContract
 
@@ -13,6 +14,7 @@ class TurnContract(
     TurnEventContract,
     TurnReadContract,
     TurnEndContract,
+    TurnResumptionContract,
     TurnOwnerContract,
     TurnStatsContract,
 ):

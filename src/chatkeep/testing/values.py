@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic_core import to_json
 
-from chatkeep.errors import InvalidInput
+from chatkeep.errors import Conflict, InvalidInput
+from chatkeep.events import Event, EventKind
 from chatkeep.model import (
     Conversation,
     ConversationChange,
@@ -22,13 +23,19 @@ from chatkeep.model import (
     NewMessage,
     Role,
     Source,
+    Span,
     Status,
 )
 from chatkeep.store import Store
 from chatkeep.testing.contract import Contract, Opener
 from chatkeep.testing.examples import JSON_OBJECTS, LABELS, PROPERTY
-from chatkeep.testing.messages import assistant, contents, dense, seqs, user
-from chatkeep.testing.reference import found
+from chatkeep.testing.messages import assistant, contents, dense, seqs, someone, user
+from chatkeep.testing.reference import found, reads_of
+from chatkeep.testing.turn_steps import begin
+
+SPANS = st.none() | st.builds(
+    lambda start, length: Span(start=start, end=start + length), st.integers(0, 2**62), st.integers(0, 2**62)
+)
 
 
 def _nested(levels: int) -> Any:
@@ -217,6 +224,45 @@ class ValueContract(Contract):
                 with pytest.raises(InvalidInput, match="at most 2 sources"):
                     await store.append(owner, conversation.id, messages)
             assert contents(await store.log(owner, conversation.id)) == ["fits"]
+
+    @PROPERTY
+    @given(title=LABELS, quote=st.text(min_size=1), spans=st.tuples(SPANS, SPANS))
+    async def test_sources_come_back_as_they_went_in(
+        self, store: Store, owner: str, title: str, quote: str, spans: tuple[Span | None, Span | None]
+    ) -> None:
+        """Every text and every place in a source is kept, and what is absent stays absent, beside others that say more;
+        so it is in an export, and in what is imported from it."""
+        place = {"document_id": uuid4(), "file_path": "herbs \x00.md", "similarity_score": 0.5}
+        whole = Source(**place, title=title, quote=quote, document_span=spans[0], answer_span=spans[1])
+        sources = (whole, Source(**place), Source(**place, title=title))
+        new = assistant("A herb.", id=uuid4(), sources=sources)
+        conversation = await store.create_conversation(owner, NewConversation())
+        (stored,) = await store.append(owner, conversation.id, [new])
+        assert await store.append(owner, conversation.id, [new]) == [stored]
+        for message in await reads_of(store, owner, conversation.id, stored.id):
+            assert message.sources == sources
+        with pytest.raises(Conflict):
+            await store.append(owner, conversation.id, [new.model_copy(update={"sources": sources[1:]})])
+        talk, _ = await store.export_conversation(owner, conversation.id)
+        exported = await store.export_messages(owner, conversation.id)
+        other = someone()
+        await store.import_conversation(other, talk, exported)
+        assert (await store.get_message(other, talk.id or "", stored.id)).sources == sources
+
+    @pytest.mark.parametrize("text", ["\x00", "a\x00b", "\ufdd0", "\U0010ffff", "🌿", "e\u0301", "\r\n\t x"], ids=ascii)
+    async def test_rare_characters_in_sources(
+        self, store: Store, owner: str, conversation: Conversation, text: str
+    ) -> None:
+        """NUL, noncharacters and characters beyond the first plane are kept in titles and quotes, by turns as well."""
+        place = {"document_id": str(uuid4()), "file_path": "a.md", "similarity_score": -1.0}
+        span = Span(start=0, end=2**63 - 1)
+        source = Source.model_validate({**place, "title": text, "quote": text * 100, "answer_span": span})
+        (stored,) = await store.append(owner, conversation.id, [assistant("", sources=(source,))])
+        assert (await store.get_message(owner, conversation.id, stored.id)).sources == (source,)
+        running = await begin(store, owner, conversation.id)
+        await running.write(Event(EventKind.SOURCE, {"id": "s", **source.model_dump(mode="json")}))
+        assert (await running.message()).sources == (source,)
+        assert (await running.finish()).sources == (await running.message()).sources == (source,)
 
     async def test_records_are_copies(self, store: Store, owner: str) -> None:
         """Changes to values that a caller gave or got do not affect the store."""

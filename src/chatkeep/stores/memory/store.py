@@ -27,8 +27,10 @@ from chatkeep.store import ListOrder, Order, file_path
 from chatkeep.stores.append import Known, Placed, State, times_of
 from chatkeep.stores.base import RowStore
 from chatkeep.stores.memory.access import MemoryAccess
-from chatkeep.stores.memory.projects import MemoryProjects, StoredProject
+from chatkeep.stores.memory.projects import StoredProject
+from chatkeep.stores.memory.providers import MemoryProviders, first_providers
 from chatkeep.stores.project_rows import ProjectKey
+from chatkeep.stores.provider_rows import ProviderRow
 from chatkeep.stores.revisions import Schema
 from chatkeep.stores.rows import (
     Found,
@@ -49,7 +51,7 @@ from chatkeep.stores.slices import PageSize, Part, Removed, within
 from chatkeep.stores.turn_rows import AnswerCount, TurnRow, two_digits
 from chatkeep.stores.window import EVERY, ListFilter, ListPlace
 from chatkeep.tree import Position, Segment
-from chatkeep.turns import Ending, TurnKey, TurnPlace, TurnProgress, TurnState, TurnWrite
+from chatkeep.turns import GRACE, Ending, TurnKey, TurnPlace, TurnProgress, TurnState, TurnWrite
 from chatkeep.values import EPOCH, json_text, load_json, now, to_micros
 from chatkeep.words import RULE, Query, holds
 
@@ -85,7 +87,8 @@ class _Turn:
 
     def row(self, key: TurnKey) -> TurnRow:
         """The lease as a row."""
-        return TurnRow(key.message_id, self.parent_id, self.worker, self.until <= now())
+        moment = now()
+        return TurnRow(key.message_id, self.parent_id, self.worker, self.until <= moment, self.until <= moment - GRACE)
 
     def after(self, n: int, max_bytes: int) -> TurnProgress:
         """What comes after an event."""
@@ -110,13 +113,14 @@ class _Data:
     """What a store holds."""
 
     owners: dict[str, dict[UUID, _Stored]] = field(default_factory=dict)
+    providers: dict[UUID, ProviderRow] = field(default_factory=first_providers)
     projects: dict[str, dict[UUID, StoredProject]] = field(default_factory=dict)
     turns: dict[TurnKey, "_Turn"] = field(default_factory=dict)
     removed: dict[str, Removed] = field(default_factory=dict)
     """What was hidden, by owner: there is nothing to remove later, but to count."""
 
 
-class MemoryRows(MemoryProjects, Rows):
+class MemoryRows(MemoryProviders, Rows):
     """Rows in dictionaries."""
 
     __slots__ = ("_data", "_index")
@@ -127,6 +131,7 @@ class MemoryRows(MemoryProjects, Rows):
     def __init__(self, data: _Data, *, index: bool) -> None:
         self._data = data
         self._projects = data.projects
+        self._providers = data.providers
         self._index = index
 
     def _of(self, owner: str) -> dict[UUID, _Stored]:
@@ -171,7 +176,7 @@ class MemoryRows(MemoryProjects, Rows):
             title=new.title,
             context_id=new.context_id,
             project_id=new.project_id,
-            llm_provider_id=None,
+            llm_provider_id=new.llm_provider_id,
             external_id=new.external_id,
             labels=new.labels,
             metadata=deepcopy(new.metadata),
@@ -226,6 +231,14 @@ class MemoryRows(MemoryProjects, Rows):
         if "metadata" in changed:
             changed["metadata"] = load_json(changed["metadata"])
         found.conversation = found.conversation.model_copy(update=changed)
+
+    def _naming(self, provider: UUID) -> Iterable[Conversation]:
+        each = (stored.conversation for owned in self._data.owners.values() for stored in owned.values())
+        return (conversation for conversation in each if conversation.llm_provider_id == provider)
+
+    def _give_provider(self, conversation: Conversation, provider: UUID) -> None:
+        found = self._of(conversation.owner_id)[conversation.id]
+        found.conversation = conversation.model_copy(update={"llm_provider_id": provider})
 
     # --- messages -----------------------------------------------------------------------------------------
 
@@ -348,6 +361,10 @@ class MemoryRows(MemoryProjects, Rows):
 
     async def begin_turn(self, key: TurnKey, parent_id: UUID, worker: UUID, lease: timedelta) -> None:
         self._data.turns[key] = _Turn(parent_id, worker, now() + lease)
+
+    async def take_turn(self, key: TurnKey, worker: UUID, lease: timedelta) -> None:
+        found = self._data.turns[key]
+        found.worker, found.until = worker, now() + lease
 
     async def store_events(
         self, worker: UUID, writes: Sequence[TurnWrite], lease: timedelta

@@ -1,4 +1,4 @@
-"""The statements of conversations in MongoDB, their labels and projects.
+"""The statements of conversations in MongoDB, their labels, projects and providers.
 
 What has a known identity is looked up by `_id` alone, in which the owner is. Every other filter names the owner first.
 """
@@ -26,8 +26,8 @@ from chatkeep.stores.mongo.documents import (
     to_uuid,
     uuid_or_none,
 )
-from chatkeep.stores.mongo.moves import MongoMoves
 from chatkeep.stores.mongo.projects import within_page
+from chatkeep.stores.mongo.providers import MongoProviders
 from chatkeep.stores.rows import Key, Scope, StateRow
 from chatkeep.stores.slices import PageSize, Part
 from chatkeep.stores.window import ListFilter, ListPlace
@@ -37,7 +37,7 @@ BY_UPDATE = [("updated_at", DESCENDING), ("id", DESCENDING)]
 BY_ID = [("id", ASCENDING)]
 
 
-class MongoConversations(MongoMoves):
+class MongoConversations(MongoProviders):
     """Documents of conversations, as one transaction sees them, or each operation for itself."""
 
     __slots__ = ()
@@ -79,12 +79,18 @@ class MongoConversations(MongoMoves):
         else:
             made = to_conversation(document)
         await self._note_owner(key[0])
-        # Who removes a project hides it first, and looks for conversations afterwards: they find this one, or it is
-        # seen here that it came too late.
-        if made is None or new.project_id is None or await self.has_project(key[0], new.project_id):
+        # Who removes a project, or a provider, hides it first, and looks for conversations afterwards: they find this
+        # one, or it is seen here that it came too late.
+        if made is None or await self._is_in_time(key[0], new):
             return made
         await self._view.conversations.update_one(self._view.one(key[0], document["_id"]), hidden())
         return None
+
+    async def _is_in_time(self, owner: str, new: NewConversation) -> bool:
+        """Whether the project and the provider that a conversation names are there."""
+        if new.project_id is not None and not await self.has_project(owner, new.project_id):
+            return False
+        return new.llm_provider_id is None or await self.has_provider(new.llm_provider_id)
 
     async def _note_owner(self, owner: str) -> None:
         """Note that there is an owner, after their conversations: who removes the owner looks for those afterwards."""
@@ -154,6 +160,10 @@ class MongoConversations(MongoMoves):
             removed += [] if labels else ["labels"]
         if "context_id" in values:
             removed.append("slot")
+        if "llm_provider_id" in values:
+            named = changed.pop("llm_provider_id")
+            changed |= {} if named is None else {"llm_provider_id": to_binary(named)}
+            removed += ["llm_provider_id"] if named is None else []
         view = self._view
         where = view.one(key[0], conversation_id(key))
         await view.conversations.update_one(where, change_of(changed, removed), session=view.session)
@@ -180,5 +190,5 @@ def _scope(which: ListFilter) -> Document:
 
 
 def hidden() -> Document:
-    """The change of a conversation that makes it invisible."""
-    return {"$set": {"deleted_at": micros(now())}, "$unset": {"slot": ""}}
+    """The change of a conversation that makes it invisible. It keeps no slot and no provider from others."""
+    return {"$set": {"deleted_at": micros(now())}, "$unset": {"slot": "", "llm_provider_id": ""}}

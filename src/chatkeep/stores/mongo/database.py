@@ -384,7 +384,7 @@ MEANINGS: tuple[tuple[type[Exception], str], ...] = (
 )
 """The driver's errors in plain words."""
 
-AGAIN = "others wrote the same conversation, or project, again and again; try again"
+AGAIN = "others wrote the same conversation, project or provider again and again; try again"
 
 ABORTED = "MongoDB aborted the transaction: others wrote the same, or it took too long; try again"
 

@@ -3,7 +3,6 @@
 Ids are encoded and decoded here, as bytes: the driver's Python makes a UUID in 1.3 to 4 µs, and a message holds five.
 """
 
-import json
 from collections.abc import Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
@@ -28,9 +27,9 @@ from chatkeep.model import (
     Message,
     NewConversation,
     NewMessage,
-    Source,
     Status,
     stored,
+    stored_sources,
 )
 from chatkeep.projects import PROJECT_FIELDS, NewProject, Project
 from chatkeep.stores.append import Known, Placed, State, times_of
@@ -257,6 +256,8 @@ def new_conversation(key: Key, new: NewConversation, *, slot: bool) -> Document:
     }
     if new.project_id is not None:
         document["project_id"] = to_binary(new.project_id)
+    if new.llm_provider_id is not None:
+        document["llm_provider_id"] = to_binary(new.llm_provider_id)
     if new.labels:
         document["labels"] = list(new.labels)
     if slot:
@@ -337,7 +338,7 @@ def to_message(conversation: UUID, document: Mapping[str, Any]) -> Message:
             "content": document["content"],
             "status": STATUSES[document["status"]],
             "parts": tuple(load_json(parts)) if parts else None,
-            "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
+            "sources": stored_sources(sources),
             "metadata": load_json(metadata) if metadata else {},
             "model": document.get("model"),
             "input_tokens": document.get("input_tokens"),
@@ -512,10 +513,11 @@ def to_chunk(document: Mapping[str, Any]) -> Chunk:
 def changed(values: Mapping[str, Any]) -> Document:
     """The update that sets fields of a project or a document; what is None or False has no field."""
     gone = [name for name, value in values.items() if value is None or value is False]
-    return change_of({name: _as_stored(value) for name, value in values.items() if name not in gone}, gone)
+    return change_of({name: as_stored(value) for name, value in values.items() if name not in gone}, gone)
 
 
-def _as_stored(value: Any) -> Any:
+def as_stored(value: Any) -> Any:
+    """An id or a time as it is stored; other values are as they are."""
     if isinstance(value, UUID):
         return to_binary(value)
     return micros(value) if isinstance(value, datetime) else value

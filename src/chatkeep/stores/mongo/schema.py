@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 from pymongo import IndexModel
-from pymongo.errors import CollectionInvalid, OperationFailure
+from pymongo.errors import CollectionInvalid, DuplicateKeyError, OperationFailure
 
 from chatkeep.errors import InvalidInput
 from chatkeep.events import fold
@@ -16,6 +16,7 @@ from chatkeep.model import COUNTS, Role, Status
 from chatkeep.stores.long_texts import LongTexts
 from chatkeep.stores.mongo.database import Collection, Database, Document, View
 from chatkeep.stores.mongo.documents import micros, to_uuid, turn_key
+from chatkeep.stores.mongo.providers import PROVIDERS, extractive
 from chatkeep.stores.mongo.rows import MongoRows
 from chatkeep.stores.project_rows import ProjectKey
 from chatkeep.stores.revisions import Schema, needs_migration, target_revision
@@ -23,13 +24,13 @@ from chatkeep.stores.turn_rows import ALL_BYTES
 from chatkeep.turns import Ending, TurnPlace
 from chatkeep.values import MAX_LABELS, now
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
 """Every revision, oldest first."""
 
 HEAD = REVISIONS[-1]
 """The newest revision."""
 
-SERVED_FROM = {"0003": "0002", "0004": "0003", "0005": "0004"}
+SERVED_FROM = {"0003": "0002", "0004": "0003", "0005": "0004", "0006": "0005"}
 """The oldest revision whose processes can use a revision, during a rolling upgrade; without one only its own can."""
 
 NUMBER = {"bsonType": ["int", "long"]}
@@ -186,6 +187,9 @@ VALIDATORS: dict[str, Document] = {
         model_name=TEXT,
         is_default={"bsonType": "bool"},
         api_config=TEXT,
+        fingerprint=BYTES,
+        replaced_by=BYTES,
+        locks=COUNT,
         created_at=TIME,
         updated_at=TIME,
     ),
@@ -210,6 +214,9 @@ NEW_PROJECT_FIELDS = (
     "locks",
 )
 """The fields of projects that came with 0005, but for the one that hides them."""
+
+NEW_PROVIDER_FIELDS = ("fingerprint", "replaced_by", "locks")
+"""The fields of providers that came with 0006."""
 
 SINCE = {
     "projects": "0003",
@@ -271,6 +278,9 @@ INDEXES: dict[str, list[IndexModel]] = {
         # With nothing that an append changes. The ids of those with a label are read from it alone.
         _index("labels", "owner_id", "labels", "id", where={"labels": PRESENT}),
         _index("slots", "owner_id", "context_id", "project_id", "slot", unique=True, where={"slot": True}),
+        # Whose conversations name a provider: no owner is asked for. Only those that name one have a place in it, and
+        # an append moves none.
+        _index("by_provider", "llm_provider_id", where={"llm_provider_id": PRESENT}),
     ],
     "messages": [
         *MESSAGE_INDEXES,
@@ -313,6 +323,7 @@ INDEXES: dict[str, list[IndexModel]] = {
 }
 """The indexes of each collection at the newest revision."""
 
+WITHOUT_PROVIDERS = {"conversations": INDEXES["conversations"][:-1]}
 PROJECT_INDEXES = [_index("owner", "owner_id", "id")]
 
 EARLIER: dict[str, dict[str, list[IndexModel]]] = {
@@ -322,8 +333,9 @@ EARLIER: dict[str, dict[str, list[IndexModel]]] = {
         "requests": INDEXES["requests"][:1],
     },
     "0002": {"conversations": [*CONVERSATION_INDEXES, SLOT, IN_CONTEXT], "messages": [*MESSAGE_INDEXES]},
-    "0003": {"messages": [*MESSAGE_INDEXES], "projects": PROJECT_INDEXES},
-    "0004": {"projects": PROJECT_INDEXES},
+    "0003": {**WITHOUT_PROVIDERS, "messages": [*MESSAGE_INDEXES], "projects": PROJECT_INDEXES},
+    "0004": {**WITHOUT_PROVIDERS, "projects": PROJECT_INDEXES},
+    "0005": WITHOUT_PROVIDERS,
 }
 """The indexes of an earlier revision, of the collections whose indexes were others."""
 
@@ -364,6 +376,8 @@ async def migrate(database: Database, target: str) -> None:
 async def _build(view: View, target: str) -> None:
     """Make what a revision has, then note the revision."""
     await _make_collections(view, target)
+    if target >= "0006":
+        await _make_default(view)
     await _end_future(view)
     await _note(view, target)
 
@@ -374,6 +388,8 @@ async def _lower(view: View, target: str) -> None:
     Until then the database is one of the newer revision, from then on one of the earlier with a few indexes more.
     """
     await _end_turns(view)
+    if target < "0006":
+        await _forget_replacements(view)
     if target < "0005":
         await _forget_documents(view)
     if target < "0003":
@@ -420,6 +436,29 @@ async def _end_turns(view: View) -> None:
         await rows.end_turn(key)
     ended = {"$set": {"status": Status.INTERRUPTED.value}}
     await view.messages.update_many({"status": Status.IN_PROGRESS.value}, ended)
+
+
+async def _make_default(view: View) -> None:
+    """Have a default provider: that of a new database, unless there is one."""
+    if await view.llm_providers.find_one({"is_default": True}, {"_id": 1}) is not None:
+        return
+    new = extractive()
+    where, default = {"_id": new.pop("_id")}, {"is_default": new.pop("is_default")}
+    with suppress(DuplicateKeyError):  # another process was faster
+        await view.llm_providers.update_one(where, {"$set": default, "$setOnInsert": new}, upsert=True)
+
+
+async def _forget_replacements(view: View) -> None:
+    """Finish removals of providers that were cut off, and remove what came with 0006 of the others, which stay."""
+    rows = MongoRows(view, LongTexts(), index=False)
+    for row in await rows.providers():
+        if row.replaced_by is not None:
+            while await rows.replace_provider(row.provider.id, row.replaced_by):
+                pass
+            await rows.remove_provider(row.provider.id)
+    some = {"$or": [{name: PRESENT} for name in NEW_PROVIDER_FIELDS]}
+    await view.llm_providers.update_many(some, {"$unset": dict.fromkeys(NEW_PROVIDER_FIELDS, "")})
+    await view.schema.delete_one({"_id": PROVIDERS})
 
 
 async def _forget_documents(view: View) -> None:

@@ -1,9 +1,9 @@
 """The statements of turns in MongoDB: their leases, their events, statistics.
 
 What keeps two processes apart is the document of a lease. Who stores events writes it in the same transaction, with the
-number of the last event, and who ends a turn deletes it: of two such transactions MongoDB fails one with a write
-conflict, which then begins again and sees what the other did. Who only reads a lease and writes nothing of the turn
-says what was true when its transaction began.
+number of the last event, who takes a turn over writes it, and who ends a turn deletes it: of two such transactions
+MongoDB fails one with a write conflict, which then begins again and sees what the other did. Who only reads a lease and
+writes nothing of the turn says what was true when its transaction began.
 
 Leases go by the clock of the server, `$$NOW`: of the primary, or of the mongos. After a failover, and of two mongos,
 clocks differ by what their hosts' do; that moves the end of a lease, and never lets two workers write.
@@ -37,7 +37,7 @@ from chatkeep.stores.mongo.documents import (
 from chatkeep.stores.rows import Key
 from chatkeep.stores.slices import within
 from chatkeep.stores.turn_rows import ALL_BYTES, AnswerCount, TurnRow, two_digits
-from chatkeep.turns import TurnKey, TurnPlace, TurnProgress, TurnState, TurnWrite
+from chatkeep.turns import GRACE, TurnKey, TurnPlace, TurnProgress, TurnState, TurnWrite
 from chatkeep.values import EPOCH, now
 
 MOST_EVENTS = 1_000
@@ -49,10 +49,12 @@ EXPIRED: Document = {"until": EPOCH}
 FENCED: Document = {"$set": EXPIRED | {"worker": to_binary(UUID(int=0))}}
 """The change of a lease that takes the turn from its worker."""
 
-HAS_EXPIRED = {"$lte": ["$until", "$$NOW"]}
-LEASE = {"parent_id": 1, "worker": 1, "stopping": 1, "n": 1, "expired": HAS_EXPIRED}
-
 MILLISECOND = timedelta(milliseconds=1)
+
+HAS_EXPIRED = {"$lte": ["$until", "$$NOW"]}
+IS_OVERDUE = {"$lte": ["$until", {"$subtract": ["$$NOW", GRACE // MILLISECOND]}]}
+LEASE = {"parent_id": 1, "worker": 1, "stopping": 1, "n": 1, "expired": HAS_EXPIRED, "overdue": IS_OVERDUE}
+
 DAY = Int64(86_400_000_000)
 
 LENGTH = {"$strLenBytes": {"$toString": "$duration_ms"}}
@@ -107,6 +109,14 @@ class MongoTurns(MongoConversations):
         ids = {"conversation_id": identity["c"], "parent_id": to_binary(parent_id), "worker": to_binary(worker)}
         where, new = {"_id": identity, "owner_id": key.owner}, [{"$set": ids | {"n": 0} | _until(lease)}]
         await self._view.turns.update_one(where, new, upsert=True, session=self._view.session)
+
+    async def take_turn(self, key: TurnKey, worker: UUID, lease: timedelta) -> None:
+        """Of two workers who take it one has a conflict, and sees then that its lease has not expired."""
+        where, change = (
+            self._view.one(key.owner, turn_id(key)),
+            [{"$set": {"worker": to_binary(worker)} | _until(lease)}],
+        )
+        await self._view.turns.update_one(where, change, session=self._view.session)
 
     async def store_events(
         self, worker: UUID, writes: Sequence[TurnWrite], lease: timedelta
@@ -222,7 +232,8 @@ def _until(lease: timedelta) -> Document:
 
 def _to_turn(document: Document) -> TurnRow:
     parent_id, worker = to_uuid(document["parent_id"]), to_uuid(document["worker"])
-    return TurnRow(turn_key(document).message_id, parent_id, worker, document["expired"])
+    is_over = document["expired"], document["overdue"]
+    return TurnRow(turn_key(document).message_id, parent_id, worker, *is_over)
 
 
 def _last(place: TurnPlace, n: int, max_bytes: int) -> int:

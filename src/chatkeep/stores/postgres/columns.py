@@ -1,6 +1,5 @@
 """The columns of the PostgreSQL store, and how they become records. No I/O."""
 
-import json
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from typing import Any
@@ -13,8 +12,8 @@ from chatkeep.model import (
     STATUSES,
     Conversation,
     Message,
-    Source,
     stored,
+    stored_sources,
 )
 from chatkeep.stores.postgres.text import decode, encode
 from chatkeep.stores.rows import Hit, Row
@@ -147,7 +146,7 @@ def to_messages(conversation_id: UUID, found: Iterable[Row]) -> list[Message]:
                 "content": decode_nul(text),
                 "status": STATUSES[status],
                 "parts": tuple(load_json(parts)) if parts else None,
-                "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
+                "sources": stored_sources(sources),
                 "metadata": load_json(meta) if meta else {},
                 "model": None if model is None else decode_nul(model),
                 "input_tokens": read,

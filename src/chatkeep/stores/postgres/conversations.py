@@ -43,9 +43,9 @@ STATE = """
 """
 INSERT_CONVERSATION = f"""
     WITH owner AS (INSERT INTO users (id) VALUES ($1) ON CONFLICT DO NOTHING)
-    INSERT INTO conversations AS c (owner_id, id, title, context_id, project_id, external_id, labels, metadata,
-                                    fingerprint, slot, created_at, updated_at)
-    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, least($11, now()), least($12, now()))
+    INSERT INTO conversations AS c (owner_id, id, title, context_id, project_id, llm_provider_id, external_id, labels,
+                                    metadata, fingerprint, slot, created_at, updated_at)
+    VALUES ($1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, least($12, now()), least($13, now()))
     ON CONFLICT DO NOTHING
     RETURNING {CONVERSATION_COLUMNS}
 """  # noqa: S608
@@ -88,7 +88,7 @@ class PostgresConversations(Rows):
 
     async def create(self, key: Key, new: NewConversation, *, slot: bool = False) -> Conversation | None:
         times = (new.created_at, new.updated_at) if isinstance(new, ImportedConversation) else (None, None)
-        scope = encode(new.title), encode(new.context_id), new.project_id, encode(new.external_id)
+        scope = encode(new.title), encode(new.context_id), new.project_id, new.llm_provider_id, encode(new.external_id)
         values = labels_text(new.labels), json_text(new.metadata), new.fingerprint()
         row = await self._connection.fetchrow(INSERT_CONVERSATION, *key, *scope, *values, slot, *times)
         if row is not None and new.labels:

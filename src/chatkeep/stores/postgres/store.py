@@ -32,7 +32,7 @@ from chatkeep.stores.slices import Part
 from chatkeep.stores.window import Window
 from chatkeep.tree import Position, Tree
 from chatkeep.turns import TurnKey, TurnState, TurnWrite
-from chatkeep.values import encode_nul
+from chatkeep.values import decode_nul, encode_nul
 
 FLUSHERS = 2
 """Batches in flight at the same time: while one waits for the disk, the other is filled and sent."""
@@ -107,6 +107,9 @@ class PostgresStore(RowStore[PostgresRows]):
     def _stored_owner(self, owner: str) -> str:
         return encode_nul(owner)
 
+    def _shown_owner(self, stored: str) -> str:
+        return decode_nul(stored)
+
     @property
     def _hides_foreign(self) -> bool:
         """Asking for an id without its owner would ask every machine of Citus."""
@@ -115,7 +118,7 @@ class PostgresStore(RowStore[PostgresRows]):
 
     async def _create(self, key: Key, new: NewConversation) -> Conversation | None:
         with self._database.writing, self._writes.of_call():
-            is_one_statement = new.project_id is None and not new.labels
+            is_one_statement = new.project_id is None and new.llm_provider_id is None and not new.labels
             made = await self._attempt(lambda rows: rows.create(key, new)) if is_one_statement else None
             return made or await super()._create(key, new)
 

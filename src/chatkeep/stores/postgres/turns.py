@@ -15,25 +15,30 @@ from uuid import UUID
 from chatkeep.events import KINDS, PROSE, TurnEvent
 from chatkeep.model import STATUSES
 from chatkeep.stores.postgres.pool import Connection
-from chatkeep.stores.postgres.projects import PostgresProjects
+from chatkeep.stores.postgres.providers import PostgresProviders
 from chatkeep.stores.rows import Key, Row, stored_bytes
 from chatkeep.stores.slices import within
 from chatkeep.stores.turn_rows import AnswerCount, TurnRow
-from chatkeep.turns import TurnKey, TurnPlace, TurnProgress, TurnState, TurnWrite
+from chatkeep.turns import GRACE, TurnKey, TurnPlace, TurnProgress, TurnState, TurnWrite
 from chatkeep.values import decode_nul, encode_nul, json_text, load_json
 
 # statement_timestamp() is the database's clock when a statement begins. now() is older in a transaction that waited,
 # and Citus refuses clock_timestamp() in an UPDATE.
 COUNT_RUNNING = "SELECT count(*) FROM turns WHERE owner_id = $1 AND until > statement_timestamp()"
 LEASES = """
-    SELECT message_id, parent_id, worker, until <= statement_timestamp() FROM turns
-    WHERE owner_id = $1 AND conversation_id = $2{} ORDER BY message_id FOR UPDATE
+    SELECT message_id, parent_id, worker, until <= statement_timestamp(), until <= statement_timestamp() - {grace}
+    FROM turns WHERE owner_id = $1 AND conversation_id = $2{and_more} ORDER BY message_id FOR UPDATE
 """
-LEASES_OF = LEASES.format("")
-LEASE_OF = LEASES.format(" AND message_id = $3")
+GRACE_INTERVAL = f"interval '{GRACE.total_seconds()} s'"
+LEASES_OF = LEASES.format(grace=GRACE_INTERVAL, and_more="")
+LEASE_OF = LEASES.format(grace=GRACE_INTERVAL, and_more=" AND message_id = $3")
 BEGIN = """
     INSERT INTO turns (owner_id, conversation_id, message_id, parent_id, worker, until, number)
     VALUES ($1, $2, $3, $4, $5, statement_timestamp() + $6, $7)
+"""
+TAKE = """
+    UPDATE turns SET worker = $4, until = statement_timestamp() + $5
+    WHERE owner_id = $1 AND conversation_id = $2 AND message_id = $3
 """
 # A lease is extended when a third of its time is over: with each flush, that would log more bytes than the text has.
 _LOCK = """
@@ -102,7 +107,7 @@ STATES = {None: TurnState.BUSY, False: TurnState.RUNNING, True: TurnState.STOPPI
 """By whether a lease that is there is stopping; None if another transaction has locked it."""
 
 
-class PostgresTurns(PostgresProjects):
+class PostgresTurns(PostgresProviders):
     """Rows of turns on one connection: each statement sees a snapshot of its own."""
 
     __slots__ = ("_by_owner",)
@@ -127,6 +132,9 @@ class PostgresTurns(PostgresProjects):
 
     async def begin_turn(self, key: TurnKey, parent_id: UUID, worker: UUID, lease: timedelta) -> None:
         await self._connection.execute(BEGIN, *key, parent_id, worker, lease, random.getrandbits(31))
+
+    async def take_turn(self, key: TurnKey, worker: UUID, lease: timedelta) -> None:
+        await self._connection.execute(TAKE, *key, worker, lease)
 
     async def ask_to_stop(self, key: TurnKey) -> bool:
         return await self._connection.execute(ASK_TO_STOP, *key) != "UPDATE 0"

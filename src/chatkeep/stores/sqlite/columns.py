@@ -1,6 +1,5 @@
 """The columns of the SQLite store, and how they become records. No I/O but `fetch`."""
 
-import json
 from collections.abc import Iterable
 from functools import lru_cache
 from typing import Any
@@ -16,8 +15,8 @@ from chatkeep.model import (
     STATUSES,
     Conversation,
     Message,
-    Source,
     stored,
+    stored_sources,
 )
 from chatkeep.stores.append import Placed, State
 from chatkeep.stores.rows import Found, Hit, Row, WordIndex, stored_bytes
@@ -208,7 +207,7 @@ def to_message(row: Row, conversation_id: UUID) -> Message:
             "content": text,
             "status": STATUSES[status],
             "parts": tuple(load_json(parts)) if parts else None,
-            "sources": tuple(map(Source.model_validate, json.loads(sources))) if sources else (),
+            "sources": stored_sources(sources),
             "metadata": load_json(meta) if meta else {},
             "model": model,
             "input_tokens": read,

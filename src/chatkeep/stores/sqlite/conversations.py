@@ -34,9 +34,9 @@ STATE = """
     WHERE owner_id = ? AND id = ? AND deleted_at IS NULL
 """
 INSERT_CONVERSATION = """
-    INSERT INTO conversations (owner_id, id, title, context_id, project_id, external_id, labels, metadata, fingerprint,
-                               created_at, updated_at)
-    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (owner_id, id) DO NOTHING
+    INSERT INTO conversations (owner_id, id, title, context_id, project_id, llm_provider_id, external_id, labels,
+                               metadata, fingerprint, created_at, updated_at)
+    VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (owner_id, id) DO NOTHING
 """
 NEWEST = f"""
     {CONVERSATION} AND c.context_id IS ? AND c.project_id IS ? ORDER BY c.updated_at DESC, c.id DESC LIMIT 1
@@ -100,11 +100,11 @@ class SqliteConversations(Rows):
             return None
         created, updated = times_of(new, self._writes.moment)
         self._note_owner(key[0])
-        project = new.project_id.bytes if new.project_id else None
         columns = (
             new.title,
             new.context_id,
-            project,
+            new.project_id.bytes if new.project_id else None,
+            new.llm_provider_id.bytes if new.llm_provider_id else None,
             new.external_id,
             labels_text(new.labels),
             json_text(new.metadata),
@@ -124,7 +124,7 @@ class SqliteConversations(Rows):
                 "title": new.title,
                 "context_id": new.context_id,
                 "project_id": new.project_id,
-                "llm_provider_id": None,
+                "llm_provider_id": new.llm_provider_id,
                 "external_id": new.external_id,
                 "labels": new.labels,
                 "metadata": new.metadata,

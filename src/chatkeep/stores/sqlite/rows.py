@@ -32,7 +32,7 @@ from chatkeep.stores.sqlite.columns import (
     uuid,
 )
 from chatkeep.stores.sqlite.database import Transaction
-from chatkeep.stores.sqlite.projects import SqliteProjects
+from chatkeep.stores.sqlite.providers import SqliteProviders
 from chatkeep.stores.sqlite.rewrites import count_removal
 from chatkeep.stores.sqlite.search import (
     COUNT_HITS,
@@ -156,7 +156,7 @@ CLASH = """
 NOTHING_KNOWN: Mapping[str, str] = {}
 
 
-class SqliteRows(SqliteProjects):
+class SqliteRows(SqliteProviders):
     """Rows on one connection: a snapshot, or with a transaction what it writes."""
 
     __slots__ = ("_index", "_words")

@@ -13,7 +13,7 @@ from chatkeep.stores.sqlite.columns import uuid
 from chatkeep.stores.sqlite.conversations import SqliteConversations
 from chatkeep.stores.sqlite.database import Values
 from chatkeep.stores.turn_rows import AnswerCount, TurnRow
-from chatkeep.turns import TurnKey, TurnPlace, TurnProgress, TurnState, TurnWrite
+from chatkeep.turns import GRACE, TurnKey, TurnPlace, TurnProgress, TurnState, TurnWrite
 from chatkeep.values import json_text, load_json, now, to_micros
 
 MICROSECOND = timedelta(microseconds=1)
@@ -30,6 +30,7 @@ HELD = """
     SELECT until, stopping FROM turns
     WHERE owner_id = ? AND conversation_id = ? AND message_id = ? AND worker = ?
 """
+TAKE_TURN = "UPDATE turns SET worker = ?, until = ? WHERE owner_id = ? AND conversation_id = ? AND message_id = ?"
 EXTEND = "UPDATE turns SET until = ? WHERE owner_id = ? AND conversation_id = ? AND message_id = ?"
 INSERT_EVENT = """
     INSERT INTO turn_events (owner_id, conversation_id, message_id, n, kind, data) VALUES (?, ?, ?, ?, ?, ?)
@@ -92,6 +93,9 @@ class SqliteTurns(SqliteConversations):
     async def begin_turn(self, key: TurnKey, parent_id: UUID, worker: UUID, lease: timedelta) -> None:
         until = _moment() + lease // MICROSECOND
         self._connection.execute(INSERT_TURN, (*_of(key), parent_id.bytes, worker.bytes, until))
+
+    async def take_turn(self, key: TurnKey, worker: UUID, lease: timedelta) -> None:
+        self._connection.execute(TAKE_TURN, (worker.bytes, _moment() + lease // MICROSECOND, *_of(key)))
 
     async def store_events(
         self, worker: UUID, writes: Sequence[TurnWrite], lease: timedelta
@@ -174,7 +178,8 @@ def _of(key: TurnKey) -> Values:
 
 def _turn(row: Row, moment: int) -> TurnRow:
     message_id, parent_id, worker, until = row
-    return TurnRow(uuid(message_id), uuid(parent_id), uuid(worker), until <= moment)
+    is_overdue = until <= moment - GRACE // MICROSECOND
+    return TurnRow(uuid(message_id), uuid(parent_id), uuid(worker), until <= moment, is_overdue)
 
 
 def _event_values(key: TurnKey, events: Sequence[TurnEvent]) -> list[Values]:
