@@ -9,9 +9,10 @@ from chatkeep.access import ApiKey
 from chatkeep.errors import InvalidInput
 from chatkeep.values import now, valid_owner
 
-READ, WRITE, ADMIN = "chatkeep:read", "chatkeep:write", "chatkeep:admin"
-SCOPES = (READ, WRITE, ADMIN)
-"""Scopes of a key or a token: read; read and write; change what belongs to the whole installation."""
+READ, WRITE, ADMIN, WRITE_ANY_ROLE = "chatkeep:read", "chatkeep:write", "chatkeep:admin", "chatkeep:write-any-role"
+SCOPES = (READ, WRITE, ADMIN, WRITE_ANY_ROLE)
+"""Scopes of a key or a token: read; read and write; change what belongs to the whole installation; write messages of
+every role, also if a server has strict roles."""
 
 PREFIX = "ck_"
 """Every API key begins with it, and no token does."""

@@ -12,6 +12,9 @@ from platformdirs import user_data_path
 from pydantic import BeforeValidator, Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from chatkeep.errors import InvalidInput
+from chatkeep.providers import KEY_VARIABLE, STANDARD_KEYS
+
 LOCAL_OWNER = "local"
 """The only owner if there is no authentication."""
 
@@ -24,8 +27,8 @@ OPEN_ORIGINS = ("*", "null")
 INTERRUPT_SECONDS = 2.0
 """How much of the shutdown is left for answers that are interrupted."""
 
-ProviderName = Literal["none", "scripted", "scripted-fast"]
-"""What makes answers."""
+ProviderName = Literal["configured", "none", "scripted", "scripted-fast"]
+"""What makes answers: the providers in the database, nothing, or a script."""
 
 type Network = IPv4Network | IPv6Network
 
@@ -122,9 +125,29 @@ class Settings(BaseSettings):
     shutdown_seconds: float = Field(30.0, gt=0, description="Time for requests to finish during the shutdown.")
 
     provider: ProviderName = Field(
-        "none",
-        description="What answers questions. `scripted` plays a script, for tests and demonstrations; `scripted-fast`"
-        " plays it without pauses.",
+        "configured",
+        description="What answers questions. `configured`: the providers in the database. `scripted` plays a script,"
+        " for tests and demonstrations; `scripted-fast` plays it without pauses.",
+    )
+    upstream: str | None = Field(
+        None,
+        repr=False,
+        description="The URL of a model server that speaks Chat Completions, such as http://127.0.0.1:8080/v1: it is"
+        " made the default provider at the start.",
+    )
+    upstream_model: str | None = Field(
+        None, description="The name of its model. Default: the first that the server lists."
+    )
+    allow_private_providers: bool | None = Field(
+        None,
+        description="Whether providers may be at addresses that are not public, such as 127.0.0.1 and 10.0.0.0/8."
+        " Default: only without authentication.",
+    )
+    mcp_config: Path | None = Field(None, description="A file that names MCP servers whose tools the models may use.")
+    strict_roles: bool | None = Field(
+        None,
+        description="Whether clients may write messages of the role user alone, unless they have the scope"
+        " chatkeep:write-any-role. Default: with authentication.",
     )
     turn_lease: float = Field(
         15.0, ge=1, le=3_600, description="Seconds after which the answers of a process that died are closed."
@@ -219,6 +242,16 @@ class Settings(BaseSettings):
         return max(0.0, min(self.drain, self.shutdown_seconds - INTERRUPT_SECONDS))
 
     @property
+    def may_reach_private(self) -> bool:
+        """Whether providers may be at addresses that are not public."""
+        return self.auth == "none" if self.allow_private_providers is None else self.allow_private_providers
+
+    @property
+    def has_strict_roles(self) -> bool:
+        """Whether a client needs a scope of its own to write what an assistant, a system or a tool said."""
+        return self.auth == "jwt" if self.strict_roles is None else self.strict_roles
+
+    @property
     def listens_on_loopback(self) -> bool:
         """Whether only clients on this machine can connect."""
         return is_loopback(self.host)
@@ -250,3 +283,21 @@ def metrics_folder() -> Path | None:
     """Return the folder of the shared metrics, if there are several processes."""
     folder = os.environ.get("PROMETHEUS_MULTIPROC_DIR")
     return Path(folder) if folder else None
+
+
+def provider_key(name: str) -> str | None:
+    """Return the API key of a provider in an environment variable, as it is now; None if there is none.
+
+    Raises InvalidInput for a variable that is not one of those for keys of providers: it is not read.
+    """
+    if not KEY_VARIABLE.fullmatch(name) and name not in STANDARD_KEYS.values():
+        raise InvalidInput("this variable is not one of those that have the keys of providers", got=name)
+    return os.environ.get(name, "").strip() or None
+
+
+def mcp_variable(name: str) -> str | None:
+    """Return an environment variable that the file of MCP servers names; None if it is not set.
+
+    Who reads that file allows only names that begin with CHATKEEP_MCP_.
+    """
+    return os.environ.get(name) if name.startswith("CHATKEEP_MCP_") else None

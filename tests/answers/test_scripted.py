@@ -16,9 +16,9 @@ WITHOUT_PYTEST = """
 import sys
 from collections.abc import AsyncGenerator
 sys.modules["pytest"] = sys.modules["hypothesis"] = None
-from chatkeep.api.server import provider_of
+from chatkeep.api.providing import provider_of
 from chatkeep.settings import Settings
-print(provider_of(Settings(provider="scripted")).model)
+print(provider_of(Settings(provider="scripted"), None).model)
 """
 
 

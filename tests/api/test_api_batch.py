@@ -244,4 +244,5 @@ async def test_the_path_takes_nothing_else(api: Api) -> None:
 
     for method in ("GET", "PATCH", "DELETE"):
         reply = await api.client.request(method, f"{path}/messages/batch", json={} if method == "PATCH" else None)
-        assert_problem(reply, 422)
+        assert_problem(reply, 405)
+        assert reply.headers["allow"] == "POST"

@@ -74,6 +74,8 @@ async def test_unknown_path(api: Api, path: str) -> None:
         ("POST", CONVERSATION, "GET, HEAD, PATCH, DELETE"),
         ("OPTIONS", CONVERSATION, "GET, HEAD, PATCH, DELETE"),
         ("PATCH", f"{CONVERSATION}/messages", "GET, HEAD, POST"),
+        ("PATCH", f"{CONVERSATION}/messages/batch", "POST"),
+        ("OPTIONS", f"{CONVERSATION}/messages/batch", "POST"),
         ("POST", "/api/search", "GET, HEAD"),
         ("POST", "/healthz", "GET, HEAD"),
         ("POST", "/api/openapi.json", "GET, HEAD"),

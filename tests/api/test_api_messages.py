@@ -10,6 +10,7 @@ import pytest
 import pytest_asyncio
 
 from chatkeep import open_store
+from chatkeep.model import Source
 from conftest import STORES
 from servers.api import Api, assert_problem, serving
 
@@ -27,7 +28,7 @@ SOURCE = {
 @pytest_asyncio.fixture(scope="module", loop_scope="module", params=STORES)
 async def api(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Api]:
     url = STORES[request.param](tmp_path_factory.mktemp("store"))
-    async with open_store(url) as store, serving(store) as api:
+    async with open_store(url) as store, serving(store, provider="none") as api:
         yield api
 
 
@@ -249,7 +250,7 @@ KNOWN = (
     "id, role, content, parent_id, status, parts, sources, metadata, model, input_tokens, output_tokens, duration_ms,"
     " external_id, sent_at, answer"
 )
-KNOWN_OF_SOURCE = "document_id, file_path, header_anchor, similarity_score"
+KNOWN_OF_SOURCE = ", ".join(Source.model_fields)
 
 
 @pytest.mark.parametrize(

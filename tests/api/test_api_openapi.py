@@ -15,10 +15,12 @@ from chatkeep.api.answering import Answered
 from chatkeep.api.app import create_app
 from chatkeep.api.routes.documents import DocumentChunk, UploadedDocument
 from chatkeep.api.routes.messages import MessageBatch, MessageRequest
+from chatkeep.api.routes.providers import ShownProvider
 from chatkeep.api.routes.stats import Stats
 from chatkeep.documents import Document
-from chatkeep.model import Record, RunningAnswer
+from chatkeep.model import ConversationChange, Record, RunningAnswer
 from chatkeep.projects import NewProject, Project
+from chatkeep.providers import ApiConfig, LlmProvider, LlmProviderChange, NewLlmProvider
 from chatkeep.retrieval.passages import Passage, Passages
 from chatkeep.settings import Settings
 from chatkeep.stores.memory.store import MemoryStore
@@ -99,6 +101,11 @@ def test_the_operations() -> None:
         "GET /api/projects/{project_id}/documents/{document_id}/chunks": "list_chunks",
         "DELETE /api/projects/{project_id}/documents/{document_id}": "delete_document",
         "GET /api/projects/{project_id}/search": "search_documents",
+        "GET /api/llm-providers": "list_providers",
+        "POST /api/llm-providers": "create_provider",
+        "GET /api/llm-providers/{provider_id}": "get_provider",
+        "PATCH /api/llm-providers/{provider_id}": "update_provider",
+        "DELETE /api/llm-providers/{provider_id}": "delete_provider",
         "GET /api/search": "search_messages",
         "GET /api/stats": "answer_stats",
         "DELETE /api/me": "erase_me",
@@ -132,6 +139,10 @@ OTHER_ERRORS = {
     # A kept reply, and what it shows was deleted.
     "POST /api/conversations": {"404"},
     "POST /api/projects": {"404"},
+    "POST /api/llm-providers": {"404"},
+    # One provider is the default, and one that conversations name stays.
+    "PATCH /api/llm-providers/{provider_id}": {"409"},
+    "DELETE /api/llm-providers/{provider_id}": {"409"},
     # A body that is read while it arrives.
     UPLOAD: {"400", "408"},
 }
@@ -154,7 +165,7 @@ def test_every_error_is_a_problem(name: str, operation: dict[str, Any]) -> None:
     if "/api" in name:
         expected |= {"401", "403", "429"}
         assert operation["security"] == [{"bearer": []}]
-    if "/api" in name and name != "DELETE /api/me":
+    if "/api" in name and name not in ("DELETE /api/me", "GET /api/llm-providers"):
         expected |= {"422"}
     if "_id}" in name or name == "GET /api/search":
         expected |= {"404"}
@@ -170,7 +181,7 @@ def test_patch_takes_two_types() -> None:
     """A merge patch may be sent as what it is, or as JSON."""
     patches = [operation["requestBody"]["content"] for name, operation in OPERATIONS if name.startswith("PATCH")]
 
-    assert len(patches) == 3
+    assert len(patches) == 4
     for content in patches:
         assert set(content) == {"application/json", "application/merge-patch+json"}
 
@@ -215,10 +226,13 @@ def test_the_schemas_are_the_records() -> None:
     """Every record has one shape, that of the library, and nothing refers to a schema that is not there."""
     schemas = DOCUMENT["components"]["schemas"]
 
-    for record in (Conversation, NewMessage, Source, NewProject, Project, Document, Passage):
+    for record in (
+        Conversation, NewMessage, Source, NewProject, Project, Document, Passage, NewLlmProvider, ApiConfig,
+    ):  # fmt: skip
         assert set(schemas[record.__name__]["properties"]) == set(record.model_fields)
     assert set(schemas["Message"]["properties"]) == set(RunningAnswer.model_fields)
     assert set(schemas["Message"]["required"]) == set(Message.model_fields)
+    assert set(schemas["ShownProvider"]["properties"]) == set(LlmProvider.model_fields)
     assert set(schemas["MessageRequest"]["properties"]) == {*NewMessage.model_fields, "answer"}
     assert set(schemas["ConversationRequest"]["properties"]) == {*NewConversation.model_fields, "reuse_latest"}
     assert not [name for name in schemas if name.endswith(("-Input", "-Output", "ValidationError"))]
@@ -251,6 +265,9 @@ def test_the_examples_are_valid() -> None:
     for name, record in SHOWN.items():
         response = dict(OPERATIONS)[name]["responses"]["201" if name.startswith("POST") else "200"]
         record.model_validate(response["content"]["application/json"]["example"])
+    for name, record in TAKEN.items():
+        for example in dict(OPERATIONS)[name]["requestBody"]["content"]["application/json"]["examples"].values():
+            record.model_validate(example["value"])
 
 
 SHOWN: dict[str, type[Record]] = {
@@ -265,8 +282,19 @@ SHOWN: dict[str, type[Record]] = {
     "GET /api/projects/{project_id}/documents/{document_id}": Document,
     "GET /api/projects/{project_id}/documents/{document_id}/chunks": Page[DocumentChunk],
     "GET /api/projects/{project_id}/search": Passages,
+    "GET /api/llm-providers": Page[ShownProvider],
+    "GET /api/llm-providers/{provider_id}": LlmProvider,
+    "POST /api/llm-providers": LlmProvider,
+    "PATCH /api/llm-providers/{provider_id}": LlmProvider,
 }
-"""What the examples of projects and documents are."""
+"""What the examples of projects, documents and providers are."""
+
+TAKEN: dict[str, type[Record]] = {
+    "POST /api/llm-providers": NewLlmProvider,
+    "PATCH /api/llm-providers/{provider_id}": LlmProviderChange,
+    "PATCH /api/conversations/{conversation_id}": ConversationChange,
+}
+"""What the examples of these bodies are."""
 
 
 async def test_served_document(api: Api) -> None:

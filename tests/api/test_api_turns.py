@@ -127,7 +127,7 @@ async def test_only_a_user_is_answered(api: Asking, role: str) -> None:
 
 async def test_without_a_provider(store_url: str) -> None:
     """A missing role is an error as before, and `answer` says what to set; what is appended is appended."""
-    async with open_store(store_url) as store, serving(store) as api:
+    async with open_store(store_url) as store, serving(store, provider="none") as api:
         path = await api.conversation()
         messages = f"{path}/messages"
         missing = assert_problem(await api.client.post(messages, json={"content": "Tea?"}), 422)

@@ -20,7 +20,9 @@ from chatkeep.api.admission import is_protected
 from chatkeep.api.app import create_app
 from chatkeep.documents import NewChunk, NewDocument
 from chatkeep.events import text
+from chatkeep.keys import ADMIN
 from chatkeep.projects import NewProject
+from chatkeep.providers import ApiConfig, LlmProvider, NewLlmProvider
 from chatkeep.retrieval.terms import pack_terms
 from chatkeep.settings import Settings
 from chatkeep.stores.memory.store import MemoryStore
@@ -31,7 +33,8 @@ ROUTES = [
     (method.upper(), path) for path, methods in DOCUMENT["paths"].items() for method in methods if is_protected(path)
 ]
 REFUSED = ("none", "garbage", "expired", "wrong audience", "alg none", "HS256 with the public key")
-LET_IN = ("owner", "another owner")
+LET_IN = ("owner", "another owner", "admin")
+"""An admin is an owner, too: ada, with the scope."""
 IDS = ("existing", "foreign", "unknown", "malformed")
 BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/api/conversations"): {},
@@ -44,7 +47,11 @@ BODIES: dict[tuple[str, str], dict[str, Any]] = {
     ("POST", "/api/projects"): {"name": "mine"},
     ("PATCH", "/api/projects/{project_id}"): {"name": "zq7 taken over"},
     ("POST", "/api/projects/{project_id}/conversations"): {},
+    ("POST", "/api/llm-providers"): {"provider_name": "openai-chat", "model_name": "zq7"},
+    ("PATCH", "/api/llm-providers/{provider_id}"): {"model_name": "zq7 taken over"},
 }
+PROVIDERS = "/api/llm-providers"
+"""What belongs to nobody: no id is foreign there."""
 UPLOADS = {("POST", "/api/projects/{project_id}/documents"): {"file": ("zq7.md", b"let me in")}}
 QUERIES = {("GET", path): {"q": "secret"} for path in ("/api/search", "/api/projects/{project_id}/search")}
 OF_ANSWERS = ("/events", "/stop")
@@ -61,8 +68,8 @@ MATRIX = [
 def test_the_matrix_is_whole() -> None:
     """Every operation of the document is in it, with every credential, and who is let in with every kind of id."""
     with_id = sum("{" in path for _, path in ROUTES)
-    assert with_id >= 24
-    assert len(MATRIX) == (6 + 2 * 4) * with_id + 8 * (len(ROUTES) - with_id)
+    assert with_id >= 27
+    assert len(MATRIX) == (6 + 3 * 4) * with_id + 9 * (len(ROUTES) - with_id)
 
 
 @pytest.fixture(params=["shown", "hidden"])
@@ -80,7 +87,8 @@ class World:
         self.issuer = issuer
 
     async def fill(self) -> None:
-        """Give each owner a conversation with two messages."""
+        """Give each owner a conversation with two messages. One provider is there as well, which is none's."""
+        await self.store.providers.create_provider(SECRET_PROVIDER)
         self.ids: dict[str, dict[str, str]] = {}
         self.answers: dict[str, str] = {}
         for owner in ("ada", "bob"):
@@ -97,6 +105,7 @@ class World:
                 "message_id": str(stored[0].id),
                 "project_id": str(project.id),
                 "document_id": str(document.document.id),
+                "provider_id": str(SECRET_PROVIDER.id),
             }
             self.answers[owner] = str(stored[1].id)
 
@@ -110,6 +119,10 @@ class World:
         paths = [document.file_path for document in documents.items]
         return [(message.content, message.metadata) for message in log], project.name, paths, chunk.text
 
+    async def providers(self) -> list[LlmProvider]:
+        """What the installation has, which only an admin changes."""
+        return await self.store.providers.list_providers()
+
     def headers(self, who: str) -> dict[str, str]:
         """What somebody sends to be let in."""
         claims = {"sub": "ada", "aud": AUDIENCE, "iss": self.issuer.url, "exp": int(time.time()) + 60}
@@ -121,6 +134,7 @@ class World:
             "HS256 with the public key": signed_with_public_key(claims, repr(EC_KEY.public_key()).encode()),
             "owner": self.issuer.token("ec", sub="ada"),
             "another owner": self.issuer.token("ec", sub="bob"),
+            "admin": self.issuer.token("ec", sub="ada", scope=ADMIN),
         }
         return {} if who == "none" else {"Authorization": f"Bearer {texts[who]}"}
 
@@ -147,6 +161,12 @@ class World:
 
 
 SECRET = NewDocument(file_path="secret.md", media_type="text/markdown", bytes=6, sha256="0" * 64)
+SECRET_PROVIDER = NewLlmProvider(
+    id=uuid4(),
+    provider_name="openai-chat",
+    model_name="secret",
+    api_config=ApiConfig(base_url="http://secret.example/v1"),
+)
 SECRET_TEXT = [NewChunk("secret", None, "", 0, pack_terms("secret"))]
 SCRIPTED = ScriptedProvider([text("Green.")])
 
@@ -172,6 +192,9 @@ def expected(method: str, path: str, who: str, id_: str, *, hides: bool) -> int:
     if who in REFUSED:
         return 401
     done = 200 if path == "/api/me" or path.endswith("/stop") else DONE.get(method, 200)
+    if path.startswith(PROVIDERS):
+        may = method == "GET" or who == "admin"
+        return {"malformed": 422, "unknown": 404}.get(id_, done) if may else 403
     return {"malformed": 422, "unknown": 404, "foreign": 404 if is_hidden(path, hides=hides) else 403}.get(id_, done)
 
 
@@ -191,6 +214,7 @@ async def test_matrix(world: World, *, hides: bool) -> None:
     for method, path, who, id_ in MATRIX:
         if changed:
             await world.fill()
+            there = await world.providers()
         reply = await world.send(method, path, who, id_)
         changed = method != "GET" and reply.status_code < 400
         status = expected(method, path, who, id_, hides=hides)
@@ -202,6 +226,9 @@ async def test_matrix(world: World, *, hides: bool) -> None:
         other = "ada" if owner == "bob" else "bob"
         if await world.kept(other) != untouched(other):
             wrong.append(f"{method} {path} by {who} with {id_} id changed what is {other}'s")
+        if who != "admin":
+            assert await world.providers() == there, f"{method} {path} by {who} changed a provider"
+            assert "secret.example" not in reply.text
         if who in REFUSED:
             assert await world.kept("ada") == untouched("ada"), f"{method} {path} by {who} changed something"
     assert wrong == []
@@ -211,7 +238,7 @@ async def test_foreign_and_unknown_are_the_same_when_hidden(world: World, *, hid
     """With hide_foreign, the answers to a foreign and to an unknown id are equal to the byte; without, they differ."""
     await world.fill()
     for method, path in ROUTES:
-        if "{" in path:
+        if "{" in path and not path.startswith(PROVIDERS):
             foreign, unknown = [await world.send(method, path, "owner", id_) for id_ in ("foreign", "unknown")]
             assert (foreign.content == unknown.content) == is_hidden(path, hides=hides)
             changing = {"date", "x-request-id", "ratelimit"}

@@ -11,6 +11,8 @@ from typing import Self
 import httpx2
 import jwt
 
+from chatkeep.keys import WRITE_ANY_ROLE
+
 SECRET = "s" * 64
 AUTH = {"auth": "jwt", "jwt_secret": SECRET, "rate_limit": "0"}
 """The settings of a server that knows owners by their tokens."""
@@ -18,9 +20,10 @@ AUTH = {"auth": "jwt", "jwt_secret": SECRET, "rate_limit": "0"}
 TICK = os.sysconf("SC_CLK_TCK")
 
 
-def bearer(owner: str) -> dict[str, str]:
-    """The header that authenticates an owner."""
-    return {"Authorization": f"Bearer {jwt.encode({'sub': owner, 'exp': time.time() + 3_600}, SECRET, 'HS256')}"}
+def bearer(owner: str, scope: str = WRITE_ANY_ROLE) -> dict[str, str]:
+    """The header that authenticates an owner, who may also write what an assistant said unless there is a scope."""
+    claims = {"sub": owner, "exp": time.time() + 3_600, "scope": scope}
+    return {"Authorization": f"Bearer {jwt.encode(claims, SECRET, 'HS256')}"}
 
 
 @dataclass

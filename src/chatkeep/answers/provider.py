@@ -1,11 +1,11 @@
 """What makes an answer: the interface of a provider."""
 
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator
-from typing import NamedTuple
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from typing import Any, NamedTuple
 from uuid import UUID
 
-from chatkeep.events import PROVIDER, Event
+from chatkeep.events import PROVIDER, Event, TurnEvent
 from chatkeep.model import Message, Status
 from chatkeep.store import Store
 
@@ -20,6 +20,14 @@ class ProviderFailed(Exception):
         super().__init__(reason)
 
 
+def _forget(state: dict[str, Any]) -> None:
+    """Remember nothing: nobody goes on with this answer."""
+
+
+async def _nothing_waits() -> None:
+    """Return: nothing is stored of this answer."""
+
+
 class Asked(NamedTuple):
     """What an answer is made of."""
 
@@ -28,6 +36,15 @@ class Asked(NamedTuple):
     conversation_id: UUID
     question: Message
     answer_id: UUID
+    so_far: Sequence[TurnEvent] = ()
+    """What a process that is gone has made of the answer; `chatkeep.events.state_of` has what it remembered."""
+    remember: Callable[[dict[str, Any]], None] = _forget
+    """Takes what another process needs to go on with what the provider yields from now on. It is stored among the
+    events, after those that were yielded, and holds until a tool is called."""
+    all_stored: Callable[[], Awaitable[None]] = _nothing_waits
+    """Returns when all that was yielded is stored: wait for it before something happens that must not happen again."""
+    is_lost: Callable[[], bool] = bool
+    """Whether another process has the turn now, or is to go on with it."""
 
     async def history(self) -> AsyncIterator[Message]:
         """Iterate over what was said before, and the question, oldest first; without answers in progress."""
@@ -40,8 +57,11 @@ class Asked(NamedTuple):
 class Provider(ABC):
     """Makes answers, of any number of turns at a time."""
 
-    model: str
-    """The name of what makes them, for statistics."""
+    model: str | None
+    """The name of what makes them, for statistics. None: each answer says it itself, by a `usage` event."""
+
+    resumes: bool = False
+    """Whether it goes on with answers of processes that are gone: it is given their events, then."""
 
     @abstractmethod
     def answer(self, asked: Asked) -> AsyncGenerator[Event]:
@@ -49,3 +69,9 @@ class Provider(ABC):
 
         Raises ProviderFailed with a reason that is shown; of every other exception only the log gets to know.
         """
+
+    async def prepare(self, store: Store) -> None:  # noqa: B027 - most have nothing to prepare
+        """Get ready for the first question: what is slow is done before, beside the loop."""
+
+    async def aclose(self) -> None:  # noqa: B027 - most have nothing to close
+        """Close what it is connected to, when no answer is made any more. Idempotent."""

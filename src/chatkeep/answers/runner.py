@@ -3,7 +3,7 @@
 import asyncio
 import logging
 import random
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from uuid import UUID, uuid4
 
@@ -13,6 +13,7 @@ from chatkeep.answers.provider import Asked, Provider
 from chatkeep.answers.stream import STOPPING, Log, NotAnswering, Streams
 from chatkeep.answers.turn import RunningTurn
 from chatkeep.errors import ChatkeepError, InvalidInput, StoreUnavailable, TurnInProgress, TurnLost
+from chatkeep.events import TurnEvent
 from chatkeep.ids import new_id, valid_id
 from chatkeep.model import Message, NewMessage, Status
 from chatkeep.store import Store
@@ -54,7 +55,7 @@ class TurnRunner:
         self._running: dict[TurnKey, RunningTurn] = {}
         self._making: set[asyncio.Task[None]] = set()
         self._starting: set[asyncio.Task[Turn]] = set()
-        self._streams = Streams(store, self._limits)
+        self._streams = Streams(store, self._limits, self._resume_or_expire)
         self._flusher = Flusher(store.turns, self._worker, self._limits, self._running)
         self._beside: list[asyncio.Task[None]] = []
         self._is_closing = False
@@ -73,7 +74,7 @@ class TurnRunner:
 
     def start(self) -> None:
         """Begin to store events, and to close turns whose process is gone."""
-        works = (self._flusher.run(), self._sweep())
+        works = (self._flusher.run(), self._sweep(), self._prepare())
         self._beside = [asyncio.create_task(work, name="chatkeep-turns") for work in works]
 
     async def aclose(self, drain: float = 0.0) -> None:
@@ -84,7 +85,10 @@ class TurnRunner:
         await self._drain(drain)
         self._is_closed = True
         for turn in self._running.values():
-            turn.stop()
+            if turn.can_be_resumed:
+                turn.lose()  # its lease expires, and another process goes on
+            else:
+                turn.stop()
         if self._making:
             _, left = await asyncio.wait(self._making, timeout=CLOSE_SECONDS)
             for task in left:
@@ -175,10 +179,12 @@ class TurnRunner:
             max_running=self._limits.running,
         )
 
-    def _begin(self, key: TurnKey, question: Message) -> None:
+    def _begin(self, key: TurnKey, question: Message, so_far: Sequence[TurnEvent] = ()) -> None:
         assert self._provider is not None  # noqa: S101 - else there is no turn of this worker
-        asked = Asked(self._store, key.owner, key.conversation_id, question, key.message_id)
-        turn = RunningTurn(asked, self._provider, self._limits, self._streams.begin(key), self._flusher.wake)
+        asked = Asked(self._store, key.owner, key.conversation_id, question, key.message_id, so_far)
+        log = self._streams.begin(key)
+        log.add(so_far[len(log.events) :])
+        turn = RunningTurn(asked, self._provider, self._limits, log, self._flusher.wake)
         turn.stored_at = asyncio.get_running_loop().time()
         self._running[key] = turn
         self.observer.running(len(self._running))
@@ -197,7 +203,7 @@ class TurnRunner:
             del self._running[turn.key]
             self.observer.running(len(self._running))
         if message is None:
-            logger.warning("an answer was dropped: its turn was closed by another process, or its conversation is gone")
+            logger.warning("an answer is not made here any more: another process has its turn, or it is gone")
             self._streams.lose(turn.log)
         else:
             turn.finished(message)
@@ -220,15 +226,45 @@ class TurnRunner:
             await asyncio.sleep(pause)
             pause = min(2 * pause, BACKOFF_SECONDS[1])
 
+    async def _prepare(self) -> None:
+        if self._provider is None:
+            return
+        try:
+            await self._provider.prepare(self._store)
+        except ChatkeepError as error:
+            logger.warning("the first answer may take longer: %s", error.detail)
+
     async def _sweep(self) -> None:
         """Close turns whose leases have expired, at random moments, until cancelled."""
         while True:
             await asyncio.sleep(self._limits.sweep * random.uniform(0.5, 1.0))  # noqa: S311 - not a secret
             try:
+                await self._resume_expired()
                 while await self._store.turns.expire_turns():
                     pass
             except ChatkeepError as error:
                 logger.warning("turns whose process is gone were not closed: %s", error.detail)
+
+    async def _resume_expired(self) -> None:
+        if self._provider is not None and self._provider.resumes:
+            for key in await self._store.turns.expired_turns():
+                await self._resume(key)
+
+    async def _resume_or_expire(self, key: TurnKey) -> None:
+        """Go on with a turn whose lease has expired, if that can be done here; else close it, if nobody else can."""
+        if not await self._resume(key):
+            await self._store.turns.expire_turn(*key)
+
+    async def _resume(self, key: TurnKey) -> bool:
+        can = self._provider is not None and self._provider.resumes and not self._is_closing
+        if not can or key in self._running or len(self._running) >= self._limits.turns:
+            return False
+        turn = await self._store.turns.resume_turn(*key, worker=self._worker, lease=self._limits.lease)
+        if turn is None or self._is_closed:
+            return False
+        logger.info("an answer goes on here: the process that made it is gone")
+        self._begin(key, turn.question, turn.events)
+        return True
 
     # --- following ----------------------------------------------------------------------------------------
 

@@ -6,13 +6,13 @@ polled: one query for all of them. Readers have no buffer of their own: each goe
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import Any, NamedTuple
 
 from chatkeep.answers.limits import TurnLimits
 from chatkeep.errors import ChatkeepError, NotFound, NotYours, StoreUnavailable
-from chatkeep.events import PROSE, EventKind, Folded, Place, TurnEvent, fold, place_of, replayed
+from chatkeep.events import IN_PARTS, PROSE, EventKind, Folded, Place, TurnEvent, fold, place_of, replayed
 from chatkeep.model import Message, Status
 from chatkeep.store import Store
 from chatkeep.turns import TurnKey, TurnPlace, TurnProgress
@@ -122,7 +122,9 @@ class Reader:
                 yield item
         while True:
             while self._n < len(log.events):
-                yield self._next(log.events[self._n])
+                item = self._next(log.events[self._n])
+                if item.kind != EventKind.STATE:
+                    yield item
             if log.has_ended:
                 break
             await log.changed()
@@ -173,7 +175,7 @@ class Reader:
 
     def _note(self, event: TurnEvent) -> None:
         self._n, self._chars = event.n, self._chars + event.chars
-        self._others += event.kind not in PROSE and event.kind is not EventKind.USAGE
+        self._others += event.kind in IN_PARTS - PROSE
 
     def _rest(self, message: Message) -> list[Streamed]:
         """What the message has beyond the events that this log had: it may have ended between two looks at it."""
@@ -209,9 +211,11 @@ def ended_log(message: Message) -> Log:
 class Streams:
     """The logs of a process."""
 
-    def __init__(self, store: Store, limits: TurnLimits) -> None:
+    def __init__(self, store: Store, limits: TurnLimits, expired: Callable[[TurnKey], Awaitable[None]]) -> None:
+        """Take the store, and what is done with a turn whose lease has expired."""
         self._store = store
         self._limits = limits
+        self._expired = expired
         self._logs: dict[TurnKey, Log] = {}
         self._polling: asyncio.Task[None] | None = None
 
@@ -287,7 +291,7 @@ class Streams:
 
     async def _take(self, log: Log, progress: TurnProgress) -> None:
         if progress.has_expired:
-            await self._store.turns.expire_turn(*log.key)
+            await self._expired(log.key)
         elif not progress.is_running:
             await self._end(log)
         else:

@@ -9,7 +9,20 @@ from chatkeep.answers.limits import TurnLimits
 from chatkeep.answers.provider import Asked, Provider, ProviderFailed
 from chatkeep.answers.stream import Log
 from chatkeep.errors import InvalidInput
-from chatkeep.events import LIMIT, PROSE, PROVIDER, TIMEOUT, Event, EventKind, TurnEvent, checked, error, fold
+from chatkeep.events import (
+    IN_PARTS,
+    LIMIT,
+    PROSE,
+    PROVIDER,
+    TIMEOUT,
+    Event,
+    EventKind,
+    TurnEvent,
+    checked,
+    error,
+    fold,
+    state_of,
+)
 from chatkeep.model import Message, Status
 from chatkeep.turns import Ending, TurnKey
 from chatkeep.values import json_text
@@ -43,7 +56,7 @@ class Size:
         else:
             size = len(json_text(event.data).encode())
             self._parts += size
-            self._has_parts = self._has_parts or event.kind is not EventKind.USAGE
+            self._has_parts = self._has_parts or event.kind in IN_PARTS
         if event.kind not in PROSE or event.kind is not self._last:
             self._values += 1 + _values(event.data)
         self._last = event.kind
@@ -85,26 +98,32 @@ class RunningTurn:
         """Whether another process has closed the turn."""
         self._ended = self._has_spoken = False
         self._in_flight: list[TurnEvent] = []
+        self._stored_n = len(asked.so_far)
         self._settled = asyncio.Event()
         self._settled.set()
-        self._asked = asked
+        self._asked = asked._replace(
+            remember=self._remember, is_lost=lambda: self.is_lost, all_stored=self._wait_until_stored
+        )
         self._provider = provider
         self._limits = limits
         self._wake = wake
         self._size = Size(limits)
         self._begun = self._heard = time.monotonic()
-        self._n = self._tried = 0
+        self._n = self._tried = len(asked.so_far)
         self._room = asyncio.Event()
         self._room.set()
         self._failure: ProviderFailed | None = None
         self._making: asyncio.Task[None] | None = None
         self._is_stopped = False
+        for event in asked.so_far:
+            self._size.add(Event(event.kind, event.data))
 
     # --- making the answer --------------------------------------------------------------------------------
 
     async def make(self) -> Ending:
         """Let the provider make the answer, and return it when it ended, however it did."""
-        self._add(Event(EventKind.USAGE, {"model": self._provider.model}))
+        if self._provider.model is not None and not self._asked.so_far:
+            self._add(Event(EventKind.USAGE, {"model": self._provider.model}))
         self._making = asyncio.create_task(self._take_events(), name="chatkeep-provider")
         if self._is_stopped:
             self._making.cancel()
@@ -173,12 +192,29 @@ class RunningTurn:
             self._room.clear()
         self._wake.set()
 
+    def _remember(self, state: dict[str, Any]) -> None:
+        """Take what another process needs to go on with what the provider yields from now on."""
+        self._add(Event(EventKind.STATE, state))
+
+    async def _wait_until_stored(self) -> None:
+        """Return when all that the provider has yielded is stored."""
+        wanted = self._n
+        while self._stored_n < wanted:
+            self.is_urgent = True
+            self._wake.set()
+            await self.log.changed()
+
     # --- what others do with it ---------------------------------------------------------------------------
 
     @property
     def has_pending(self) -> bool:
         """Whether there is something to be stored before the whole answer is."""
         return bool(self.pending) and not self._ended
+
+    @property
+    def can_be_resumed(self) -> bool:
+        """Whether another process can go on with it."""
+        return state_of(self.log.events) is not None and not self._ended
 
     def take(self) -> list[TurnEvent]:
         """Take what is to be stored now, up to `stored` or `keep`. At the end that is nothing: the answer has it."""
@@ -198,6 +234,7 @@ class RunningTurn:
     def stored(self, now: float) -> None:
         """Show what was taken to the readers: it is stored."""
         self.stored_at = now
+        self._stored_n = max([self._stored_n, *(event.n for event in self._in_flight)])
         self.log.looks += 1
         self.log.add(self._in_flight)
         self._room.set()
@@ -232,7 +269,7 @@ class RunningTurn:
             self._making.cancel()
 
     def lose(self) -> None:
-        """Drop the turn: whoever closed it has stored what there was."""
+        """Drop the turn: whoever closed it has stored what there was, or another process goes on with it."""
         self.is_lost = True
         self._settle()
         self.stop()

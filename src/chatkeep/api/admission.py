@@ -16,6 +16,9 @@ SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 PUBLIC = ("/api/docs", "/api/openapi.json")
 """Paths below /api that need no authentication."""
 
+MCP = "/mcp"
+"""The path of the MCP server, whose every message is a POST; its tools look at the scopes themselves."""
+
 
 class Admission:
     """Decides which requests are admitted, and for which principal."""
@@ -60,7 +63,7 @@ class Admission:
             state["rate_limit"] = result
             if not result.allowed:
                 return _too_many(result)
-        if scope["method"] not in SAFE_METHODS and not principal.may_write():
+        if scope["method"] not in SAFE_METHODS and scope["path"] != MCP and not principal.may_write():
             return problem(403, "this key or token may only read")
         state["principal"] = principal
         return None
@@ -68,6 +71,8 @@ class Admission:
 
 def is_protected(path: str) -> bool:
     """Whether the path needs authentication."""
+    if path == MCP:
+        return True
     return (path == "/api" or path.startswith("/api/")) and not any(
         path == public or path.startswith(f"{public}/") for public in PUBLIC
     )

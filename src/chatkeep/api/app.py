@@ -23,8 +23,21 @@ from chatkeep.api.errors import add_handlers
 from chatkeep.api.idempotency import REPLAYED
 from chatkeep.api.middleware import RequestMiddleware, Shutdown
 from chatkeep.api.openapi import DESCRIPTION, document
+from chatkeep.api.providing import provider_of
 from chatkeep.api.rate_limit import RateLimiters, rate_limiters
-from chatkeep.api.routes import answers, conversations, documents, health, me, messages, projects, search, stats
+from chatkeep.api.routes import (
+    answers,
+    conversations,
+    documents,
+    health,
+    mcp,
+    me,
+    messages,
+    projects,
+    providers,
+    search,
+    stats,
+)
 from chatkeep.api.tracing import FASTAPI_TELEMETRY
 from chatkeep.api.uploads import Uploads
 from chatkeep.settings import Settings
@@ -40,6 +53,10 @@ EXPOSED = [
     "Location", "X-Request-ID", "Retry-After", "RateLimit", "RateLimit-Policy", REPLAYED, "Preference-Applied"
 ]  # fmt: skip
 """The headers that pages of other origins may read."""
+
+
+MCP_HEADERS = ["MCP-Protocol-Version", "Mcp-Method", "Mcp-Name"]
+"""The headers that MCP clients in pages of other origins send."""
 
 
 class Api(FastAPI):
@@ -66,10 +83,11 @@ def create_app(
     limits: TurnLimits | None = None,
     times: ReplyTimes | None = None,
 ) -> FastAPI:
-    """Return the application that serves `store`, with a provider also answers, with embedders also vectors.
+    """Return the application that serves `store`, and with embedders makes vectors.
 
-    The caller opens and closes the store, and in between starts and closes the turns in `app.state.turns`, and closes
-    `app.state.uploads` and `app.state.documents`. What the settings do not say of turns and replies is in `limits` and
+    A provider makes the answers instead of what the settings say. The caller opens and closes the store, and in between
+    starts and closes the turns in `app.state.turns`, and closes their provider, `app.state.uploads` and
+    `app.state.documents`. What the settings do not say of turns and replies is in `limits` and
     `times`.
     """
     app = Api(
@@ -85,15 +103,19 @@ def create_app(
     )
     app.state.store = store
     app.state.max_json_values = settings.max_json_values
+    app.state.has_strict_roles = settings.has_strict_roles
     limiters = rate_limiters(settings)
     _add_middleware(app, store, settings, limiters)
+    documents_ = DocumentServices(store, settings, embedders)
+    provider = provider or provider_of(settings, documents_)
     lease = timedelta(seconds=settings.turn_lease)
     runner = TurnRunner(store, provider, replace(limits or TurnLimits(), lease=lease, turns=settings.max_turns))
     runner.observer = metrics.TurnMetrics()
     app.state.turns = runner
     app.state.answering = Answering(store, runner, limiters.turns, times or ReplyTimes(), settings.max_streams)
     app.state.uploads = Uploads(settings.max_upload_bytes)
-    app.state.documents = DocumentServices(store, settings, embedders)
+    app.state.documents = documents_
+    app.state.mcp = mcp.McpService(store, documents_)
     add_handlers(app)
     store.observer = metrics.StoreMetrics()
     # Matched in this order: the routes of messages get most requests.
@@ -104,8 +126,10 @@ def create_app(
         answers,
         documents,
         projects,
+        providers,
         stats,
         me,
+        mcp,
         health,
         swagger,
         *([metrics] if settings.metrics else []),
@@ -146,6 +170,6 @@ def _add_middleware(app: FastAPI, store: Store, settings: Settings, limiters: Ra
             CORSMiddleware,
             allow_origins=settings.cors_origins,
             allow_methods=["GET", "POST", "PATCH", "DELETE"],
-            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer"],
+            allow_headers=["Authorization", "Content-Type", "Idempotency-Key", "Last-Event-ID", "Prefer", *MCP_HEADERS],
             expose_headers=EXPOSED,
         )

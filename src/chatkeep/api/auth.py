@@ -11,7 +11,7 @@ import jwt
 from chatkeep.access import Access, ApiKey
 from chatkeep.api.jwks import JwksClient
 from chatkeep.errors import InvalidInput, StoreUnavailable, Unauthenticated
-from chatkeep.keys import ADMIN, PREFIX, READ, SCOPES, WRITE, hash_secret, parse_key
+from chatkeep.keys import ADMIN, PREFIX, READ, SCOPES, WRITE, WRITE_ANY_ROLE, hash_secret, parse_key
 from chatkeep.settings import LOCAL_OWNER, Settings
 from chatkeep.values import now, valid_owner
 
@@ -37,6 +37,9 @@ Issuers sign other kinds of JWT for the same audience, such as logout+jwt. An ID
 told apart by its audience only.
 """
 
+LOCAL_SCOPES = frozenset(SCOPES) - {WRITE_ANY_ROLE}
+"""The scopes of the only owner if there is no authentication: if roles are strict there, it is for this owner."""
+
 NOT_VALID = "the token or API key is not valid"
 
 
@@ -53,7 +56,15 @@ class Principal:
 
     def may_write(self) -> bool:
         """Whether the scopes allow changes."""
-        return not self.scopes.isdisjoint((WRITE, ADMIN))
+        return not self.scopes.isdisjoint((WRITE, ADMIN, WRITE_ANY_ROLE))
+
+    def may_administer(self) -> bool:
+        """Whether the scopes allow changes of what belongs to the installation."""
+        return ADMIN in self.scopes
+
+    def may_write_any_role(self) -> bool:
+        """Whether the scopes allow messages of other roles than the user's on a server with strict roles."""
+        return WRITE_ANY_ROLE in self.scopes
 
 
 class Authenticator:
@@ -70,7 +81,7 @@ class Authenticator:
         Raises Unauthenticated, whose detail is safe to send; ExpiredCredential for one that was valid.
         """
         if self._settings.auth == "none":
-            return Principal(LOCAL_OWNER, frozenset(SCOPES))
+            return Principal(LOCAL_OWNER, LOCAL_SCOPES)
         scheme, _, credential = (authorization or "").partition(" ")
         if scheme.lower() != "bearer" or not credential or len(credential) > MAX_CREDENTIAL_CHARS:
             raise Unauthenticated("send a token or an API key, with the header Authorization: Bearer …")

@@ -16,7 +16,7 @@ from pydantic_core import to_json
 from chatkeep.api.errors import STATUS_TEXTS, Refused
 from chatkeep.api.negotiation import JSON
 from chatkeep.api.query import errors_in
-from chatkeep.model import Page
+from chatkeep.model import Page, Source
 from chatkeep.values import MAX_JSON_DEPTH, BeyondLimits, check_structure, parse_json
 
 MERGE_PATCH = "application/merge-patch+json"
@@ -151,4 +151,6 @@ def json_bytes(record: BaseModel) -> bytes:
 
 def _default(value: object) -> object:
     """Convert the types that orjson does not know: records, and UUIDs of a database driver's own class."""
-    return str(value) if isinstance(value, UUID) else value.__dict__
+    if isinstance(value, UUID):
+        return str(value)
+    return value.model_dump() if isinstance(value, Source) else value.__dict__  # a source leaves out what is absent

@@ -3,10 +3,12 @@
 import asyncio
 from importlib import import_module
 from typing import TYPE_CHECKING, Annotated, NamedTuple
+from uuid import UUID
 
 from fastapi import Depends, Request
 
 from chatkeep.documents import ProjectLimits
+from chatkeep.retrieval.passages import Passages
 from chatkeep.settings import Settings
 from chatkeep.store import Store
 
@@ -73,6 +75,10 @@ class DocumentServices:
                 await asyncio.to_thread(_import_all)
                 self._made = services_of(self._store, self._settings, self._embedders)
             return self._made
+
+    async def search(self, owner: str, project_id: UUID, question: str, limit: int) -> Passages:
+        """Return the best passages of a project's documents, as `Retrieval.search`."""
+        return await (await self.made()).retrieval.search(owner, project_id, question, limit=limit)
 
     async def aclose(self) -> None:
         """Stop what is under way. Idempotent."""

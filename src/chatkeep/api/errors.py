@@ -14,14 +14,14 @@ from uuid import UUID
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.routing import APIRoute
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, Field, ValidationError
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect
 from starlette.routing import Match
 
 from chatkeep.access import location_of
 from chatkeep.answers.stream import NotAnswering
-from chatkeep.api.query import InvalidQuery
+from chatkeep.api.query import InvalidQuery, errors_in
 from chatkeep.errors import (
     ChatkeepError,
     Conflict,
@@ -107,7 +107,8 @@ STATUS_TEXTS: Mapping[int, StatusText] = {
     ),
     403: StatusText(
         "Forbidden",
-        "The conversation belongs to another owner, the key may only read, or a page of another site sent the request.",
+        "The conversation belongs to another owner, the key or token has not the scope, or a page of another site sent"
+        " the request.",
         "this conversation belongs to somebody else",
     ),
     404: StatusText(
@@ -125,7 +126,8 @@ STATUS_TEXTS: Mapping[int, StatusText] = {
     ),
     409: StatusText(
         "Conflict",
-        "The id is already used for other values, another question is being answered, or the project is full.",
+        "The id is already used for other values, another question is being answered, the project is full, or the"
+        " provider is in use.",
         "this id is already used for other content",
     ),
     413: StatusText(
@@ -275,9 +277,17 @@ async def _validation_error(request: Request, error: Exception) -> Response:
     roots = _roots(request, error)
     # Few: validation stops at the first bad item of a list, and no record has more fields than it knows.
     found = [_field_error(roots, each) for each in error.errors()]
+    return problem(422, _summary(found), errors=found)
+
+
+def sentence(record: type[BaseModel], error: ValidationError) -> str:
+    """Return what is wrong with a value that should be a `record`, without anything of the value."""
+    return _summary([_field_error({"body": record}, each) for each in errors_in("body", error)])
+
+
+def _summary(found: Sequence[FieldError]) -> str:
     more = len(found) - 1
-    detail = _sentence(found[0]) + (f" (and {more:,} more)" if more else "")
-    return problem(422, detail, errors=found)
+    return _sentence(found[0]) + (f" (and {more:,} more)" if more else "")
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:

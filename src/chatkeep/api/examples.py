@@ -7,6 +7,7 @@ QUESTION_ID = "0190f0f0-8b4d-7d01-9a52-6f0f2b1c7d10"
 ANSWER_ID = "0190f0f0-9c5e-7e12-8b63-7a1a3c2d8e21"
 
 PROJECT_ID = "0190f0ee-5e2a-7aa0-8d91-4d0d0a9b6c53"
+PROVIDER_ID = "0190f0ed-2b7c-7d10-9e44-5a1f3c8d0b62"
 DOCUMENT_ID = "6f1de4b4-6d0c-5a3b-9e0f-2b6a4c1d7e88"
 
 NEW_CONVERSATION = {"title": "Tea", "context_id": "kitchen", "labels": ["pinned"], "metadata": {"language": "en"}}
@@ -142,6 +143,43 @@ PROJECT: dict[str, Any] = {
     "created_at": "2026-01-31T11:58:00.000000Z",
     "updated_at": "2026-01-31T11:59:00.000000Z",
 }
+NEW_PROVIDER: dict[str, Any] = {
+    "provider_name": "openai",
+    "model_name": "gpt-5-mini",
+    "api_config": {"api_key_env": "OPENAI_API_KEY", "settings": {"temperature": 0.2}},
+}
+LOCAL_PROVIDER: dict[str, Any] = {
+    "provider_name": "openai-chat",
+    "model_name": "qwen3-8b",
+    "is_default": True,
+    "api_config": {"base_url": "http://127.0.0.1:8080/v1", "api_key_env": "CHATKEEP_PROVIDER_LOCAL"},
+}
+PROVIDER: dict[str, Any] = {
+    "id": PROVIDER_ID,
+    "provider_name": "openai",
+    "model_name": "gpt-5-mini",
+    "is_default": False,
+    "api_config": {
+        "api_key_env": "OPENAI_API_KEY",
+        "base_url": None,
+        "instructions": None,
+        "settings": {"temperature": 0.2},
+        "history_tokens": None,
+        "background": False,
+    },
+    "created_at": "2026-01-31T11:57:00.000000Z",
+    "updated_at": "2026-01-31T11:57:00.000000Z",
+}
+FIRST_PROVIDER: dict[str, Any] = {
+    **PROVIDER,
+    "id": "e7ac71fe-0000-4000-8000-000000000001",
+    "provider_name": "extractive",
+    "model_name": "extractive",
+    "is_default": True,
+    "api_config": None,
+    "created_at": "2026-01-31T11:50:00.000000Z",
+    "updated_at": "2026-01-31T11:50:00.000000Z",
+}
 DOCUMENT: dict[str, Any] = {
     "id": DOCUMENT_ID,
     "owner_id": "local",
@@ -205,6 +243,7 @@ REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
     "update_conversation": _named(
         change=("Set the title, remove one key of the metadata, set another", CONVERSATION_CHANGE),
         head=("Continue after an earlier message", {"head_id": QUESTION_ID}),
+        provider=("Have another provider answer from now on", {"llm_provider_id": PROVIDER_ID}),
         labels=("Replace the labels", {"labels": ["pinned", "archived"]}),
     ),
     "append_message": _named(
@@ -227,6 +266,14 @@ REQUEST_EXAMPLES: dict[str, dict[str, Any]] = {
     "create_project_conversation": _named(
         new=("Create a conversation", NEW_CONVERSATION),
         latest=("Get the latest one of a context, or create it", LATEST_CONVERSATION),
+    ),
+    "create_provider": _named(
+        hosted=("A model of OpenAI, with the key in OPENAI_API_KEY", NEW_PROVIDER),
+        local=("A model server of your own, which answers from now on", LOCAL_PROVIDER),
+    ),
+    "update_provider": _named(
+        default=("Make it the default", {"is_default": True}),
+        model=("Another model of it", {"model_name": "gpt-5"}),
     ),
     "upload_document": _named(
         file=("A file with its path in the project", {"file": "# Green tea\n\n…", "file_path": "tea/green.md"})
@@ -258,6 +305,10 @@ RESPONSE_EXAMPLES: dict[str, Any] = {
     "update_project": {**PROJECT, "name": "Teas", "metadata": {}},
     "create_project_conversation": {**CONVERSATION, "project_id": PROJECT_ID, "last_seq": 0, "head_id": None},
     "list_project_conversations": _page({**CONVERSATION, "project_id": PROJECT_ID}),
+    "list_providers": _page(FIRST_PROVIDER, {**PROVIDER, "api_config": None}),
+    "get_provider": PROVIDER,
+    "create_provider": PROVIDER,
+    "update_provider": {**PROVIDER, "is_default": True},
     "upload_document": {**DOCUMENT, "change": "new"},
     "upload_document 200": {**DOCUMENT, "change": "unchanged"},
     "list_documents": _page(DOCUMENT),

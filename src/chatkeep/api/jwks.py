@@ -1,7 +1,6 @@
 """The public keys (JWKS) of an OpenID Connect issuer: fetched on demand, and cached."""
 
 import asyncio
-import json
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -11,6 +10,7 @@ from typing import Any
 import httpx2
 import jwt
 
+from chatkeep.api.fetching import FETCH_ERRORS, fetch_json
 from chatkeep.errors import StoreUnavailable, Unauthenticated
 from chatkeep.settings import is_secure_url
 
@@ -25,15 +25,11 @@ COOLDOWN_SECONDS = 30.0
 FETCH_TIMEOUT_SECONDS = 5.0
 """Longest time for one fetch as a whole: both documents, however slowly their bytes arrive."""
 
-MAX_DOCUMENT_BYTES = 1 << 20
 MAX_KEYS = 100
 """Most keys of an issuer. Others have a dozen; making each takes about 50 µs of the event loop."""
 
 ALGORITHMS = ("RS256", "RS384", "RS512", "PS256", "PS384", "PS512", "ES256", "ES384", "ES512", "EdDSA")
 """Accepted algorithms, all of them asymmetric: the key that verifies cannot sign."""
-
-FETCH_ERRORS = (httpx2.HTTPError, httpx2.InvalidURL, OSError, ValueError, RecursionError)
-"""What a fetch raises if the issuer is unavailable or its documents are malformed. TimeoutError is an OSError."""
 
 
 class IssuerUnavailable(StoreUnavailable):
@@ -105,33 +101,19 @@ class JwksClient:
         # In a thread: it reads the CA certificates, which takes 40 ms.
         connecting = partial(httpx2.AsyncClient, timeout=FETCH_TIMEOUT_SECONDS, follow_redirects=False)
         async with await asyncio.to_thread(connecting) as client:
-            discovery = await _fetch_json(client, f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
+            discovery = await fetch_json(client, f"{self._issuer.rstrip('/')}/.well-known/openid-configuration")
             if discovery.get("issuer") != self._issuer:
                 raise ValueError("the discovery document names another issuer")
             uri = discovery.get("jwks_uri")
             if not isinstance(uri, str) or not is_secure_url(uri):
                 raise ValueError("the jwks_uri is not an https:// URL")
-            listed = (await _fetch_json(client, uri)).get("keys")
+            listed = (await fetch_json(client, uri)).get("keys")
         if not isinstance(listed, list):
             raise ValueError("the issuer lists no keys")  # noqa: TRY004 - of the document, not of an argument
         keys = {key.key_id: key for key in map(_signing_key, listed[:MAX_KEYS]) if key is not None}
         if not keys:
             raise ValueError("the issuer has no signing key of a known kind")
         return keys
-
-
-async def _fetch_json(client: httpx2.AsyncClient, url: str) -> dict[str, Any]:
-    async with client.stream("GET", url) as response:
-        response.raise_for_status()
-        body = b""
-        async for chunk in response.aiter_bytes():
-            body += chunk
-            if len(body) > MAX_DOCUMENT_BYTES:
-                raise ValueError(f"{url} is larger than {MAX_DOCUMENT_BYTES:,} bytes")
-    document = json.loads(body)
-    if not isinstance(document, dict):
-        raise ValueError(f"{url} is not a JSON object")  # noqa: TRY004 - of the document, not of an argument
-    return document
 
 
 def _signing_key(value: object) -> jwt.PyJWK | None:

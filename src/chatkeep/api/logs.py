@@ -39,17 +39,18 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(form: Literal["human", "json"], level: str) -> None:
-    """Send the logs of chatkeep and uvicorn to stderr."""
+    """Send the logs of chatkeep, uvicorn and the MCP SDK to stderr."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(
         JsonFormatter() if form == "json" else HumanFormatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s")
     )
-    for name in ("chatkeep", "uvicorn"):
+    for name in ("chatkeep", "uvicorn", "mcp"):
         logger = logging.getLogger(name)
         logger.handlers[:] = [handler]
         logger.propagate = False
     logging.getLogger("chatkeep").setLevel(level.upper())
-    logging.getLogger("uvicorn").setLevel("WARNING")
+    for name in ("uvicorn", "mcp"):
+        logging.getLogger(name).setLevel("WARNING")
 
 
 def owner_hash(owner: str) -> str:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 from fastapi import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from chatkeep.api.admission import SAFE_METHODS, Admission, is_protected, rate_limit_headers
+from chatkeep.api.admission import MCP, SAFE_METHODS, Admission, is_protected, rate_limit_headers
 from chatkeep.api.body_budget import FREE_BYTES, BodyBudget
 from chatkeep.api.errors import BODY_FAILURE, BUSY, RETRY_AFTER, STATUS_TEXTS, Refused, problem
 from chatkeep.api.logs import FIELDS, owner_hash
@@ -57,6 +57,9 @@ EVENT_STREAM = b"text/event-stream"
 
 RECONNECT = b"retry: 1000\n\n"
 """The last words of a stream that the server ends: the client comes back after so many milliseconds."""
+
+MCP_BYTES = 1 << 20
+"""Largest message to the MCP server, unless all bodies have a lower limit. It is parsed on the event loop."""
 
 PROBES = ("/healthz", "/readyz")
 """Paths that are answered also when there are too many requests: the server works."""
@@ -112,6 +115,8 @@ class RequestMiddleware:
         self._allowed_hosts = {*LOOPBACK_NAMES, *map(_allowed_name, allowed_hosts)} - {""}
         self._allowed_origins = set(allowed_origins)
         self._body_limit = BodyLimit(max_body_bytes, _too_large(max_body_bytes), bodies)
+        mcp_bytes = min(max_body_bytes, MCP_BYTES)
+        self._mcp_limit = BodyLimit(mcp_bytes, _too_large(mcp_bytes), bodies)
         self._upload_limit = BodyLimit(max_upload_bytes + FORM_BYTES, upload_too_large(max_upload_bytes))
         self._max_requests = max_requests
         self._max_streams = max_streams
@@ -199,6 +204,8 @@ class RequestMiddleware:
         return None
 
     def _limit(self, scope: Scope) -> "BodyLimit":
+        if scope["path"] == MCP:
+            return self._mcp_limit
         return self._upload_limit if is_upload(scope) else self._body_limit
 
     def _is_cross_site(self, scope: Scope, host: str) -> bool:
@@ -299,7 +306,7 @@ TOO_MANY_STREAMS = "there are too many event streams; end one before you open an
 def _route(scope: Scope) -> str | None:
     """Return the path template of the matched route, which has no ids in it."""
     route = scope.get("route")
-    return getattr(route, "path", None)
+    return getattr(route, "path_format", None)
 
 
 class _ResponseWriter:

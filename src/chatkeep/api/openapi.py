@@ -15,8 +15,10 @@ from chatkeep.api.errors import Problem
 from chatkeep.api.examples import ANSWER_ID, EVENTS_EXAMPLE, REQUEST_EXAMPLES, RESPONSE_EXAMPLES, Named
 from chatkeep.api.idempotency import REPLAYED
 from chatkeep.api.negotiation import EVENT_STREAM, JSON
+from chatkeep.api.query import with_bounds
 from chatkeep.events import EventKind, place_of
 from chatkeep.model import StreamPlace
+from chatkeep.values import MAX_COUNT
 
 DESCRIPTION = """Conversations of AI applications, kept so that nothing acknowledged is lost, doubled or out of order.
 
@@ -83,11 +85,18 @@ STREAM = {
 
 def document(app: FastAPI) -> dict[str, Any]:
     """Return FastAPI's document of `app`, with examples, security and the schema of problems added."""
-    schema = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
+    schema = get_openapi(
+        title=app.title,
+        version=app.version,
+        description=app.description,
+        routes=app.routes,
+        separate_input_output_schemas=False,  # a record has one shape
+    )
     problem = Problem.model_json_schema(ref_template="#/components/schemas/{model}")
     schemas = schema["components"]["schemas"]
     schemas |= {**problem.pop("$defs"), "Problem": problem, "StreamPlace": StreamPlace.model_json_schema()}
     schemas["AnswerEvent"] = EVENT_SCHEMA
+    _make_bounds_whole(schemas)
     schemas["Message"]["properties"]["stream"] = STREAM
     schema["components"]["securitySchemes"] = {"bearer": BEARER}
     for path, methods in schema["paths"].items():
@@ -98,9 +107,22 @@ def document(app: FastAPI) -> dict[str, Any]:
     return schema
 
 
+def _make_bounds_whole(schema: Any) -> None:
+    """Replace the bounds of integers, of which FastAPI makes doubles: the one of MAX_COUNT is greater by 1."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "integer":
+            schema |= {name: min(int(schema[name]), MAX_COUNT) for name in ("minimum", "maximum") if name in schema}
+        schema = list(schema.values())
+    if isinstance(schema, list):
+        for inner in schema:
+            _make_bounds_whole(inner)
+
+
 def _complete(operation: dict[str, Any]) -> None:
     """Add what FastAPI cannot express: examples with null, a second media type, Location."""
     name, requests = operation["operationId"], operation.get("requestBody", {}).get("content", {})
+    for parameter in operation.get("parameters", ()):
+        parameter["schema"] = with_bounds(parameter["schema"])
     for content in requests.values():
         content["examples"] = REQUEST_EXAMPLES[name]
     if MERGE_PATCH in requests:

@@ -72,7 +72,7 @@ def openapi_query(record: type[Given]) -> dict[str, Any]:
 def _parameter(name: str, schema: dict[str, Any], required: bool) -> dict[str, Any]:  # noqa: FBT001 - one of three
     if schema.get("default", ...) is None:
         del schema["default"]  # an absent parameter; a query cannot express null
-    parameter = {"name": name, "in": "query", "required": required, "schema": _with_bounds(schema)}
+    parameter = {"name": name, "in": "query", "required": required, "schema": with_bounds(schema)}
     return {**parameter, "description": schema["description"]} if "description" in schema else parameter
 
 
@@ -80,8 +80,9 @@ BOUNDS: dict[str, str] = {"ge": "minimum", "le": "maximum"}
 """Pydantic keeps its own names for the bounds if the number has a validator."""
 
 
-def _with_bounds(schema: dict[str, Any]) -> dict[str, Any]:
+def with_bounds(schema: dict[str, Any]) -> dict[str, Any]:
+    """Return the schema of a parameter with the bounds by their names in JSON Schema."""
     renamed = {BOUNDS.get(name, name): value for name, value in schema.items()}
     if "anyOf" in renamed:
-        renamed["anyOf"] = [_with_bounds(each) for each in renamed["anyOf"]]
+        renamed["anyOf"] = [with_bounds(each) for each in renamed["anyOf"]]
     return renamed

@@ -18,9 +18,7 @@ from starlette.types import ASGIApp
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
 from chatkeep.access import Access
-from chatkeep.answers.provider import Provider
 from chatkeep.answers.runner import TurnRunner
-from chatkeep.answers.scripted import ScriptedProvider
 from chatkeep.api.logs import configure
 from chatkeep.api.protocol import Config, watch
 from chatkeep.errors import StoreUnavailable
@@ -71,6 +69,8 @@ class HttpServer(uvicorn.Server):
         finally:
             watching.cancel()
             await self._turns.aclose()
+            if self._turns.provider is not None:
+                await self._turns.provider.aclose()
             for each in (self._app.state.uploads, self._app.state.documents):
                 await each.aclose()
 
@@ -113,7 +113,7 @@ class Server(HttpServer):
         configure(self._settings.log_format, self._settings.log_level)
         self._allow_connections()
         async with self._opened_store() as store:
-            app = create_app(store, self._settings, provider_of(self._settings), embedders_of(self._settings))
+            app = create_app(store, self._settings, embedders=embedders_of(self._settings))
             self.config.app = app
             beside = [asyncio.create_task(work) for work in (self._stop_when_orphaned(), sweep(store.access))]
             try:
@@ -168,13 +168,6 @@ class Server(HttpServer):
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-
-def provider_of(settings: Settings) -> Provider | None:
-    """Return what makes the answers of a server."""
-    if settings.provider == "none":
-        return None
-    return ScriptedProvider(rate=0.0) if settings.provider == "scripted-fast" else ScriptedProvider()
 
 
 def embedders_of(settings: Settings) -> "Embedders | None":

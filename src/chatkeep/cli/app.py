@@ -5,16 +5,23 @@ from typing import Annotated
 
 import typer
 
-from chatkeep.cli import data, db, keys, owners, recorder
+from chatkeep.cli import data, db, keys, owners, providers, recorder
 from chatkeep.cli.backup import backup
 from chatkeep.cli.ingest import ingest
+from chatkeep.cli.mcp import mcp
 from chatkeep.cli.serve import serve
 from chatkeep.cli.terminal import out
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
-for command in (serve, data.import_, data.export, backup, data.list_, data.show, ingest, owners.erase):
+for command in (serve, mcp, data.import_, data.export, backup, data.list_, data.show, ingest, owners.erase):
     app.command(command.__name__.rstrip("_"))(command)
-for name, group in (("db", db.app), ("keys", keys.app), ("owners", owners.app), ("recorder", recorder.app)):
+for name, group in (
+    ("db", db.app),
+    ("keys", keys.app),
+    ("owners", owners.app),
+    ("providers", providers.app),
+    ("recorder", recorder.app),
+):
     app.add_typer(group, name=name)
 
 

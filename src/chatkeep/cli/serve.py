@@ -1,16 +1,20 @@
 """`chatkeep serve`: the server."""
 
 import errno
+import json
 import os
 import socket
-from typing import Annotated
+from typing import Annotated, NamedTuple
+from uuid import uuid5
 
 import typer
 
 from chatkeep.cli.options import DatabaseUrl, EmbedderName, load_settings
-from chatkeep.cli.terminal import out, run
-from chatkeep.settings import ProviderName, Settings
-from chatkeep.store import open_store
+from chatkeep.cli.terminal import escaped, out, run
+from chatkeep.projects import Project
+from chatkeep.providers import LlmProvider
+from chatkeep.settings import LOCAL_OWNER, ProviderName, Settings
+from chatkeep.store import Store, open_store
 from chatkeep.urls import without_secrets
 
 
@@ -21,7 +25,16 @@ def serve(
         int | None, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free port. Default: 8765.")
     ] = None,
     workers: Annotated[int | None, typer.Option(min=1, max=256, help="Number of server processes. Default: 1.")] = None,
-    provider: Annotated[ProviderName | None, typer.Option(help="What answers questions. Default: nothing.")] = None,
+    provider: Annotated[
+        ProviderName | None, typer.Option(help="What answers questions. Default: configured, those of the database.")
+    ] = None,
+    upstream: Annotated[
+        str | None,
+        typer.Option(help="URL of a model server (llama.cpp, Ollama, vLLM) that answers from now on, as http://…/v1."),
+    ] = None,
+    upstream_model: Annotated[
+        str | None, typer.Option(help="Name of its model. Default: the first that it lists.")
+    ] = None,
     embedder: EmbedderName = None,
     drain: Annotated[
         float | None, typer.Option(min=0, help="Seconds in which answers may be finished at the end. Default: 20.")
@@ -37,6 +50,8 @@ def serve(
         "port": port,
         "workers": workers,
         "provider": provider,
+        "upstream": upstream,
+        "upstream_model": upstream_model,
         "embedder": embedder,
         "drain": drain,
     }
@@ -47,8 +62,8 @@ def serve(
 
     config = uvicorn_config(settings)
     with _listen(settings, config.backlog) as listener:  # from here on clients can connect, and wait
-        run(_prepare(settings))
-        _print_greeting(settings, f"http://{_host_in_url(settings.host)}:{listener.getsockname()[1]}")
+        prepared = run(_prepare(settings))
+        _print_greeting(settings, f"http://{_host_in_url(settings.host)}:{listener.getsockname()[1]}", prepared)
         if settings.workers == 1:
             run(Server(settings).serve(sockets=[listener]), config.get_loop_factory())
         else:
@@ -66,6 +81,18 @@ def _check(settings: Settings) -> None:
         raise typer.BadParameter(
             "memory:// is the memory of one process; several need a shared database", param_hint="--workers"
         )
+    if settings.upstream:
+        _check_upstream(settings)
+
+
+def _check_upstream(settings: Settings) -> None:
+    if settings.provider != "configured":
+        raise typer.BadParameter(
+            "a provider of the database would not answer; leave out --provider and CHATKEEP_PROVIDER",
+            param_hint="--upstream",
+        )
+    if settings.store_url.startswith("memory:"):
+        raise typer.BadParameter("memory:// keeps no providers; use a database", param_hint="--upstream")
 
 
 def _listen(settings: Settings, backlog: int) -> socket.socket:
@@ -95,28 +122,71 @@ def _cannot_listen(settings: Settings, error: OSError) -> typer.BadParameter:
     return typer.BadParameter(f"this machine cannot listen on {settings.host}: {reason}", param_hint="--host")
 
 
-async def _prepare(settings: Settings) -> None:
-    """Migrate the schema once before the workers open the store, and report invalid settings before they start."""
+class Prepared(NamedTuple):
+    """What a server is ready with."""
+
+    upstream: LlmProvider | None
+    """The provider of --upstream."""
+    project: Project | None
+    """One whose documents the local owner may ask about."""
+
+
+async def _prepare(settings: Settings) -> Prepared:
+    """Migrate the schema once before the workers open the store, and report invalid settings before they start.
+
+    The provider of --upstream is made here.
+    """
+    from chatkeep.api.providing import tools_of
     from chatkeep.api.rate_limit import rate_limiters
     from chatkeep.api.server import embedders_of
+    from chatkeep.cli.upstream import use_upstream
 
     rate_limiters(settings)
     embedders_of(settings)
-    async with open_store(settings.store_url):
-        pass
+    tools_of(settings)
+    async with open_store(settings.store_url) as store:
+        upstream = await use_upstream(store.providers, settings.upstream, settings) if settings.upstream else None
+        return Prepared(upstream, None if settings.auth == "jwt" else await _with_documents(store))
+
+
+async def _with_documents(store: Store) -> Project | None:
+    """The newest project of the local owner that has documents."""
+    page = await store.projects.list_projects(LOCAL_OWNER, limit=20)
+    return next((project for project in page.items if project.documents), None)
 
 
 def _host_in_url(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
-def _print_greeting(settings: Settings, url: str) -> None:
-    lines = (
+def _print_greeting(settings: Settings, url: str, prepared: Prepared) -> None:
+    lines = [
         f"chatkeep serves {without_secrets(settings.store_url)}",
         f"  {url}/api/docs",
         "Try:",
         f"  curl '{url}/api/conversations?limit=3'",
-        f"  curl {url}/api/conversations -H 'Content-Type: application/json' -d '{{\"title\": \"My first\"}}'",
-    )
+        f"  {_post(f'{url}/api/conversations', title='My first')}",
+    ]
+    if prepared.project is not None and settings.provider == "configured":
+        lines += _questions(url, prepared.project)
     for line in lines:
         out.print(line, soft_wrap=True, markup=False)
+    if prepared.upstream is not None:
+        told = f"Questions are answered by {prepared.upstream.model_name} at {prepared.upstream.api_config.base_url}"
+        out.print(escaped(told), soft_wrap=True)
+
+
+def _questions(url: str, project: Project) -> list[str]:
+    """How to ask about the documents of a project, in a conversation that is the same every time."""
+    talk, about = str(uuid5(project.id, "greeting")), str(project.id)
+    asking = f"{url}/api/conversations/{talk}/messages"
+    return [
+        "Ask about the documents:",
+        f"  {_post(f'{url}/api/conversations', id=talk, project_id=about)}",
+        f"  {_post(asking, content='How do I back up a database that is in use?')}",
+    ]
+
+
+def _post(url: str, **body: str) -> str:
+    """The command that posts JSON."""
+    return f"curl {url} -H 'Content-Type: application/json' -d '{json.dumps(body)}'"

@@ -27,7 +27,7 @@ from chatkeep.api.query import openapi_query, read_query
 from chatkeep.errors import NotFound
 from chatkeep.model import Conversation, ConversationChange, Message, NewConversation, Page
 from chatkeep.store import ListOrder, Store
-from chatkeep.values import MAX_LABEL_CHARS, MAX_LABELS, NOT_A_LABEL, Label, ShortText
+from chatkeep.values import LABEL_FILTER_PATTERN, MAX_LABEL_CHARS, MAX_LABELS, NOT_A_LABEL, Label, ShortText
 
 router = APIRouter(prefix="/api/conversations", tags=["conversations"], route_class=JsonRoute)
 
@@ -82,7 +82,14 @@ def _label_filter(value: object, check: ValidatorFunctionWrapHandler) -> object:
 LabelFilter = Annotated[
     Label,
     WrapValidator(_label_filter),
-    WithJsonSchema({"type": "string", "minLength": 1, "maxLength": MAX_LABEL_CHARS + len(NOT_A_LABEL)}),
+    WithJsonSchema(
+        {
+            "type": "string",
+            "minLength": 1,
+            "maxLength": MAX_LABEL_CHARS + len(NOT_A_LABEL),
+            "pattern": LABEL_FILTER_PATTERN,
+        }
+    ),
 ]
 
 
@@ -141,9 +148,9 @@ async def create_conversation(
     Sending the same id with the same values again changes nothing and returns the conversation; the same id
     with other values is a conflict (409). With `reuse_latest` it is the one with the `external_id`, whose id is made
     of that, or the one of context and project; the status is 200, and concurrent requests create one conversation
-    only. A `project_id` that is not one of yours is 404. With an `Idempotency-Key` the same request can be sent again
-    for 24 hours: it is executed once, and later responses have `Idempotency-Replayed: true`, or are 404 if the
-    conversation was deleted meanwhile.
+    only. A `project_id` that is not one of yours is 404, an unknown `llm_provider_id` 422. With an `Idempotency-Key`
+    the same request can be sent again for 24 hours: it is executed once, and later responses have
+    `Idempotency-Replayed: true`, or are 404 if the conversation was deleted meanwhile.
     """
     return await create_once(store, owner, request, new, idempotency_key)
 
@@ -240,11 +247,11 @@ async def update_conversation(
     conversation_id: ConversationId,
     change: Annotated[ConversationChange, Body(media_type=MERGE_PATCH)],
 ) -> Response:
-    """Change title, context, labels, metadata or head by a JSON Merge Patch (RFC 7396).
+    """Change title, context, labels, metadata, provider or head by a JSON Merge Patch (RFC 7396).
 
     Omitted fields keep their value, null removes. Labels are replaced; metadata is merged key by key. Moving the head
-    makes the history follow another path, and the next message continue there. The conversation's `updated_at` does
-    not move.
+    makes the history follow another path, and the next message continue there. An unknown `llm_provider_id` is 422;
+    null is the default provider. The conversation's `updated_at` does not move.
     """
     return reply(await store.update_conversation(owner, conversation_id, change))
 

@@ -87,6 +87,7 @@ FORM: dict[str, Any] = {
             "type": "string",
             "minLength": 1,
             "maxLength": MAX_PATH_CHARS,
+            "pattern": r"^[^\\\x00-\x1f\x7f-\x9f]+$",
             "description": "Its path in the project, a label such as guide/install.md. Default: the file's name.",
         },
     },

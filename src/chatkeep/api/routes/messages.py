@@ -8,10 +8,11 @@ from fastapi import APIRouter, Body, Path, Request, Response
 from fastapi.exceptions import RequestValidationError
 from pydantic import AfterValidator, ConfigDict, Field, StrictBool, model_validator
 from pydantic.config import JsonDict
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from chatkeep.api.answering import Answered, Answering, BusyQuery, answering_of
 from chatkeep.api.body import MERGE_PATCH, JsonRoute, reply, without_crowd
-from chatkeep.api.dependencies import OpenedStore, Owner, current_owner, opened_store
+from chatkeep.api.dependencies import OpenedStore, Owner, current_owner, opened_store, require_any_role
 from chatkeep.api.errors import api_problems
 from chatkeep.api.examples import ANSWER_ID
 from chatkeep.api.idempotency import REPLAYED, IdempotencyKey
@@ -24,6 +25,15 @@ from chatkeep.model import Given, Message, MessageChange, NewMessage, Page, Role
 from chatkeep.store import Order, Store
 
 router = APIRouter(prefix="/api/conversations/{conversation_id}/messages", tags=["messages"], route_class=JsonRoute)
+
+
+class _MessageConvertor(StringConvertor):
+    """A message's id in a path; `batch` is none, and takes POST only."""
+
+    regex = "(?!batch$)[^/]+"
+
+
+register_url_convertor("message", _MessageConvertor())
 
 MAX_SEQ = 2**63 - 1
 
@@ -130,7 +140,11 @@ async def append_message(
     same id asks nothing again: it gets the answer that there is, or the rest of its stream after `Last-Event-ID`. A
     failed answer is 502, or 504 if the model took too long; the question is stored all the same. While another question
     of the conversation is being answered, it is 409 with the code `turn-in-progress`, or waits with `on_busy=wait`.
+
+    On a server with strict roles a message of another role than `user` needs the scope `chatkeep:write-any-role` (403).
     """
+    if message.role is not Role.USER:
+        require_any_role(request, "role")
     if request.scope["query_string"]:
         read_query(BusyQuery, request)
     if message.answer or not message.names_role:
@@ -159,6 +173,7 @@ async def append_message(
 async def append_messages(
     owner: Owner,
     store: OpenedStore,
+    request: Request,
     conversation_id: ConversationId,
     batch: Annotated[MessageBatch, Body()],
     idempotency_key: IdempotencyKey = None,
@@ -168,8 +183,12 @@ async def append_messages(
     Each is as one that is sent alone: it follows the one before it unless it has a `parent_id`, and its id makes a
     retry safe. Those that are there already are returned, the others stored; an id that is used for other content is a
     conflict (409), and nothing is stored. With an `Idempotency-Key` each message without an id gets one that is made
-    of the key and its place; the response has `Idempotency-Replayed: true` if all messages were there.
+    of the key and its place; the response has `Idempotency-Replayed: true` if all messages were there. The scope for
+    other roles than `user` is that of a message alone.
     """
+    other = next((place for place, each in enumerate(batch.messages) if each.role is not Role.USER), None)
+    if other is not None:
+        require_any_role(request, f"messages.{other}.role")
     messages, last_seq = batch.messages, 0
     if idempotency_key is not None:
         messages = _with_ids(messages, owner, conversation_id, idempotency_key)
@@ -214,7 +233,7 @@ async def list_messages(request: Request, conversation_id: ConversationId) -> Re
 
 
 @router.get(
-    "/{message_id}",
+    "/{message_id:message}",
     response_model=Message,
     responses=api_problems(403, 404, 422),
     response_description="The message.",
@@ -228,7 +247,7 @@ async def get_message(
 
 
 @router.patch(
-    "/{message_id}",
+    "/{message_id:message}",
     response_model=Message,
     responses=api_problems(403, 404, 413, 415, 422),
     response_description="The changed message.",
@@ -250,7 +269,7 @@ async def update_message(
 
 
 @router.delete(
-    "/{message_id}",
+    "/{message_id:message}",
     status_code=204,
     responses=api_problems(403, 404, 422),
     response_description="Its content, parts, sources and metadata are erased.",
