@@ -5,9 +5,9 @@ COPY --from=ghcr.io/astral-sh/uv:0.9 /uv /usr/local/bin/uv
 ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_PYTHON_DOWNLOADS=never
 WORKDIR /app
 COPY pyproject.toml uv.lock README.md LICENSE ./
-RUN uv sync --frozen --no-dev --no-install-project --extra server --extra postgres --extra mongodb --extra redis
+RUN uv sync --frozen --no-dev --no-install-project --extra server --extra agent --extra postgres --extra mongodb --extra redis
 COPY src ./src
-RUN uv sync --frozen --no-dev --no-editable --extra server --extra postgres --extra mongodb --extra redis
+RUN uv sync --frozen --no-dev --no-editable --extra server --extra agent --extra postgres --extra mongodb --extra redis
 
 FROM python:3.13-slim-bookworm
 RUN useradd --uid 10001 --no-create-home chatkeep && mkdir /data && chown chatkeep /data

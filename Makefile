@@ -3,10 +3,11 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_COMPILE_BYTECODE := 1
 RUN := $(UV) run --frozen
 
-.PHONY: demo test coverage lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill import-kills migration-drill turn-drill turns retrieval
+.PHONY: demo test coverage lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill import-kills migration-drill turn-drill failover-drill turns retrieval mcp-conformance
 
-demo: $(UV)  ## import a sample, serve it, and say what to try
+demo: $(UV)  ## import a sample and the documentation, serve them, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
+	$(RUN) chatkeep ingest --database-url sqlite:///demo.db chatkeep docs --prune
 	$(RUN) chatkeep serve --database-url sqlite:///demo.db
 
 test: $(UV)  ## the tests but those marked long, three at a time: each waits a third of its time
@@ -60,6 +61,11 @@ turn-drill: $(UV)  ## turns whose worker is killed 50 times, stopped for 30 s, c
 	$(RUN) python -m benchmarks.turn_drill --database postgresql
 	$(RUN) python -m benchmarks.turn_drill --database mongodb
 
+failover-drill: $(UV)  ## answers in the background whose server is killed, 50 times; and what an answer takes beside the bare model
+	$(RUN) python -m benchmarks.failover_drill --database sqlite
+	$(RUN) python -m benchmarks.failover_drill --database postgresql
+	$(RUN) python -m benchmarks.answer_overhead
+
 turns: $(UV)  ## what turns write and cost on PostgreSQL, and 500 streams of one server process
 	$(RUN) python -m benchmarks.turns
 	$(RUN) python -m benchmarks.turn_streams
@@ -74,6 +80,9 @@ torture-mongodb: $(UV)  ## URL=… of a database on a replica set: 20 rounds eac
 
 openapi: $(UV)  ## write docs/openapi.json anew
 	$(RUN) python -m chatkeep.api > docs/openapi.json
+
+mcp-conformance: $(UV)  ## the official conformance suite against the MCP server; installs it with npm, outside of this folder
+	$(RUN) --group conformance python -m benchmarks.mcp_conformance
 
 migrations: $(UV)  ## render the schema's revisions to SQL files anew
 	$(RUN) python -m chatkeep.migrations

@@ -11,6 +11,8 @@ from typing import Any
 import jwt
 from cryptography.hazmat.primitives.asymmetric import rsa
 
+from chatkeep.keys import WRITE_ANY_ROLE
+
 AUDIENCE = "attacks"
 DRIP_SECONDS = 1.0
 
@@ -25,7 +27,13 @@ class Issuer:
 
     def token(self, owner: str) -> str:
         """A token that is valid for an hour."""
-        claims = {"sub": owner, "aud": AUDIENCE, "iss": self.url, "exp": int(time.time()) + 3_600}
+        claims = {
+            "sub": owner,
+            "aud": AUDIENCE,
+            "iss": self.url,
+            "exp": int(time.time()) + 3_600,
+            "scope": WRITE_ANY_ROLE,
+        }
         return jwt.encode(claims, self._key, "RS256", headers={"kid": "known"})
 
     def document(self, path: str) -> bytes:

@@ -18,6 +18,7 @@ from benchmarks.attack_prepare import ATTACKER, VICTIM
 from benchmarks.attack_server import Databases, Target, Usage, reset_peaks, served
 from benchmarks.attacker import Attack
 from benchmarks.children import ROOT, command
+from chatkeep.keys import WRITE_ANY_ROLE
 
 QUIET_SECONDS = 1.0
 """How long the victim sends before and after the attack."""
@@ -63,7 +64,8 @@ class Keys:
         """A token that is valid for an hour."""
         if self.issuer is not None:
             return self.issuer.token(owner)
-        return jwt.encode({"sub": owner, "exp": int(time.time()) + 3_600}, self.secret, "HS256")
+        claims = {"sub": owner, "exp": int(time.time()) + 3_600, "scope": WRITE_ANY_ROLE}
+        return jwt.encode(claims, self.secret, "HS256")
 
 
 @contextmanager
