@@ -3,7 +3,7 @@ UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_COMPILE_BYTECODE := 1
 RUN := $(UV) run --frozen
 
-.PHONY: demo test coverage lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill import-kills migration-drill turn-drill failover-drill turns retrieval mcp-conformance
+.PHONY: demo test coverage apart lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill import-kills migration-drill turn-drill failover-drill turns retrieval mcp-conformance
 
 demo: $(UV)  ## import a sample and the documentation, serve them, and say what to try
 	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
@@ -11,10 +11,13 @@ demo: $(UV)  ## import a sample and the documentation, serve them, and say what 
 	$(RUN) chatkeep serve --database-url sqlite:///demo.db
 
 test: $(UV)  ## the tests but those marked long, three at a time: each waits a third of its time
-	$(RUN) pytest -n 3 --dist worksteal -m "not long"
+	$(RUN) pytest -n 3 --dist worksteal -m "not long and not apart"
 
 coverage: $(UV)  ## all tests, with the lines that they run
-	COVERAGE_CORE=sysmon $(RUN) pytest -n 3 --dist worksteal --cov --cov-report=term-missing:skip-covered
+	COVERAGE_CORE=sysmon $(RUN) pytest -n 3 --dist worksteal -m "not apart" --cov --cov-report=term-missing:skip-covered
+
+apart: $(UV)  ## the tests of what stands in for others in tests, and of a few more stores: 3 minutes that no change needs
+	$(RUN) pytest -n 3 --dist worksteal -m apart
 
 lint: $(UV)  ## format, lint and types
 	$(RUN) ruff format --check

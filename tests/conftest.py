@@ -40,7 +40,7 @@ left_out: set[str] = set()
 def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say which servers the stores are tested on. A database that cannot be had fails the run: none is skipped."""
     lines = [databases().version(), mongo_databases().version(), pgbouncer.version(), redis.version()]
-    if config.option.markexpr == "not long":
+    if config.option.markexpr.startswith("not long"):
         lines.append("left out: the tests marked `long`, named at the end; `make coverage` and .ci/run run them")
     return lines
 
@@ -61,14 +61,18 @@ SHORT_STORES = {
 stores is in their contract."""
 
 
+APART = ("test_going_on", "test_strict_roles", "test_upstream")
+"""Those that run on them in .ci/run, too: they use of a store what its contract has."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Mark such tests on the other stores `long`."""
+    """Mark such tests on the other stores `long`, or `apart`."""
     for item in items:
         stores = SHORT_STORES.get(item.path.stem) or SHORT_STORES.get(item.path.parent.name)
         given = getattr(item, "callspec", None)
         if stores and given and given.params.get("store_url", stores[0]) not in stores:
-            item.add_marker(pytest.mark.long)
+            item.add_marker(pytest.mark.apart if item.path.stem in APART else pytest.mark.long)
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
@@ -90,7 +94,7 @@ def pytest_testnodedown(node: Any) -> None:
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
     """Name the tests that were left out, those of a class in one line."""
-    if config.option.markexpr == "not long":
+    if config.option.markexpr.startswith("not long"):
         groups = Counter(re.sub(r"(?<=::)(Test\w+)::.*", r"\1", name) for name in left_out)
         terminalreporter.section(f"left out: {len(left_out)} tests marked `long`")
         for name, count in sorted(groups.items()):

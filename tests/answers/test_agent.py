@@ -300,7 +300,7 @@ FAILURES: dict[str, tuple[Answer, str, str]] = {
     "malformed": (Answer(text=["a"] * 9, trouble="bad_json", at=[2]), failures.OUT_OF_ORDER, PROVIDER),
     "reset": (Answer(text=["a"] * 9, trouble="reset", at=[2]), failures.CUT_OFF, PROVIDER),
     "silent": (Answer(text=["a"] * 9, trouble="hang", at=[2]), SILENT, TIMEOUT),
-    "slow": (Answer(text=["a"], first=5), SILENT, TIMEOUT),
+    "slow": (Answer(text=["a"], first=1.5), SILENT, TIMEOUT),
     "refusal": (Answer(refusal="I will not."), failures.REFUSAL, PROVIDER),
     "wrong calls": (Answer(calls=[Call("search_documents", ['{"qu'])]), failures.WRONG_CALLS, PROVIDER),
 }

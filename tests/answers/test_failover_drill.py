@@ -17,8 +17,10 @@ URLS: dict[str, Callable[[Path], str]] = {
 }
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("database", URLS)
+@pytest.mark.parametrize(
+    "database",
+    [pytest.param(name, marks=pytest.mark.long if name == "postgres" else pytest.mark.apart) for name in URLS],
+)
 def test_another_server_goes_on(database: str, tmp_path: Path) -> None:
     """Every character once, and one answer begun, whenever a server is killed."""
     assert asyncio.run(failover(URLS[database](tmp_path), 2, tmp_path)) == 0

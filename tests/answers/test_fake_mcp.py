@@ -12,7 +12,7 @@ from mcp.client.streamable_http import streamable_http_client
 from servers import mcp_tools
 from servers.mcp_tools import HUGE_BYTES, INJECTION, mcp_served
 
-pytestmark = pytest.mark.long  # what it tests is used by test_agent_tools.py, which always runs
+pytestmark = pytest.mark.apart  # what it tests is used by test_agent_tools.py, which always runs
 
 
 async def test_over_http() -> None:

@@ -29,7 +29,7 @@ from servers.anthropic_events import SIGNATURE
 from servers.model_script import Answer, Call, Request, Trouble
 from servers.models import Fake, FakeOpenAI, fake_anthropic, fake_openai, spawned
 
-pytestmark = pytest.mark.long  # what stands in for providers is used by the tests of the agent, which always run
+pytestmark = pytest.mark.apart  # what stands in for providers is used by the tests of the agent, which always run
 
 TEXT = [f"word{number} " for number in range(10)]
 WEATHER = Call("weather", ['{"ci', 'ty": "Oslo"}'])

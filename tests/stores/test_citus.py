@@ -125,6 +125,11 @@ class TestDifferentTurnTopics(OnCitus, DifferentTurnTopics):
         with pytest.raises(InvalidInput, match="export the conversations"):
             await half.store.rename_owner(owner, "zoe")
 
+    async def test_a_renamed_owner_goes_on(self, left: Running) -> None:
+        """It refuses in every case."""
+        with pytest.raises(InvalidInput, match="export the conversations"):
+            await left.store.rename_owner(left.key.owner, "zoe")
+
 
 class TestSharedTurnTopics(OnCitus, SharedTurnTopics):
     """The others."""

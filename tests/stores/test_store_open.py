@@ -118,7 +118,7 @@ def test_bounds_of_the_port() -> None:
     assert f"limit is 1 to {MAX_LIMIT:,}" in documented
     assert f"offset 0 to {MAX_OFFSET:,}" in documented
     assert StoreOptions().max_content_chars == 10_000
-    assert len(Store.__abstractmethods__) <= 28
+    assert len(Store.__abstractmethods__) <= 29
 
 
 @pytest.mark.parametrize("missing", ["pytest", "hypothesis"])

@@ -33,6 +33,7 @@ from chatkeep.testing.turn_ends import TurnEndContract
 from chatkeep.testing.turn_events import TurnEventContract
 from chatkeep.testing.turn_owners import TurnOwnerContract
 from chatkeep.testing.turn_reads import TurnReadContract
+from chatkeep.testing.turn_resumption import TurnResumptionContract
 from chatkeep.testing.turn_starts import TurnStartContract
 from chatkeep.testing.turn_stats import TurnStatsContract
 from chatkeep.testing.usage import UsageContract
@@ -75,8 +76,8 @@ class SharedTopics(
 
 
 @pytest.mark.long
-class DifferentTurnTopics(TurnStartContract, TurnEventContract, TurnEndContract):
-    """Turns that begin, go on and end."""
+class DifferentTurnTopics(TurnStartContract, TurnEventContract, TurnResumptionContract, TurnEndContract):
+    """Turns that begin, go on, also elsewhere, and end."""
 
 
 @pytest.mark.long

@@ -479,7 +479,7 @@ HOSTILE = {
 }
 
 
-@pytest.mark.long
+@pytest.mark.apart
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_histories_end_soon(name: str) -> None:
     """What is as large as messages can be, or deep, takes linear time and is valid."""
