@@ -189,6 +189,25 @@ async def test_a_process_that_cannot_go_on_leaves_it(store: Store, caplog: pytes
         assert not caplog.records
 
 
+async def test_the_sweep_outlives_a_fault(
+    store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A turn that cannot be taken over, for a reason that nobody thought of, keeps no other from being closed."""
+    caplog.set_level(logging.CRITICAL)
+    provider, kind, faults = Background(), type(store.turns), ["one"]
+    resume = kind.resume_turn
+
+    async def fails_once(*arguments: Any, **more: Any) -> Any:
+        if faults:
+            raise RuntimeError(faults.pop())
+        return await resume(*arguments, **more)
+
+    monkeypatch.setattr(kind, "resume_turn", fails_once)
+    async with left(store, provider) as turn, running_turns(store, provider, SHORT) as second:
+        await until(lambda: second.running)
+        check(await ended(second, turn.answer.conversation_id, turn), provider)
+
+
 # --- what is left out ------------------------------------------------------------------------------------
 
 

@@ -3,8 +3,7 @@
 import asyncio
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -15,8 +14,9 @@ import bson
 import pytest
 from benchmarks.mongodb_server import Mongod
 from benchmarks.torture_mongodb import Plan, torture
+from mongo_commands import Commands, Failing, commands_sent, failing_commands
 from pymongo import monitoring
-from pymongo.errors import BulkWriteError, DuplicateKeyError, OperationFailure, WriteError
+from pymongo.errors import BulkWriteError, DuplicateKeyError, WriteError
 
 from chatkeep import (
     Conflict,
@@ -67,30 +67,6 @@ from servers.mongo import mongo_databases
 
 OWNER = "ada"
 
-type Commands = list[Mapping[str, Any]]
-
-
-class Listener(monitoring.CommandListener):
-    """Remembers the commands of every client that is made while it is on."""
-
-    def __init__(self) -> None:
-        self.seen: Commands | None = None
-
-    def started(self, event: monitoring.CommandStartedEvent) -> None:
-        """A command is sent."""
-        if self.seen is not None:
-            self.seen.append(event.command)
-
-    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
-        """It was answered."""
-
-    def failed(self, event: monitoring.CommandFailedEvent) -> None:
-        """It was refused."""
-
-
-LISTENER = Listener()
-monitoring.register(LISTENER)
-
 
 class PoolListener(monitoring.ConnectionPoolListener):
     """Remembers how many seconds operations waited for a connection of the driver's pool."""
@@ -128,9 +104,8 @@ def waits() -> list[float]:
 @pytest.fixture
 def sent() -> Iterator[Commands]:
     """Every command that the stores of this test send, in order."""
-    LISTENER.seen = []
-    yield LISTENER.seen
-    LISTENER.seen = None
+    with commands_sent() as sent:
+        yield sent
 
 
 @pytest.fixture
@@ -162,29 +137,11 @@ async def talk(store: Store) -> Conversation:
     return talk
 
 
-type Failing = Callable[..., AbstractContextManager[None]]
-
-
 @pytest.fixture
 def failing() -> Iterator[Failing]:
-    """Make the server fail commands, as MongoDB's own tests do: failCommand, which needs enableTestCommands."""
-    admin = mongo_databases().client.admin
-
-    def switch(mode: object, **data: object) -> None:
-        admin.command({"configureFailPoint": "failCommand", "mode": mode, **({"data": data} if data else {})})
-
-    @contextmanager
-    def failing(mode: object, *commands: str, **data: object) -> Iterator[None]:
-        switch(mode, failCommands=list(commands), **data)
-        yield
-        switch("off")
-
-    try:
-        switch("off")
-    except OperationFailure:
-        pytest.skip("this server takes no failCommand: start it with --setParameter enableTestCommands=1")
-    yield failing
-    switch("off")
+    """Make the server fail commands."""
+    with failing_commands() as failing:
+        yield failing
 
 
 CONFLICT = {"errorCode": 112, "errorLabels": ["TransientTransactionError"]}

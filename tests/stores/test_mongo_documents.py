@@ -7,8 +7,8 @@ from typing import Any, cast
 from uuid import UUID, uuid4
 
 import pytest
-from pymongo import monitoring
-from pymongo.errors import OperationFailure, WriteError
+from mongo_commands import Commands, commands_sent, failing_commands
+from pymongo.errors import WriteError
 
 from chatkeep import Conflict, NewConversation, NotFound, Store, open_store
 from chatkeep.documents import Chunk, ChunkRange, Document, NewChunk, NewDocument, document_id
@@ -27,34 +27,11 @@ OWNER, OTHER = "$ada", "$$NOW"
 SPACE = "$m/1"
 
 
-class Commands(monitoring.CommandListener):
-    """Remembers the commands of every client that is made while it is on."""
-
-    def __init__(self) -> None:
-        self.seen: list[Mapping[str, Any]] | None = None
-
-    def started(self, event: monitoring.CommandStartedEvent) -> None:
-        """A command is sent."""
-        if self.seen is not None:
-            self.seen.append(event.command)
-
-    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
-        """It was answered."""
-
-    def failed(self, event: monitoring.CommandFailedEvent) -> None:
-        """It was refused."""
-
-
-COMMANDS = Commands()
-monitoring.register(COMMANDS)
-
-
 @pytest.fixture
-def sent() -> Iterator[list[Mapping[str, Any]]]:
+def sent() -> Iterator[Commands]:
     """Every command that the stores of this test send, in order."""
-    COMMANDS.seen = []
-    yield COMMANDS.seen
-    COMMANDS.seen = None
+    with commands_sent() as sent:
+        yield sent
 
 
 @pytest.fixture
@@ -168,7 +145,7 @@ async def test_validators_refuse(url: str, store: MongoStore, collection: str, v
 
 
 async def test_many_ranges_are_read_in_parts(
-    store: MongoStore, sent: list[Mapping[str, Any]], monkeypatch: pytest.MonkeyPatch
+    store: MongoStore, sent: Commands, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Of several documents, in the order that was asked for; without the texts where those are not needed."""
     id_ = await project(store)
@@ -217,9 +194,7 @@ async def test_the_first_chunks_without_vectors(store: MongoStore, monkeypatch: 
     assert await store.documents.count_vectors(OWNER, id_, SPACE) == {content.id: 7}
 
 
-async def test_a_lease_goes_by_the_clock_of_the_server(
-    url: str, store: MongoStore, sent: list[Mapping[str, Any]]
-) -> None:
+async def test_a_lease_goes_by_the_clock_of_the_server(url: str, store: MongoStore, sent: Commands) -> None:
     """One worker has it; it is written when a third is over, and given back; its pipeline has no text of users."""
     id_, workers = await project(store), [uuid4(), uuid4()]
 
@@ -291,19 +266,10 @@ LATE = {"writeConcernError": {"code": 64, "errmsg": "waiting for replication tim
 )
 async def test_conflicts_and_lost_answers(url: str, store: MongoStore, command: str, failure: dict[str, Any]) -> None:
     """Every step is repeated, and does once what it does."""
-    admin = mongo_databases().client.admin
-    try:
-        admin.command({"configureFailPoint": "failCommand", "mode": "off"})
-    except OperationFailure:
-        pytest.skip("this server takes no failCommand: start it with --setParameter enableTestCommands=1")
 
     async def told(call: Any) -> Any:
-        data = failure | {"failCommands": [command]}
-        admin.command({"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": data})
-        try:
+        with failing_commands() as failing, failing({"times": 1}, command, **failure):
             return await call
-        finally:
-            admin.command({"configureFailPoint": "failCommand", "mode": "off"})
 
     id_: UUID = await told(project(store))
     await told(put(store, id_))

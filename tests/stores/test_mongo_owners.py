@@ -9,8 +9,9 @@ from uuid import UUID, uuid4
 
 import pytest
 from bson.int64 import Int64
+from mongo_commands import failing_commands
 from pymongo.asynchronous.collection import AsyncCollection
-from pymongo.errors import AutoReconnect, OperationFailure
+from pymongo.errors import AutoReconnect
 
 from chatkeep import Conversation, NewConversation, NotFound, NotYours, Store, open_store
 from chatkeep.access import ApiKey, Reply
@@ -257,21 +258,15 @@ async def test_lost_answers_to_an_erasure(store: Store, losing: Losing) -> None:
 
 async def test_lost_answers_to_commits(store: Store) -> None:
     """Deleting, erasing a message and moving say what they did: a commit is sent again until its outcome is known."""
-    admin = mongo_databases().client.admin
     unknown = {"code": 64, "errmsg": "waiting for replication timed out"}
 
     async def told(call: Awaitable[Any]) -> Any:
-        data = {"failCommands": ["commitTransaction"], "writeConcernError": unknown}
-        admin.command({"configureFailPoint": "failCommand", "mode": {"times": 1}, "data": data})
-        try:
+        with (
+            failing_commands() as failing,
+            failing({"times": 1}, "commitTransaction", writeConcernError=unknown),
+        ):
             return await call
-        finally:
-            admin.command({"configureFailPoint": "failCommand", "mode": "off"})
 
-    try:
-        admin.command({"configureFailPoint": "failCommand", "mode": "off"})
-    except OperationFailure:
-        pytest.skip("this server takes no failCommand: start it with --setParameter enableTestCommands=1")
     talks: list[Conversation] = [await store.create_conversation(OWNER, NewConversation()) for _ in range(2)]
     (first, *_) = await store.append(OWNER, talks[0].id, numbered(3))
     assert await told(store.delete_message(OWNER, talks[0].id, first.id)) is True

@@ -1,16 +1,15 @@
 """LLM providers and resumed turns in MongoDB: what is stored and sent, conflicts, late comers, removals cut off."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
-from pymongo import monitoring
+from mongo_commands import Commands, Failing, commands_sent, failing_commands
 from pymongo.asynchronous.collection import AsyncCollection
-from pymongo.errors import DuplicateKeyError, OperationFailure
+from pymongo.errors import DuplicateKeyError
 
 from chatkeep import Conflict, ConversationChange, InvalidInput, NewConversation, NotFound, Status, Store, open_store
 from chatkeep.events import EventKind, TurnEvent, text
@@ -29,34 +28,11 @@ OWNER, OTHER = "$ada", "$$NOW"
 pytestmark = pytest.mark.long  # the contract, and the rows of SQL, always run
 
 
-class Commands(monitoring.CommandListener):
-    """Remembers the commands of every client that is made while it is on."""
-
-    def __init__(self) -> None:
-        self.seen: list[Mapping[str, Any]] | None = None
-
-    def started(self, event: monitoring.CommandStartedEvent) -> None:
-        """A command is sent."""
-        if self.seen is not None:
-            self.seen.append(event.command)
-
-    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
-        """It was answered."""
-
-    def failed(self, event: monitoring.CommandFailedEvent) -> None:
-        """It was refused."""
-
-
-COMMANDS = Commands()
-monitoring.register(COMMANDS)
-
-
 @pytest.fixture
-def sent() -> Iterator[list[Mapping[str, Any]]]:
+def sent() -> Iterator[Commands]:
     """Every command that the stores of this test send, in order."""
-    COMMANDS.seen = []
-    yield COMMANDS.seen
-    COMMANDS.seen = None
+    with commands_sent() as sent:
+        yield sent
 
 
 @pytest.fixture
@@ -73,23 +49,10 @@ async def store(url: str) -> AsyncIterator[Store]:
 
 
 @pytest.fixture
-def failing() -> Iterator[Callable[..., AbstractContextManager[None]]]:
-    """Fail commands of all clients, as MongoDB's failCommand does."""
-    admin = mongo_databases().client.admin
-
-    @contextmanager
-    def failing(times: int, *commands: str, **data: Any) -> Iterator[None]:
-        mode = {"times": times}
-        admin.command({"configureFailPoint": "failCommand", "mode": mode, "data": {"failCommands": commands, **data}})
-        yield
-        admin.command({"configureFailPoint": "failCommand", "mode": "off"})
-
-    try:
-        admin.command({"configureFailPoint": "failCommand", "mode": "off"})
-    except OperationFailure:
-        pytest.skip("this server takes no failCommand: start it with --setParameter enableTestCommands=1")
-    yield failing
-    admin.command({"configureFailPoint": "failCommand", "mode": "off"})
+def failing() -> Iterator[Failing]:
+    """Make the server fail commands."""
+    with failing_commands() as failing:
+        yield failing
 
 
 CONFLICT = {"errorCode": 112, "errorLabels": ["TransientTransactionError"]}
@@ -188,7 +151,7 @@ async def test_the_database_has_one_default(url: str, store: Store) -> None:
     assert defaults(url) == [EXTRACTIVE_ID]
 
 
-async def test_every_change_writes_one_document(url: str, sent: list[Mapping[str, Any]]) -> None:
+async def test_every_change_writes_one_document(url: str, sent: Commands) -> None:
     """First, in its transaction: so two are a conflict. Reading needs one query, and no transaction."""
     async with open_store(url) as store:
         await store.providers.list_providers()
@@ -205,7 +168,7 @@ async def test_every_change_writes_one_document(url: str, sent: list[Mapping[str
         assert len(sent) == 1
 
 
-async def test_who_names_a_provider_writes_it_or_looks_again(url: str, sent: list[Mapping[str, Any]]) -> None:
+async def test_who_names_a_provider_writes_it_or_looks_again(url: str, sent: Commands) -> None:
     """A change of a conversation writes it, in its transaction; a creation reads it before and after, and no more."""
     async with open_store(url) as store:
         provider, other = (await make(store)).id, (await make(store)).id
@@ -241,11 +204,11 @@ async def test_an_append_leaves_the_index_of_providers_alone(url: str, store: St
 @pytest.mark.parametrize("command", ["update", "find", "insert", "commitTransaction"])
 async def test_conflicts_are_tried_again(url: str, store: Store, failing: Any, command: str) -> None:
     """Each change is made once."""
-    with failing(2, command, **CONFLICT):
+    with failing({"times": 2}, command, **CONFLICT):
         made = await make(store, is_default=True)
     assert defaults(url) == [made.id]
     if command != "insert":
-        with failing(2, command, **CONFLICT):
+        with failing({"times": 2}, command, **CONFLICT):
             await store.providers.update_provider(EXTRACTIVE_ID, LlmProviderChange(is_default=True))
         assert defaults(url) == [EXTRACTIVE_ID]
     assert await shown(store) == [made.id]
@@ -254,10 +217,10 @@ async def test_conflicts_are_tried_again(url: str, store: Store, failing: Any, c
 async def test_lost_answers_to_commits(url: str, store: Store, failing: Any) -> None:
     """Creating returns what was created; a removal says that it removed."""
     new = NewLlmProvider(id=uuid4(), provider_name="ollama", model_name="m", is_default=True)
-    with failing(1, "commitTransaction", closeConnection=True):
+    with failing({"times": 1}, "commitTransaction", closeConnection=True):
         made = await store.providers.create_provider(new)
     assert made == await store.providers.create_provider(new)
-    with failing(1, "commitTransaction", closeConnection=True):
+    with failing({"times": 1}, "commitTransaction", closeConnection=True):
         assert await store.providers.delete_provider(made.id, replacement=EXTRACTIVE_ID)
     assert (await shown(store), defaults(url)) == ([], [EXTRACTIVE_ID])
 
@@ -451,9 +414,7 @@ async def test_changes_and_removals_of_two_processes(url: str, store: Store) -> 
 # --- replacing in slices, and what is cut off ------------------------------------------------------------
 
 
-async def test_replaced_in_slices(
-    url: str, store: Store, sent: list[Mapping[str, Any]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_replaced_in_slices(url: str, store: Store, sent: Commands, monkeypatch: pytest.MonkeyPatch) -> None:
     """Of all owners, outside of transactions; nothing else of the conversations moves."""
     monkeypatch.setattr(statements, "REPLACED", 3)
     old, new = (await make(store, is_default=True)).id, (await make(store)).id
@@ -633,7 +594,7 @@ async def test_a_takeover_that_meets_another_is_tried_again(url: str, store: Sto
     key = await begin(store)
     expire(url, timedelta(seconds=1))
     worker = uuid4()
-    with failing(2, command, **CONFLICT):
+    with failing({"times": 2}, command, **CONFLICT):
         resumed = await store.turns.resume_turn(*key, worker=worker)
     assert resumed is not None
     assert raw(url).turns.find_one()["worker"] == worker
@@ -643,7 +604,7 @@ async def test_a_takeover_whose_commit_is_lost(url: str, store: Store, failing: 
     """It is sent again: the worker is told that it has the turn."""
     key = await begin(store)
     expire(url, timedelta(seconds=1))
-    with failing(1, "commitTransaction", closeConnection=True):
+    with failing({"times": 1}, "commitTransaction", closeConnection=True):
         assert await store.turns.resume_turn(*key, worker=uuid4()) is not None
 
 

@@ -9,7 +9,7 @@ from uuid import UUID, uuid4
 
 import bson
 import pytest
-from pymongo import monitoring
+from mongo_commands import Commands, commands_sent
 from pymongo.errors import DuplicateKeyError, OperationFailure, WriteError
 
 from chatkeep import (
@@ -47,34 +47,11 @@ SHORT = timedelta(milliseconds=1)
 DONE = Ending(Status.COMPLETE, "$herb", ({"type": "text", "text": "$herb"},), (), "$model", 1, 2, 3)
 
 
-class Commands(monitoring.CommandListener):
-    """Remembers the commands of every client that is made while it is on."""
-
-    def __init__(self) -> None:
-        self.seen: list[Mapping[str, Any]] | None = None
-
-    def started(self, event: monitoring.CommandStartedEvent) -> None:
-        """A command is sent."""
-        if self.seen is not None:
-            self.seen.append(event.command)
-
-    def succeeded(self, event: monitoring.CommandSucceededEvent) -> None:
-        """It was answered."""
-
-    def failed(self, event: monitoring.CommandFailedEvent) -> None:
-        """It was refused."""
-
-
-COMMANDS = Commands()
-monitoring.register(COMMANDS)
-
-
 @pytest.fixture
-def sent() -> Iterator[list[Mapping[str, Any]]]:
+def sent() -> Iterator[Commands]:
     """Every command that the stores of this test send, in order."""
-    COMMANDS.seen = []
-    yield COMMANDS.seen
-    COMMANDS.seen = None
+    with commands_sent() as sent:
+        yield sent
 
 
 @pytest.fixture
@@ -247,7 +224,7 @@ async def test_words_of_an_answer_that_ends_while_it_is_indexed(url: str, monkey
 # --- what is sent ----------------------------------------------------------------------------------------
 
 
-async def test_flushes_are_few_commands(url: str, sent: list[Mapping[str, Any]]) -> None:
+async def test_flushes_are_few_commands(url: str, sent: Commands) -> None:
     """The events of all turns are four commands, and a commit; a lease that is fresh is not written without events."""
     async with open_store(url) as store:
         keys = [await begin(store, owner) for owner in (OWNER, OWNER, OTHER)]
@@ -269,7 +246,7 @@ async def test_flushes_are_few_commands(url: str, sent: list[Mapping[str, Any]])
         assert [next(iter(each)) for each in sent] == ["aggregate"]
 
 
-async def test_pipelines_have_no_text_of_users(url: str, sent: list[Mapping[str, Any]]) -> None:
+async def test_pipelines_have_no_text_of_users(url: str, sent: Commands) -> None:
     """But in $match, which evaluates nothing."""
     async with open_store(url) as store:
         key = await begin(store, OTHER)

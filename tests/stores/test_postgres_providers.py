@@ -10,9 +10,9 @@ from uuid import UUID, uuid4
 
 import asyncpg
 import pytest
+from left_turns import STATE, left
 
 from chatkeep import Conflict, ConversationChange, InvalidInput, NewConversation, Status, Store, open_store
-from chatkeep.events import EventKind, TurnEvent
 from chatkeep.providers import (
     EXTRACTIVE_ID,
     ApiConfig,
@@ -25,7 +25,7 @@ from chatkeep.stores.postgres.pool import Connection
 from chatkeep.stores.postgres.providers import NAMING, REPLACED
 from chatkeep.stores.postgres.rows import PostgresRows
 from chatkeep.testing import user
-from chatkeep.turns import GRACE, TurnKey, TurnState, TurnWrite
+from chatkeep.turns import GRACE, TurnState, TurnWrite
 from servers.postgres import databases, raw
 
 OWNER = "ada"
@@ -292,24 +292,12 @@ async def test_question_whether_anybody_names_a_provider_reads_the_index(store: 
 
 # --- turns that another worker goes on with --------------------------------------------------------------
 
-STATE = TurnEvent(1, EventKind.STATE, {"\0": "\0"})
-AT_ONCE = timedelta(0)
-
-
-async def left(store: Store, worker: UUID) -> TurnKey:
-    """A turn whose worker is gone, and whose last event is a state."""
-    talk = await store.create_conversation(OWNER, NewConversation())
-    turn = await store.turns.start_turn(OWNER, talk.id, user("why?"), worker=worker, lease=AT_ONCE)
-    key = TurnKey(OWNER, talk.id, turn.answer.id)
-    await store.turns.append_turn_events(worker, [TurnWrite(key, [STATE])], lease=AT_ONCE)
-    return key
-
 
 async def test_one_of_two_workers_resumes_a_turn(store: Store, other: Store) -> None:
     """The other one gets nothing, and so does the first worker if it comes back."""
     for _ in range(10):
         gone, *workers = uuid4(), uuid4(), uuid4()
-        key = await left(store, gone)
+        key = await left(store, OWNER, gone)
         found = await asyncio.gather(
             store.turns.resume_turn(*key, worker=workers[0]), other.turns.resume_turn(*key, worker=workers[1])
         )
@@ -325,7 +313,7 @@ async def test_one_of_two_workers_resumes_a_turn(store: Store, other: Store) -> 
 
 async def test_turn_is_open_for_grace(store: Store, url: str) -> None:
     """After that it is closed, whether it has a state or not; the database's clock says when."""
-    key = await left(store, uuid4())
+    key = await left(store, OWNER, uuid4())
     async with raw(url) as connection:
         for seconds, is_overdue in ((1, False), (GRACE.total_seconds() - 5, False), (GRACE.total_seconds(), True)):
             await connection.execute("UPDATE turns SET until = now() - $1::interval", timedelta(seconds=seconds))

@@ -14,14 +14,14 @@ from uuid import UUID, uuid4
 
 import apsw
 import pytest
+from left_turns import STATE, left
 
 from chatkeep import Conflict, InvalidInput, NewConversation, Status, Store, open_store
-from chatkeep.events import EventKind, TurnEvent
 from chatkeep.migrations import HEAD
 from chatkeep.providers import EXTRACTIVE_ID, ApiConfig, LlmProviderChange, NewLlmProvider
 from chatkeep.stores.sqlite.providers import REPLACE_PROVIDER, REPLACED, USES_PROVIDER
 from chatkeep.testing import user
-from chatkeep.turns import GRACE, TurnKey, TurnWrite
+from chatkeep.turns import GRACE, TurnWrite
 from chatkeep.values import now, to_micros
 
 OWNER = "ada"
@@ -248,24 +248,12 @@ async def test_conversations_of_a_provider_are_found_in_the_index(store: Store, 
 
 # --- turns that another worker goes on with --------------------------------------------------------------
 
-STATE = TurnEvent(1, EventKind.STATE, {"\0": "\0"})
-AT_ONCE = timedelta(0)
-
-
-async def left(store: Store, worker: UUID) -> TurnKey:
-    """A turn whose worker is gone, and whose last event is a state."""
-    talk = await store.create_conversation(OWNER, NewConversation())
-    turn = await store.turns.start_turn(OWNER, talk.id, user("why?"), worker=worker, lease=AT_ONCE)
-    key = TurnKey(OWNER, talk.id, turn.answer.id)
-    await store.turns.append_turn_events(worker, [TurnWrite(key, [STATE])], lease=AT_ONCE)
-    return key
-
 
 async def test_one_of_two_workers_resumes_a_turn(store: Store, url: str) -> None:
     """The other one gets nothing, and the first worker has lost it."""
     async with open_store(url) as other:
         gone, *workers = uuid4(), uuid4(), uuid4()
-        key = await left(store, gone)
+        key = await left(store, OWNER, gone)
         found = await asyncio.gather(
             store.turns.resume_turn(*key, worker=workers[0]), other.turns.resume_turn(*key, worker=workers[1])
         )
@@ -281,7 +269,7 @@ async def test_one_of_two_workers_resumes_a_turn(store: Store, url: str) -> None
 
 async def test_turn_is_open_for_grace(store: Store, path: Path) -> None:
     """After that it is closed, whether it has a state or not."""
-    key = await left(store, uuid4())
+    key = await left(store, OWNER, uuid4())
     for seconds, is_overdue in ((1, False), (GRACE.total_seconds() - 5, False), (GRACE.total_seconds(), True)):
         execute(path, "UPDATE turns SET until = ?", to_micros(now() - timedelta(seconds=seconds)))
         assert await store.turns.expire_turn(*key) is is_overdue

@@ -244,6 +244,8 @@ class TurnRunner:
                     pass
             except ChatkeepError as error:
                 logger.warning("turns whose process is gone were not closed: %s", error.detail)
+            except Exception:
+                logger.exception("turns whose process is gone were not closed")  # without this task none would be
 
     async def _resume_expired(self) -> None:
         if self._provider is not None and self._provider.resumes:

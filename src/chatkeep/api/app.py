@@ -87,8 +87,7 @@ def create_app(
 
     A provider makes the answers instead of what the settings say. The caller opens and closes the store, and in between
     starts and closes the turns in `app.state.turns`, and closes their provider, `app.state.uploads` and
-    `app.state.documents`. What the settings do not say of turns and replies is in `limits` and
-    `times`.
+    `app.state.documents`. What the settings do not say of turns and replies is in `limits` and `times`.
     """
     app = Api(
         title="chatkeep",
@@ -106,18 +105,28 @@ def create_app(
     app.state.has_strict_roles = settings.has_strict_roles
     limiters = rate_limiters(settings)
     _add_middleware(app, store, settings, limiters)
-    documents_ = DocumentServices(store, settings, embedders)
-    provider = provider or provider_of(settings, documents_)
-    lease = timedelta(seconds=settings.turn_lease)
-    runner = TurnRunner(store, provider, replace(limits or TurnLimits(), lease=lease, turns=settings.max_turns))
-    runner.observer = metrics.TurnMetrics()
-    app.state.turns = runner
-    app.state.answering = Answering(store, runner, limiters.turns, times or ReplyTimes(), settings.max_streams)
     app.state.uploads = Uploads(settings.max_upload_bytes)
-    app.state.documents = documents_
-    app.state.mcp = mcp.McpService(store, documents_)
+    app.state.documents = DocumentServices(store, settings, embedders)
+    app.state.mcp = mcp.McpService(store, app.state.documents)
+    provider = provider or provider_of(settings, app.state.documents)
+    app.state.turns = _runner(store, settings, provider, limits or TurnLimits())
+    times = times or ReplyTimes()
+    app.state.answering = Answering(store, app.state.turns, limiters.turns, times, settings.max_streams)
     add_handlers(app)
     store.observer = metrics.StoreMetrics()
+    _add_routes(app, settings)
+    return app
+
+
+def _runner(store: Store, settings: Settings, provider: Provider | None, limits: TurnLimits) -> TurnRunner:
+    """What makes the answers of the application, with limits of which the settings say some."""
+    lease = timedelta(seconds=settings.turn_lease)
+    runner = TurnRunner(store, provider, replace(limits, lease=lease, turns=settings.max_turns))
+    runner.observer = metrics.TurnMetrics()
+    return runner
+
+
+def _add_routes(app: FastAPI, settings: Settings) -> None:
     # Matched in this order: the routes of messages get most requests.
     modules = (
         messages,
@@ -138,7 +147,6 @@ def create_app(
         app.include_router(module.router)
     app.include_router(documents.uploads)
     app.add_api_route("/api/openapi.json", _openapi, include_in_schema=False)
-    return app
 
 
 async def _openapi(request: Request) -> Response:

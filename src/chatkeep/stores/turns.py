@@ -222,9 +222,12 @@ class TurnStore[R: Rows](Maintenance[R], Turns):
         await self._state(rows, key[:2], lock=True)  # before the lease, as everywhere: the turn may have to be closed
         await self._message(rows, key[:2], key.message_id)
         turn = await rows.turn(key)
-        if turn is not None and turn.has_expired:  # also if another worker could go on
+        if turn is None:
+            return False
+        if turn.has_expired:  # also if another worker could go on
             await self._close_turn(rows, key)
-        return turn is not None and not turn.has_expired and await rows.ask_to_stop(key)
+            return False
+        return await rows.ask_to_stop(key)
 
     # --- end ----------------------------------------------------------------------------------------------
 
@@ -304,12 +307,12 @@ class TurnStore[R: Rows](Maintenance[R], Turns):
         turn = await rows.turn(key)
         if turn is not None and not turn.has_expired:
             return False
-        if there is not None and turn is not None and await self._may_be_resumed(rows, key, turn):
+        if there is None:  # its conversation is being removed
+            await rows.end_turn(key)
+            return turn is not None
+        if turn is not None and await self._may_be_resumed(rows, key, turn):
             return False
-        if there is not None:
-            return await self._close_turn(rows, key)
-        await rows.end_turn(key)  # its conversation is being removed
-        return turn is not None
+        return await self._close_turn(rows, key)
 
     async def _close_turn(self, rows: R, key: TurnKey) -> bool:
         """End a turn as interrupted, with the events that are stored; also one without a lease, of a restored copy.
