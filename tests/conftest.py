@@ -54,15 +54,15 @@ SHORT_STORES = {
     "test_llm_providers": ("sqlite",),
     "test_strict_roles": ("memory",),
     "test_sourced_answers": ("sqlite",),
-    "test_upstream": ("sqlite",),
+    "test_going_on": ("memory",),
     "test_vectors": ("memory", "sqlite"),
 }
 """The stores on which tests of what is above the stores run in `make test`, by folder or file: what differs between
 stores is in their contract."""
 
 
-APART = ("test_going_on", "test_strict_roles", "test_upstream")
-"""Those that run on them in .ci/run, too: they use of a store what its contract has."""
+APART, SERVERS = ("test_going_on", "test_strict_roles"), ("postgres", "mongodb")
+"""Those that run on servers only in `make apart`: they use of a store what its contract has."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -71,8 +71,10 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     for item in items:
         stores = SHORT_STORES.get(item.path.stem) or SHORT_STORES.get(item.path.parent.name)
         given = getattr(item, "callspec", None)
-        if stores and given and given.params.get("store_url", stores[0]) not in stores:
-            item.add_marker(pytest.mark.apart if item.path.stem in APART else pytest.mark.long)
+        store = given.params.get("store_url", stores[0]) if stores and given else None
+        if stores and store is not None and store not in stores:
+            is_apart = item.path.stem in APART and store in SERVERS
+            item.add_marker(pytest.mark.apart if is_apart else pytest.mark.long)
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:

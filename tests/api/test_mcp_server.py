@@ -451,6 +451,7 @@ async def test_the_limits_of_the_api_hold() -> None:
     assert [each.headers["cache-control"] for each in replies[:2]] == ["no-store"] * 2
 
 
+@pytest.mark.long
 async def test_nothing_is_left_of_many_requests() -> None:
     """Hundreds of requests at once, and clients that read nothing and go away, leave no task behind."""
     async with open_store("memory://") as store, serving(store, write_seconds=1.0) as api:

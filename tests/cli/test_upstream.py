@@ -23,6 +23,9 @@ from chatkeep.providers import EXTRACTIVE_ID, LlmProviderChange
 from chatkeep.settings import Settings
 from servers.others import SECRET
 
+pytestmark = pytest.mark.long  # test_agent.py, which always runs, asks such servers
+
+
 AUTH: dict[str, Any] = {"auth": "jwt", "jwt_secret": SECRET}
 PUBLIC = "http://8.8.8.8/v1"
 """An address that is public; nothing is sent there."""

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, NamedTuple
 
 from chatkeep.answers.extractive import Search, extract
+from chatkeep.answers.models import MISSING, key_variable, model_of
 from chatkeep.answers.provider import Asked, Provider, ProviderFailed
 from chatkeep.answers.scripted import ScriptedProvider
 from chatkeep.events import Event, EventKind
@@ -29,8 +30,6 @@ logger = logging.getLogger(__name__)
 SCRIPTED = "scripted"
 NO_MODELS = frozenset({EXTRACTIVE, SCRIPTED})
 """The providers that answer without a model."""
-
-NOT_INSTALLED = "this server cannot use models; its log says what is missing"
 
 
 class KeptModel(NamedTuple):
@@ -113,9 +112,7 @@ class ConfiguredProvider(Provider):
             await asyncio.to_thread(import_module, "chatkeep.answers.agent")
         except ImportError as error:
             logger.error('the provider %s needs: pip install "chatkeep[agent]" (%s)', provider.id, error)  # noqa: TRY400
-            raise ProviderFailed(NOT_INSTALLED) from error
-        from chatkeep.answers.models import key_variable, model_of
-
+            raise ProviderFailed(MISSING) from error
         variable = key_variable(provider.provider_name, provider.api_config)
         state = provider.updated_at, None if variable is None else self._key(variable)
         async with self._making:
