@@ -40,8 +40,11 @@ load: $(UV)  ## 64 clients for 60 s on PostgreSQL, which stops for 5 s, while on
 attacks: $(UV)  ## what others see while one client attacks, on SQLite and PostgreSQL, into benchmarks/ATTACKS.md
 	$(RUN) python -m benchmarks.attacks --output benchmarks/ATTACKS.md
 
-recorder: $(UV)  ## 50 rounds of SIGKILL while the database comes and goes, then 5,000,000 messages
+recorder: $(UV)  ## 50 rounds of SIGKILL while the database comes and goes, 500 damaged journals, then 6,000,000 messages
 	CHATKEEP_RECORDER_ROUNDS=50 $(RUN) pytest tests/recorder/test_recorder_crash.py -s
+	CHATKEEP_FAULTS=500 $(RUN) pytest tests/recorder/test_journal_damage.py
+	CHATKEEP_STOPPED_SECONDS=60 $(RUN) pytest tests/recorder/test_recorder_times.py
+	$(RUN) python -m benchmarks.backlog
 	$(RUN) python -m benchmarks.soak
 
 backup-drill: $(UV)  ## 50 rounds of exports and backups of a server under 16 writers, on SQLite and PostgreSQL; 5 on MongoDB

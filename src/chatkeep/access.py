@@ -1,8 +1,9 @@
-"""The port of API keys and of replies to retried requests.
+"""The port of API keys, of replies to retried requests, and of the traces that erasures leave.
 
 A store has one as `store.access`. The server and the command line use it; who embeds the library need not.
 """
 
+import hashlib
 import random
 from abc import ABC, abstractmethod
 from datetime import datetime, timedelta
@@ -13,6 +14,7 @@ from pydantic import Field
 
 from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.model import Record
+from chatkeep.values import valid_owner
 
 LEASE = timedelta(seconds=60)
 """Lease of a request: after it, a retry with the same key takes over, as the server must have died."""
@@ -81,6 +83,19 @@ def judged(known: bytes, reply: Reply | None, fingerprint: bytes) -> Reply:
     return reply
 
 
+ERASED_OWNER = b"chatkeep: the owner of an erasure\n"
+"""What is hashed before an owner's name, so that the hash is of use for nothing else. Never changed: traces last."""
+
+
+def owner_hash(owner: str) -> bytes:
+    """Return the 32 bytes that the trace of an erasure knows an owner by, the same on every database.
+
+    The name is no longer to be read in the database. That is all: whoever can guess a name can check whether it was
+    erased, as there is no secret in the hash. Raises InvalidInput for what is no owner.
+    """
+    return hashlib.sha256(ERASED_OWNER + valid_owner(owner).encode()).digest()
+
+
 class Forgotten(NamedTuple):
     """What was removed of an owner."""
 
@@ -89,7 +104,7 @@ class Forgotten(NamedTuple):
 
 
 class Access(ABC):
-    """API keys and replies."""
+    """API keys, replies, and the traces of erasures."""
 
     @abstractmethod
     async def create_key(self, key: ApiKey, secret_hash: bytes) -> None:
@@ -142,3 +157,21 @@ class Access(ABC):
     @abstractmethod
     async def rename_owner(self, old: str, new: str) -> None:
         """Give the keys of one owner to another, and remove the replies, which name ids and owners of before."""
+
+    @abstractmethod
+    async def note_erasure(self, owner: str) -> datetime:
+        """Note that an owner is erased now, durably, and return when; an erasure begins with it.
+
+        The time is the database's, to the millisecond on MongoDB, and this machine's in memory and on SQLite. Of two
+        erasures the later one counts, so that the time never goes back. Raises InvalidInput for what is no owner.
+        """
+
+    @abstractmethod
+    async def erased_at(self, owner: str) -> datetime | None:
+        """Return when an owner was last erased; None if never. It costs one lookup by key.
+
+        Outlives the erasure, and the next one moves it: of the owner only a hash is kept (`owner_hash`). It is there
+        before anything is removed. So whoever stores something, asks afterwards, and gets None or a time that they
+        knew before, has stored what the next erasure removes. It belongs to the name: renaming an owner moves nothing.
+        Raises InvalidInput for what is no owner.
+        """

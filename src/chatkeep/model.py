@@ -484,7 +484,12 @@ PAGE_FIELDS = set(Page.model_fields)
 
 
 class ErasureReceipt(Record):
-    """What an erasure removed, counted as it went, and what a search for it afterwards found: nothing."""
+    """What an erasure removed from the store, counted as it went, and what a search for it afterwards found: nothing.
+
+    A journal of a recorder is a file of its own, of which no receipt tells. What was recorded up to `erased_at` is
+    refused, and removed from it, when the recorder next delivers; `chatkeep recorder erase FILE OWNER` removes it at
+    once. Backups and exports keep what they have.
+    """
 
     owner_id: str
     conversations: int
@@ -499,7 +504,9 @@ class ErasureReceipt(Record):
     api_keys: int = 0
     requests: int = Field(0, description="Replies that were kept for requests that might be sent again.")
     remaining: int = Field(description="Rows of this owner that a re-count found when all was removed.")
-    erased_at: datetime
+    erased_at: datetime = Field(
+        description="When the erasure began, by the clock of the database. Recorders refuse what is not newer."
+    )
 
 
 def digest(lines: list[str], metadata: dict[str, Any], content: str) -> bytes:

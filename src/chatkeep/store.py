@@ -409,6 +409,9 @@ class Store(ABC):
         it is 0.
 
         SQLite rewrites the file, so that no copy stays in it: seconds per gigabyte, while other writers wait.
+
+        It begins with a trace that stays, `access.erased_at`, also if nothing was there, or if it is cut off: recorders
+        refuse by it what they had recorded before.
         """
 
     @abstractmethod
@@ -416,7 +419,8 @@ class Store(ABC):
         """Give everything that an owner has to another owner, API keys too; return how many conversations that were.
 
         Idempotent. Raises Conflict if both have a conversation with the same id, or a project with the same id that
-        has documents.
+        has documents. Journals of recorders keep the old name, and so does a trace of an erasure: to erase an owner who
+        was renamed, erase both names.
         """
 
     @abstractmethod

@@ -39,6 +39,7 @@ COLLECTIONS = (
     "llm_providers",
     "api_keys",
     "requests",
+    "erasures",
 )
 
 

@@ -111,7 +111,9 @@ async def _clean(url: str) -> None:
 
 async def empty(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
     """Leave nothing in a database with the newest schema but what a new one has."""
-    await connection.execute("TRUNCATE users, conversations, messages, api_keys, requests, llm_providers CASCADE")
+    await connection.execute(
+        "TRUNCATE users, conversations, messages, api_keys, requests, erasures, llm_providers CASCADE"
+    )
     await connection.execute(DEFAULT_PROVIDER, EXTRACTIVE_ID, EXTRACTIVE)
 
 

@@ -169,6 +169,7 @@ async def test_distributing(url: str) -> None:
         ("conversation_labels", "owner_id", "users"),
         ("conversations", "owner_id", "users"),
         ("documents", "owner_id", "users"),
+        ("erasures", None, "everywhere"),
         ("llm_providers", None, "everywhere"),
         ("messages", "owner_id", "users"),
         ("projects", "owner_id", "users"),
@@ -244,7 +245,9 @@ async def test_statements_are_ones_that_citus_takes(url: str, asked: Asked) -> N
     async with open_store(url) as store:
         await use_everything(store)
     statements = of_requests(asked)
-    one_owner = re.compile(r"owner_id = \$1|users \(id\) VALUES \(\$1\)|users WHERE id = \$1|(VALUES \(|SELECT )\$1, ")
+    one_owner = re.compile(
+        r"owner_(id|hash) = \$1|users \(id\) VALUES \(\$1\)|users WHERE id = \$1|(VALUES \(|SELECT )\$1, "
+    )
     refused = [text for text in statements if "chatkeep_append" in text or "clock_timestamp" in text]
     assert refused == []
     assert [text for text in statements if not one_owner.search(text) and text != "SELECT now()"] == []

@@ -369,8 +369,8 @@ async def test_schema_goes_up_and_down(empty_url: str) -> None:
         assert objects(empty_url) == {}
         await store.migrate()
         assert objects(empty_url) == first
-        with pytest.raises(SchemaMismatch, match="0001, 0002, 0003, 0004, 0005, 0006"):
-            await store.migrate("0007")
+        with pytest.raises(SchemaMismatch, match="0001, 0002, 0003, 0004, 0005, 0006, 0007"):
+            await store.migrate("0008")
     for name, validator in VALIDATORS.items():
         assert first[name] == (validator, sorted(["_id_", *(index.document["name"] for index in INDEXES[name])]))
 
@@ -401,7 +401,7 @@ def test_processes_migrate_at_once(empty_url: str, processes: int) -> None:
     assert [code for _, code in ended] == [0] * processes, ended
     command[4] = "status"
     done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert (done.returncode, "revision 0006, newest 0006" in done.stdout) == (0, True), done
+    assert (done.returncode, "revision 0007, newest 0007" in done.stdout) == (0, True), done
 
 
 async def test_messages_without_words_are_indexed_when_search_is_on(url: str) -> None:
@@ -433,6 +433,7 @@ def is_of_no_owner(command: Mapping[str, Any], where: Mapping[str, Any]) -> bool
         or (name == "find" and where == {"has_rubbish": True})  # when it is opened
         or (name == "find" and collection == "conversations" and where == {})  # when it is opened, with an older rule
         or collection == "llm_providers"  # the installation's
+        or (collection == "erasures" and set(where) == {"_id"})  # a hash is all that is known of the owner
         or (name == "find" and set(where) == {"llm_provider_id"})  # who names one
         or (name == "aggregate" and collection == "turns" and where == {})  # the sweep, for processes that are gone
     )
@@ -493,7 +494,8 @@ async def use_everything(store: Store, owner: str, other: str) -> None:
     await store.rename_owner(owner, other)
     await store.delete_message(other, talk.id, stored[0].id)
     await store.delete_conversation(other, imported.id)
-    await store.erase_owner(other)
+    receipt = await store.erase_owner(other)
+    assert await store.access.erased_at(other) == receipt.erased_at
 
 
 async def use_turns(store: Store, owner: str) -> None:
@@ -646,6 +648,7 @@ async def test_every_command_names_the_owner(url: str, sent: Commands, sharded: 
         "chunks",
         "vectors",
         "llm_providers",
+        "erasures",
     }
     assert {name for name, _ in seen} >= {"find", "insert", "update", "delete", "findAndModify", "aggregate"}
 

@@ -473,8 +473,8 @@ async def test_every_statement_names_the_owner(url: str, asked: Asked) -> None:
     async with open_store(url) as store:
         await use_everything(store)
     named = re.compile(
-        r"owner_id = \$1|chatkeep_append\(\$1|users (\(id\) VALUES \(\$1\)|WHERE id = \$1)|INTO \w+ \(owner_id"
-        r"|unnest\(\$1::text\[\].*\s+AS w \(owner_id, "
+        r"owner_(id|hash) = \$1|chatkeep_append\(\$1|users (\(id\) VALUES \(\$1\)|WHERE id = \$1)"
+        r"|INTO \w+ \(owner_(id|hash)|unnest\(\$1::text\[\].*\s+AS w \(owner_id, "
     )
     statements = of_requests(asked)
     assert [text for text in statements if not named.search(text)] == []
@@ -564,7 +564,8 @@ async def use_everything(store: Store) -> None:
     await use_projects(store)
     await use_providers(store, talk.id)
     await store.delete_conversation(OWNER, talk.id)
-    await store.erase_owner(OWNER)
+    receipt = await store.erase_owner(OWNER)
+    assert await store.access.erased_at(OWNER) == receipt.erased_at
 
 
 async def use_turns(store: Store, talk: UUID) -> None:

@@ -52,6 +52,12 @@ async def add_vectors(store: Store) -> object:
     return await store.documents.add_vectors(OWNER, PROJECT, content, "large/2", {0: bytes(8)})
 
 
+async def note_erasure(store: Store) -> bool:
+    """Note an erasure, and return whether it is found by the moment that was returned."""
+    moment = await store.access.note_erasure(OWNER)
+    return await store.access.erased_at(OWNER) == moment
+
+
 type Call = Callable[[Store], Awaitable[object]]
 
 WRITES: dict[str, Call] = {
@@ -112,6 +118,7 @@ WRITES: dict[str, Call] = {
     "forget what expired": lambda store: store.access.forget_expired(),
     "forget an owner": lambda store: store.access.forget_owner(OWNER),
     "give keys to another": lambda store: store.access.rename_owner(OWNER, OTHER),
+    "note an erasure": note_erasure,
 }
 STATE = (
     "SELECT id FROM users",
@@ -127,6 +134,7 @@ STATE = (
     "SELECT owner_id, space, document_id, content, n, vector FROM vectors",
     "SELECT owner_id, id, last_used_at FROM api_keys",
     "SELECT owner_id, key, fingerprint, status, body, location FROM requests",
+    "SELECT owner_hash, erased_at > 0 FROM erasures",
 )
 
 

@@ -126,7 +126,7 @@ async def test_migration_adds_a_default_once(path: Path, url: str, *, there: boo
         (default,) = await store.providers.list_providers()
         assert (default.id, default.is_default) == (UUID(int=7) if there else EXTRACTIVE_ID, True)
         assert there or began - timedelta(seconds=1) < default.created_at == default.updated_at <= now()
-        assert execute(path, "SELECT * FROM chatkeep_schema") == [(HEAD, "0007")]
+        assert execute(path, "SELECT * FROM chatkeep_schema") == [(HEAD, "0008")]
         talk = await store.create_conversation(OWNER, NewConversation(llm_provider_id=default.id))
         await store.migrate("0007")
         assert execute(path, "SELECT count(*) FROM llm_providers") == [(0,)]

@@ -84,7 +84,8 @@ async def use_everything(store: Store) -> None:
     await use_documents(store)
     await use_providers(store, talk.id)
     await store.delete_conversation(OWNER, talk.id)
-    await store.erase_owner(OWNER)
+    receipt = await store.erase_owner(OWNER)
+    assert await store.access.erased_at(OWNER) == receipt.erased_at
 
 
 async def use_turns(store: Store, id_: UUID) -> None:

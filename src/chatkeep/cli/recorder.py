@@ -1,7 +1,7 @@
 """`chatkeep recorder`: the pending messages and the dead letters in a recorder's journal."""
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,8 +11,21 @@ from rich.table import Table
 
 from chatkeep.cli.terminal import err, escaped, local_time, out, print_error
 from chatkeep.errors import ChatkeepError
-from chatkeep.recorder.journal import Dead, dead_letters, drop, open_journal, revive, standing
+from chatkeep.recorder.journal import (
+    Dead,
+    JournalDamaged,
+    dead_letters,
+    drop,
+    erase_owner,
+    is_damage,
+    open_journal,
+    revive,
+    standing,
+)
 from chatkeep.values import from_micros
+
+DAMAGED = "{}: the journal is damaged; a recorder that is started with it recovers what can be read"
+STILL_THERE = "{} is left of a damaged journal, and may have messages of the owner; delete it if nobody needs it"
 
 app = typer.Typer(no_args_is_help=True, help="The journal of a recorder. Works while it records.")
 
@@ -39,11 +52,10 @@ def status(file: JournalFile) -> None:
 def _table(letters: list[Dead]) -> Table:
     table = Table("number", "recorded", "owner", "conversation", "reason", box=None)
     for letter in letters:
-        owner, conversation_id = letter.key
+        entry, (owner, conversation_id) = letter.entry, letter.entry.key
         reason = escaped(f"{letter.error}: {letter.reason}")
-        table.add_row(
-            str(letter.rid), local_time(from_micros(letter.recorded_at)), escaped(owner), str(conversation_id), reason
-        )
+        recorded = local_time(from_micros(entry.recorded_at))
+        table.add_row(str(entry.rid), recorded, escaped(owner), str(conversation_id), reason)
     return table
 
 
@@ -65,6 +77,29 @@ def drop_(
     _change(file, numbers, drop, "dead letters are deleted")
 
 
+@app.command()
+def erase(
+    file: JournalFile,
+    owner: Annotated[str, typer.Argument(help="Whose messages are deleted.")],
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
+) -> None:
+    """Delete what an owner said from a journal: pending messages and dead letters. It cannot be undone.
+
+    After `chatkeep erase` a recorder does it by itself, when it next comes to them. Exit code 1: files of a damaged
+    journal are left, which it does not change.
+    """
+    if not yes:
+        typer.confirm(f"Delete all messages of {owner!r} in {file}?", abort=True)
+    with _opened(file) as journal:
+        entries, dead = erase_owner(journal, owner)
+    out.print(f"{entries:,} pending messages and {dead:,} dead letters are deleted")
+    left = sorted(path for suffix in ("damaged-*", "recovering*") for path in file.parent.glob(f"{file.name}.{suffix}"))
+    for path in left:
+        print_error(STILL_THERE.format(path))
+    if left:
+        raise typer.Exit(1)
+
+
 def _change(
     file: Path, numbers: list[int] | None, change: Callable[[apsw.Connection, list[int] | None], int], done: str
 ) -> None:
@@ -80,10 +115,8 @@ def _change(
 def _opened(file: Path) -> Iterator[apsw.Connection]:
     try:
         journal = open_journal(file)
-    except ChatkeepError as error:
-        print_error(error)
+        with closing(journal):
+            yield journal
+    except (ChatkeepError, apsw.Error, JournalDamaged) as error:
+        print_error(DAMAGED.format(file) if is_damage(error) else error)
         raise typer.Exit(1) from None
-    try:
-        yield journal
-    finally:
-        journal.close()

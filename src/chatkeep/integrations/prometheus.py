@@ -22,6 +22,8 @@ COUNTERS = {
     "retried": "Appends that were tried again.",
     "dead": "Messages that the store refused for good.",
     "dropped": "Messages that were dropped because the recorder was full.",
+    "erased": "Messages that were removed, as their owner was erased.",
+    "lost": "Messages that neither the store nor the journal has.",
     "sync_failures": "How often the disk refused the journal.",
 }
 GAUGES = {
@@ -29,6 +31,8 @@ GAUGES = {
     "unsent_bytes": "Their size.",
     "queued": "Those of them that the journal does not have yet.",
     "oldest_unsent": "Age of the oldest message that is held, in seconds.",
+    "journal_lag": "Age of the oldest message that the journal does not have, in seconds.",
+    "highest_journal_lag": "From a message's recording to the journal's commit, in seconds: the longest so far.",
     "lag": "From a message's recording to the store's acknowledgement, in seconds: of the last one.",
     "highest_lag": "The longest so far.",
     "sync_lag": "From the journal's commit to the disk, in seconds: of the last one.",

@@ -1,7 +1,12 @@
 """What a recorder counts."""
 
 import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
+
+Outcome = Literal["sent", "dead", "erased", "dropped", "lost"]
+"""What becomes of a message that no longer waits."""
 
 
 @dataclass(frozen=True)
@@ -18,6 +23,11 @@ class RecorderStats:
     """Messages that the store refused for good."""
     dropped: int
     """Messages that were refused or dropped because the recorder was full."""
+    erased: int
+    """Messages that were removed, as their owner was erased after they were recorded."""
+    lost: int
+    """Messages that are neither in the store nor in the journal: the journal was damaged, at least so many, or the
+    disk was full until the recorder closed."""
     unsent: int
     """Messages that wait for the store, in memory or in the journal."""
     unsent_bytes: int
@@ -25,6 +35,10 @@ class RecorderStats:
     """Those of them that are not yet in the journal."""
     oldest_unsent: float
     """Age of the oldest message that waits."""
+    journal_lag: float
+    """Age of the oldest message that the journal does not have, which killing the process would lose; 0 without one."""
+    highest_journal_lag: float
+    """From `record` to the journal's commit: the highest so far."""
     lag: float
     """From `record` to the store's acknowledgement: of the last message."""
     highest_lag: float
@@ -38,15 +52,52 @@ class RecorderStats:
 
 
 class Counters:
-    """Counters of several threads, under one lock that is held for less than a microsecond."""
+    """Counters of several threads, under one lock that is held for less than a microsecond.
 
-    def __init__(self, unsent: int, unsent_bytes: int) -> None:
+    A message is queued, in memory, or kept, in the journal, until it no longer waits for the store.
+    """
+
+    def __init__(self) -> None:
         self.lock = threading.Lock()
-        self.recorded = self.sent = self.retried = self.dead = self.dropped = 0
-        self.unsent, self.unsent_bytes = unsent, unsent_bytes
+        self.recorded = self.sent = self.retried = self.dead = self.dropped = self.erased = self.lost = 0
+        self.queued = self.queued_bytes = self.kept = self.kept_bytes = 0
+        self.queued_since = 0
+        """When the oldest queued message was recorded, in microseconds since 1970, or before; 0 without one."""
 
-    def release(self, count: int, size: int) -> None:
-        """Subtract messages that no longer wait."""
+    def keep(self, count: int, size: int, since: int) -> None:
+        """Count messages as kept: the journal has them now."""
         with self.lock:
-            self.unsent -= count
-            self.unsent_bytes -= size
+            self._unqueue(count, size, since)
+            self.kept += count
+            self.kept_bytes += size
+
+    def put_back(self, count: int, size: int, since: int) -> None:
+        """Count messages as queued that were read of a damaged journal."""
+        with self.lock:
+            self.queued += count
+            self.queued_bytes += size
+            self.queued_since = since if count else self.queued_since
+
+    def recount(self, kept: int, kept_bytes: int) -> None:
+        """Correct what is kept: the journal was opened, or another process has changed it."""
+        with self.lock:
+            self.kept, self.kept_bytes = kept, kept_bytes
+
+    def settle(self, outcome: Outcome, queued: Sequence[int], kept: Sequence[int], since: int) -> None:
+        """Count messages that no longer wait: by their sizes those that were queued, and those that were kept."""
+        with self.lock:
+            self._unqueue(len(queued), sum(queued), since)
+            self.kept -= len(kept)
+            self.kept_bytes -= sum(kept)
+            setattr(self, outcome, getattr(self, outcome) + len(queued) + len(kept))
+
+    def lose(self, count: int) -> None:
+        """Count messages that are lost, and were not queued."""
+        with self.lock:
+            self.lost += count
+
+    def _unqueue(self, count: int, size: int, since: int) -> None:
+        self.queued -= count
+        self.queued_bytes -= size
+        if count:
+            self.queued_since = since if self.queued else 0

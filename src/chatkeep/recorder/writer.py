@@ -3,39 +3,32 @@
 The writer commits everything that was queued within a few milliseconds as one batch. After a commit the batch is with
 the operating system: killing the process loses nothing of it. The syncer calls fdatasync as often as the disk allows,
 and checkpoints the write-ahead log. It never makes the writer wait, however slow the disk is.
+
+A commit that the disk refuses is tried again, and nothing waits for it: what is in memory is delivered from there. A
+damaged file is moved aside, and what can be read of it goes into a new one.
 """
 
 import atexit
-import fcntl
 import logging
 import os
 import threading
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from concurrent.futures import TimeoutError as FutureTimeout
 from contextlib import suppress
 from pathlib import Path
-from typing import IO, Any, NamedTuple, cast
+from typing import Any, NamedTuple
 from weakref import WeakSet
 
 import apsw
 
-from chatkeep.errors import StoreUnavailable
-from chatkeep.recorder.journal import (
-    INSERT_ROWS,
-    LOG_BYTES,
-    SCHEMA_VERSION,
-    ConversationKey,
-    NewEntry,
-    entry_values,
-    insert_entries,
-    lock_journal,
-    oldest_entry,
-    open_journal,
-    transaction,
-    waiting_conversations,
-)
+from chatkeep.errors import ChatkeepError, StoreUnavailable
+from chatkeep.recorder.backlog import COMMIT_ENTRIES, Backlog
+from chatkeep.recorder.files import JournalFiles
+from chatkeep.recorder.journal import ConversationKey, JournalDamaged, NewEntry, is_damage
+from chatkeep.recorder.stats import Counters
 
 logger = logging.getLogger(__name__)
 
@@ -52,23 +45,22 @@ SYNC_INTERVAL_SECONDS = 0.005
 COMMIT_BACKOFF_SECONDS = (0.05, 1.0)
 """Shortest and longest pause before a failed commit is retried, as on a full disk."""
 
-COMMIT_ENTRIES = 4_096
-"""Most entries of one commit."""
+OPEN_SECONDS = 10.0
+"""How long the constructor waits until the file is checked and counted, which goes on without it then."""
 
 CHECKPOINT_PAGES = 1_000
 """Size of the write-ahead log from which on it is checkpointed. The log then starts over in the same place of the
 disk. A log that grows makes the file system's own journal a part of every fdatasync."""
 
-FREE_PAGES = 256
-"""Unused pages of the file from which on they are freed, and how many at a time."""
+CLOSED = "the recorder is closed"
 
-type JournalOperation[T] = Callable[[apsw.Connection], T]
+type BacklogOperation[T] = Callable[[Backlog], T]
 
 
 class _Pending(NamedTuple):
-    """An operation for the writer's next transaction, and its result."""
+    """An operation for the writer's thread, and its result."""
 
-    operation: JournalOperation[Any]
+    operation: BacklogOperation[Any]
     result: Future[Any]
 
 
@@ -76,31 +68,32 @@ class JournalWriter:
     """Writes one journal file for one recorder.
 
     The writer's thread calls `on_written` with the conversations that have new entries. Raises JournalInUse if another
-    recorder has the file, InvalidInput if it is not a journal.
+    recorder has the file, InvalidInput if it is not a journal or may not be written, StoreUnavailable if the disk
+    refuses it.
     """
 
-    def __init__(self, path: Path, on_written: Callable[[set[ConversationKey]], None]) -> None:
+    def __init__(self, path: Path, counters: Counters, on_written: Callable[[set[ConversationKey]], None]) -> None:
         self.path = path
         self.failure: str | None = None
         """Why the last commit failed; None if it did not."""
         self.sync_lag = self.highest_sync_lag = 0.0
         """Seconds from a commit to the disk: of the last commits, and the highest so far."""
-        self.written = 0
-        """Entries that were committed since the journal was opened."""
+        self.highest_lag = 0.0
+        """Seconds from the recording of a message to its commit: the highest so far."""
         self.sync_failures = 0
         """How often fdatasync failed."""
         self.forked = False
         """Whether this is a forked child, which has none of the threads: a flag costs `record` less than os.getpid."""
+        self._counters = counters
         self._on_written = on_written
         self._queue: deque[NewEntry | _Pending] = deque()
         self.put: Callable[[NewEntry], None] = self._queue.append
         """Queues an entry for the next commit; returns at once."""
-        self._closing = False
-        self._lock, self._connection, self._checkpointer, self._log = _opened(path)
-        self._log_pages = 0
-        self._connection.set_wal_hook(self._note_log)
-        self._version = self._data_version()
-        self._oldest = oldest_entry(self._connection)
+        self._closing = self._ended = False
+        self._oldest: int | None = None
+        self._pause_after_failure, self._retry_at = COMMIT_BACKOFF_SECONDS[0], 0.0
+        self._backlog = Backlog(counters)
+        self._files = JournalFiles(path, self._backlog)
         self._dirty = threading.Condition()
         self._dirty_since: float | None = None
         """When the first commit was made that is not synced; None if all are."""
@@ -113,48 +106,79 @@ class JournalWriter:
         self._syncer.start()
         _open_writers.add(self)
         atexit.register(self.close)  # a program may end without closing: what was queued is written all the same
+        try:
+            self.submit(lambda _backlog: None).result(OPEN_SECONDS)
+        except FutureTimeout:
+            logger.warning("the journal %s is still being read; what it holds is delivered afterwards", self.path)
 
     def oldest_age(self) -> float:
         """Return the age of the oldest entry in seconds, as of a quarter of a second ago; 0 without entries."""
-        return max(0.0, time.time() - self._oldest / 1e6) if self._oldest is not None else 0.0
+        return _age(self._oldest) if self._oldest is not None else 0.0
 
-    def submit[T](self, operation: JournalOperation[T]) -> "Future[T]":
+    def lag(self) -> float:
+        """Return the age of the oldest entry in seconds that the file does not have; 0 if it has all."""
+        since = self._counters.queued_since
+        return _age(since) if since else 0.0
+
+    def submit[T](self, operation: BacklogOperation[T]) -> "Future[T]":
         """Run `operation` in the writer's thread, after everything that was queued before it, and commit.
 
-        The result is set after the commit. An exception that is not the database's fails this operation only.
+        The result is set after the commit, also if the disk refuses that. An exception that is not the database's
+        fails this operation only, and StoreUnavailable if the journal is closed or cannot be read.
         """
         result: Future[T] = Future()
         self._queue.append(_Pending(operation, result))
+        if self._ended:
+            self._refuse_queued()
         return result
 
-    def close(self) -> None:
-        """Write and sync what was queued, and close the files. Idempotent; blocks on the disk."""
-        if self._closing:
-            return
-        self._closing = True
-        atexit.unregister(self.close)
-        self._writer.join()
-        with self._dirty:
-            self._dirty.notify()
-        self._syncer.join()
-        self._checkpointer.close()
-        self._connection.close()
-        os.close(self._log)
-        self._lock.close()
+    def _refuse_queued(self) -> None:
+        """Fail operations that came too late: of two threads that do so, each takes others."""
+        with suppress(IndexError):
+            while True:
+                one = self._queue.popleft()
+                if isinstance(one, _Pending):
+                    _settle(one.result, StoreUnavailable(CLOSED))
+
+    def close(self) -> tuple[int, int]:
+        """Write and sync what was queued, and close the files. Idempotent; blocks on the disk.
+
+        Returns how many entries the file holds, and how many messages are lost, as the disk refused them.
+        """
+        if not self._closing:
+            self._closing = True
+            atexit.unregister(self.close)
+            self._writer.join()
+            with self._dirty:
+                self._dirty.notify()
+            self._syncer.join()
+            self._files.close()
+        return self._counters.kept, self._counters.lost
 
     # --- the writer's thread ------------------------------------------------------------------------------
 
     def _write_forever(self) -> None:
+        self._guarded(self._check)
         checked = busy = time.monotonic()
         while not self._closing or self._queue:  # in this order: nothing is queued once it is closing
             self._pause(idle=time.monotonic() - busy > HOUSEKEEPING_SECONDS)
             entries, operations = self._take_batch()
-            if entries or operations:
-                self._commit_all(entries, operations)
+            if entries or operations or self.failure or not self._backlog.is_written:
+                self._guarded(self._take, entries, operations)
                 busy = time.monotonic()
             if time.monotonic() - checked > HOUSEKEEPING_SECONDS:
                 checked = time.monotonic()
-                self._keep_house()
+                self._guarded(self._keep_house)
+        self._guarded(self._finish)
+        self._ended = True
+        self._refuse_queued()
+
+    def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
+        try:
+            step(*arguments)
+        except Exception:
+            # A bug in chatkeep. The thread has to survive it: without the thread nothing is saved any more.
+            logger.exception("a step of the journal's thread failed")
 
     def _pause(self, *, idle: bool) -> None:
         if not self._closing:
@@ -172,90 +196,119 @@ class JournalWriter:
                 entries.append(one)
         return entries, operations
 
-    def _commit_all(self, entries: Sequence[NewEntry], operations: Sequence[_Pending]) -> None:
-        try:
-            self._commit(entries, operations)
-        except Exception:
-            # A bug in chatkeep. The thread has to survive it: without the thread nothing is saved any more.
-            logger.exception("%d messages are lost: the journal's thread failed", len(entries))
-
-    def _commit(self, entries: Sequence[NewEntry], operations: Sequence[_Pending]) -> None:
-        """Write a batch in one transaction. Retries while the disk refuses it."""
-        rows = [entry_values(entry) for entry in entries]
-        pause = COMMIT_BACKOFF_SECONDS[0]
-        while True:
-            try:
-                outcomes = self._transaction(rows, operations)
-                break
-            except apsw.Error as error:
-                self._note_failure(error)
-                if self._closing:
-                    self._give_up(len(entries), operations)
-                    return
-            time.sleep(pause)
-            pause = min(2 * pause, COMMIT_BACKOFF_SECONDS[1])
-        self.written += len(entries)
-        self._note_success()
+    def _take(self, entries: Sequence[NewEntry], operations: Sequence[_Pending]) -> None:
+        """Take new entries, run operations, and write what has changed."""
+        for entry in entries:
+            self._add(entry)
+        outcomes = [(one.result, self._outcome(one.operation)) for one in operations]
+        self._write()
         for result, outcome in outcomes:
             _settle(result, outcome)
         if entries:
+            self.highest_lag = max(self.highest_lag, _age(entries[0][3]))
             self._on_written({key for key, *_ in entries})
 
-    def _transaction(
-        self, rows: Sequence[tuple[Any, ...]], operations: Sequence[_Pending]
-    ) -> list[tuple[Future[Any], Any]]:
-        if not operations and len(rows) <= INSERT_ROWS:
-            insert_entries(self._connection, rows)  # autocommit: Python's lock is released once, not three times
-            return []
-        with transaction(self._connection):
-            insert_entries(self._connection, rows)
-            return [(one.result, _outcome(one.operation, self._connection)) for one in operations]
+    def _add(self, new: NewEntry) -> None:
+        try:
+            self._backlog.add(new)
+        except Exception:
+            # A bug in chatkeep, which must not take others with it.
+            logger.exception("a message is lost: it could not be made an entry of the journal")
+            self._counters.settle("lost", [new[2]], [], new[3])
 
-    def _note_log(self, _connection: apsw.Connection, _name: str, pages: int) -> int:
-        self._log_pages = pages
-        return apsw.SQLITE_OK
+    def _outcome(self, operation: BacklogOperation[Any]) -> Any:
+        """Return the result of an operation, or its error. Of a damaged file it is run again, on what is left."""
+        for is_last in (False, True):
+            try:
+                return operation(self._backlog)
+            except Exception as error:  # noqa: BLE001 - it is raised where the result is awaited
+                if not isinstance(error, apsw.Error) and not is_damage(error):
+                    return error
+                if is_last or not self._replaced(error):
+                    return StoreUnavailable("the journal cannot be read", got=_named(error))
+        return None
 
-    def _note_failure(self, error: apsw.Error) -> None:
+    def _write(self) -> None:
+        """Write what the file does not have, unless it has just been tried in vain."""
+        if (self._backlog.is_written and self.failure is None) or time.monotonic() < self._retry_at:
+            return
+        try:
+            self._files.reopen()
+            if self._backlog.is_written:
+                self._files.touch()
+            self._backlog.write()
+        except (apsw.Error, ChatkeepError, JournalDamaged) as error:
+            if self._replaced(error):
+                self._write()
+            else:
+                self._note_failure(error)
+        else:
+            self._note_success()
+
+    def _replaced(self, error: Exception) -> bool:
+        """Whether the file is damaged, and another one took its place; a new file that is so is no help."""
+        return is_damage(error) and self._files.replace(error)
+
+    def _note_failure(self, error: Exception) -> None:
         if self.failure is None:
-            logger.error("the journal %s cannot be written: %s; trying again", self.path, type(error).__name__)
-        self.failure = f"{type(error).__name__}: {error}"
+            logger.error(
+                "the journal %s cannot be written: %s; trying again, and delivering from memory",
+                self.path,
+                type(error).__name__,
+            )
+        self.failure = _named(error)
+        self._retry_at = time.monotonic() + self._pause_after_failure
+        self._pause_after_failure = min(2 * self._pause_after_failure, COMMIT_BACKOFF_SECONDS[1])
 
     def _note_success(self) -> None:
         if self.failure is not None:
             logger.warning("the journal %s can be written again", self.path)
-        self.failure = None
+        self.failure, self._pause_after_failure = None, COMMIT_BACKOFF_SECONDS[0]
         with self._dirty:
             if self._dirty_since is None:
                 self._dirty_since = time.monotonic()
             self._dirty.notify()
 
-    def _give_up(self, entries: int, operations: Iterable[_Pending]) -> None:
-        if entries:
-            logger.error("%d messages are lost: %s could not be written until the recorder closed", entries, self.path)
-        for one in operations:
-            one.result.set_exception(StoreUnavailable("the journal cannot be written", got=self.failure))
+    def _check(self) -> None:
+        """Look for damage, count what waits, and read what can be read of a file that was found damaged."""
+        for is_last in (False, True):
+            try:
+                self._files.check()
+                self._backlog.count()
+            except Exception as error:
+                if is_last or not self._replaced(error):
+                    raise
+            else:
+                break
+        self._files.recover()
+        self._oldest = self._backlog.oldest_at()
 
     def _keep_house(self) -> None:
         """Note the oldest entry, deliver dead letters that another process moved back, and free space."""
         try:
-            self._oldest = oldest_entry(self._connection)
-            version = self._data_version()
-            if version != self._version:
-                self._version = version
-                self._on_written(set(waiting_conversations(self._connection)))
-            self._shrink()
+            if self._files.changed_by_others():
+                self._backlog.count()
+                self._on_written(self._backlog.conversations())
+            self._oldest = self._backlog.oldest_at()
+            self._files.shrink()
+            if self._backlog.is_written:
+                self._files.finish_recovery()
         except apsw.Error as error:
-            self._note_failure(error)
+            if not self._replaced(error):
+                self._note_failure(error)
 
-    def _data_version(self) -> int:
-        return cast("int", self._connection.pragma("data_version"))
-
-    def _shrink(self) -> None:
-        """Truncate a log that has grown, and free some unused pages."""
-        if self._log_pages == 0 and os.fstat(self._log).st_size > LOG_BYTES:
-            self._connection.pragma("user_version", SCHEMA_VERSION)  # a write: with it the log starts over
-        if cast("int", self._connection.pragma("freelist_count")) > FREE_PAGES:
-            self._connection.execute(f"PRAGMA incremental_vacuum({FREE_PAGES})").fetchall()
+    def _finish(self) -> None:
+        """Write what is left, once more; say what is lost."""
+        self._retry_at = 0.0
+        while not self._backlog.is_written and (self.failure is None or self._retry_at == 0.0):
+            self._write()
+        self._files.finish_recovery()
+        entries, dead = self._backlog.give_up()
+        if entries or dead:
+            logger.error(
+                "%d messages and %d dead letters are lost: %s could not be written until the recorder closed: %s",
+                *(entries, dead, self.path, self.failure),
+            )
 
     # --- the syncer's thread ------------------------------------------------------------------------------
 
@@ -268,38 +321,18 @@ class JournalWriter:
             try:
                 self._sync(since)
                 # When idle, checkpoint any log; else a large one only.
-                if self._log_pages >= (1 if since is None else CHECKPOINT_PAGES):
-                    self._checkpoint()
+                self._files.checkpoint(1 if since is None else CHECKPOINT_PAGES)
             except (OSError, apsw.Error) as error:
                 # A second fdatasync cannot make up for one that failed: the failure is counted and logged.
                 self.sync_failures += 1
                 logger.error("the journal %s cannot be synced: %s", self.path, error)  # noqa: TRY400 - says it all
             time.sleep(SYNC_INTERVAL_SECONDS)
 
-    def _checkpoint(self) -> None:
-        self._log_pages = 0
-        # Busy if it reads the log at the moment of a commit; the next checkpoint makes up for it.
-        with suppress(apsw.BusyError):
-            self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-
     def _sync(self, since: float | None) -> None:
         if since is not None:
-            _fdatasync(self._log)
+            self._files.sync()
             self.sync_lag = time.monotonic() - since
             self.highest_sync_lag = max(self.highest_sync_lag, self.sync_lag)
-
-
-def _opened(path: Path) -> tuple[IO[str], apsw.Connection, apsw.Connection, int]:
-    """Return the lock of a journal, connections for the writer and the syncer, and its log as a file descriptor."""
-    lock = lock_journal(path)
-    try:
-        connection = open_journal(path, create=True)
-        checkpointer = open_journal(path)
-        log = os.open(f"{path}-wal", os.O_RDWR | os.O_CREAT, 0o600)
-    except BaseException:
-        lock.close()
-        raise
-    return lock, connection, checkpointer, log
 
 
 _open_writers: WeakSet[JournalWriter] = WeakSet()
@@ -308,7 +341,7 @@ _open_writers: WeakSet[JournalWriter] = WeakSet()
 def _leave_to_parent() -> None:
     """Release the locks in a forked child, which may live longer than the parent, and never close the files there."""
     for writer in _open_writers:
-        writer._lock.close()
+        writer._files.lock.close()
         writer.forked = writer._closing = True
         atexit.unregister(writer.close)
 
@@ -317,20 +350,13 @@ if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_leave_to_parent)
 
 
-def _fdatasync(file: int) -> None:
-    if hasattr(fcntl, "F_FULLFSYNC"):  # macOS: fsync alone does not reach the disk there
-        fcntl.fcntl(file, fcntl.F_FULLFSYNC)
-    else:
-        os.fdatasync(file)
+def _age(moment: int) -> float:
+    """Return the seconds since a moment in microseconds since 1970; 0 if the clock was set back."""
+    return max(0.0, time.time() - moment / 1e6)
 
 
-def _outcome(operation: JournalOperation[Any], connection: apsw.Connection) -> Any:
-    try:
-        return operation(connection)
-    except apsw.Error:
-        raise
-    except Exception as error:  # noqa: BLE001 - it is raised where the result is awaited
-        return error
+def _named(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _settle(result: "Future[Any]", outcome: Any) -> None:

@@ -1,4 +1,4 @@
-"""API keys and replies in a SQL database: the same statements on SQLite and PostgreSQL.
+"""API keys, replies and traces of erasures in a SQL database: the same statements on SQLite and PostgreSQL.
 
 Both number parameters as $1, $2 …; SQLite takes those as names and numbers them by first appearance, so they
 appear in order. Text is encoded for PostgreSQL (`encode_nul`) on both.
@@ -20,6 +20,7 @@ from chatkeep.access import (
     judged,
     location_of,
     new_lease,
+    owner_hash,
 )
 from chatkeep.errors import Conflict
 from chatkeep.stores.rows import Row
@@ -49,10 +50,18 @@ FORGET_EXPIRED = """
         SELECT key FROM requests WHERE owner_id = $1 AND expires_at <= $2 LIMIT $3
     ) RETURNING key
 """
+# What is new is the database's clock, or $2. No greatest(), which is max() on SQLite.
+NOTE_ERASURE = """
+    INSERT INTO erasures (owner_hash, erased_at) VALUES ($1, {moment})
+    ON CONFLICT (owner_hash) DO UPDATE SET erased_at =
+        CASE WHEN excluded.erased_at > erasures.erased_at THEN excluded.erased_at ELSE erasures.erased_at END
+    RETURNING erased_at
+"""
+ERASED_AT = "SELECT erased_at FROM erasures WHERE owner_hash = $1"
 
 
 class SqlAccess(Access):
-    """API keys and replies, over two ways to execute a statement."""
+    """API keys, replies and traces of erasures, over two ways to execute a statement."""
 
     @abstractmethod
     async def _read(self, statement: str, *values: object) -> Sequence[Row]:
@@ -136,6 +145,15 @@ class SqlAccess(Access):
         statement = "UPDATE api_keys SET owner_id = $1 WHERE owner_id = $2 RETURNING id"
         await self._write(statement, encode_nul(new), encode_nul(old))
         await self._write("DELETE FROM requests WHERE owner_id = $1 RETURNING key", encode_nul(old))
+
+    async def _noted(self, owner: str, moment: str, *values: object) -> datetime:
+        """Note an erasure at a moment, which is SQL for microseconds since 1970, and return the later of all."""
+        ((erased_at,),) = await self._write(NOTE_ERASURE.format(moment=moment), owner_hash(owner), *values)
+        return from_micros(erased_at)
+
+    async def erased_at(self, owner: str) -> datetime | None:
+        found = await self._read(ERASED_AT, owner_hash(owner))
+        return from_micros(found[0][0]) if found else None
 
 
 def _to_key(row: Row) -> ApiKey:

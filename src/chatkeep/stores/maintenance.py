@@ -12,7 +12,6 @@ from chatkeep.stores.project_rows import ProjectKey
 from chatkeep.stores.rows import Key, Rows, WordIndex
 from chatkeep.stores.slices import Removed
 from chatkeep.stores.window import EVERY
-from chatkeep.values import now
 from chatkeep.words import RULE
 
 logger = logging.getLogger(__name__)
@@ -150,6 +149,7 @@ class Maintenance[R: Rows](DatabaseStore[R]):
             return await self._erase(owner, stored)
 
     async def _erase(self, owner: str, stored: str) -> ErasureReceipt:
+        erased_at = await self._access.note_erasure(owner)  # before anything is removed: `Access.erased_at` says why
         total, remaining = Removed(), None
         for _ in range(ERASE_ROUNDS):
             more = True
@@ -180,7 +180,7 @@ class Maintenance[R: Rows](DatabaseStore[R]):
             api_keys=forgotten.api_keys,
             requests=forgotten.requests,
             remaining=remaining,
-            erased_at=now(),
+            erased_at=erased_at,
         )
 
     async def _erase_the_rest(self, rows: R, owner: str) -> tuple[Removed, int]:

@@ -101,8 +101,9 @@ class AccessContract(Contract):
         assert [type(outcome) for outcome in outcomes if outcome is not None] == [Conflict] * 19
 
     async def test_renaming_an_owner(self, store: Store, owner: str) -> None:
-        """Everything moves to the new owner, in the search index, too."""
+        """Everything moves to the new owner, also in the search index; traces of erasures stay with their names."""
         stranger = someone()
+        erased_at = await store.access.note_erasure(owner)
         conversation = await store.create_conversation(owner, NewConversation(context_id="c"))
         kept = await store.append(owner, conversation.id, [user("green pebble"), assistant("тёплый чай")])
         other = await store.create_conversation(stranger, NewConversation())
@@ -120,6 +121,7 @@ class AccessContract(Contract):
         assert (await store.list_conversations(owner)).items == []
         assert [one.id for one in await store.access.list_keys(stranger)] == [key.id]
         assert await store.access.begin_request(owner, "k", HASH) is None
+        assert [await store.access.erased_at(each) for each in (owner, stranger)] == [erased_at, None]
         await store.append(stranger, conversation.id, [user("one more pebble")])
         assert len((await store.search_messages(stranger, "pebble")).items) == 3
         receipt = await store.erase_owner(stranger)

@@ -1,10 +1,13 @@
 """Erasing an owner."""
 
 import asyncio
+import unicodedata
 from datetime import UTC, datetime
 from uuid import UUID, uuid4
 
-from chatkeep.errors import NotFound
+import pytest
+
+from chatkeep.errors import InvalidInput, NotFound
 from chatkeep.model import Conversation, NewConversation
 from chatkeep.store import Store
 from chatkeep.testing.contract import Contract
@@ -80,18 +83,25 @@ class EraseContract(Contract):
         assert await found(store, owner, "sage") == set()
 
     async def test_erasure_while_the_owner_creates(self, store: Store, owner: str) -> None:
-        """An erasure ends although others never stop to create conversations; what was there before is gone."""
+        """An erasure ends although others never stop to create conversations; what was there before is gone.
+
+        So is what was created since, if whoever created it asked afterwards, and saw no trace of the erasure.
+        """
         before = [await store.create_conversation(owner, NewConversation()) for _ in range(20)]
         created: list[UUID] = []
+        unseen: set[UUID] = set()
         ended = asyncio.Event()
 
         async def create() -> None:
             while not ended.is_set():
-                created.append((await store.create_conversation(owner, NewConversation())).id)
+                created.append(id_ := (await store.create_conversation(owner, NewConversation())).id)
+                if await store.access.erased_at(owner) is None:
+                    unseen.add(id_)
                 await asyncio.sleep(0.001)
 
         creators = [asyncio.create_task(create()) for _ in range(4)]
-        await asyncio.sleep(0.02)
+        while not unseen:  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.02)
         receipt = await asyncio.wait_for(store.erase_owner(owner), 20)
         count = len(created)
         ended.set()
@@ -100,6 +110,7 @@ class EraseContract(Contract):
         left = {each.id for each in await whole_list(store, owner)}
         assert left.isdisjoint(each.id for each in before)
         assert left.issuperset(created[count:])
+        assert left.isdisjoint(unseen)
         last = await store.erase_owner(owner)
         assert (last.conversations, last.remaining) == (len(left), 0)
 
@@ -114,3 +125,45 @@ class EraseContract(Contract):
         log = await whole_log(store, stranger, theirs.id)
         assert seqs(log) == dense(len(log))
         assert len(await whole_search(store, stranger, "meanwhile", limit=1_000)) == len(log)
+
+    async def test_erasure_leaves_a_trace(self, store: Store, owner: str, conversation: Conversation) -> None:
+        """It tells when an owner was last erased, whatever they had, and nothing of others, also when they are back."""
+        stranger = someone()
+        await store.append(owner, conversation.id, [user("sage tea")])
+        assert await store.access.erased_at(owner) is None
+        receipts = [await store.erase_owner(owner)]
+        assert await store.access.erased_at(owner) == receipts[0].erased_at
+        await store.create_conversation(owner, NewConversation())
+        assert await store.access.erased_at(owner) == receipts[0].erased_at
+        for _ in range(2):  # the second time the owner has nothing
+            await asyncio.sleep(0.002)
+            receipts.append(await store.erase_owner(owner))
+            assert await store.access.erased_at(owner) == receipts[-1].erased_at > receipts[-2].erased_at
+        assert await store.access.erased_at(stranger) is None
+        assert (await store.erase_owner(stranger)).conversations == 0
+        assert await store.access.erased_at(stranger) is not None
+
+    async def test_traces_of_similar_names(self, store: Store, owner: str) -> None:
+        """Each name has its own trace: case, Unicode form, NUL and what a database may write for it included."""
+        accented = unicodedata.normalize("NFC", f"{owner}e\u0301")
+        names = [
+            *(owner, owner.upper(), f"{owner} ", f"{owner}\0", f"{owner}\ufdd0", f"{owner}\\0", f"{owner}%"),
+            *(accented, unicodedata.normalize("NFD", accented)),
+            *("\0" + (who * 255)[:254] for who in (owner, owner.upper())),
+        ]
+        for count, name in enumerate(names):
+            assert [await store.access.erased_at(each) is not None for each in names] == [
+                number < count for number in range(len(names))
+            ]
+            moment = await store.access.note_erasure(name)
+            assert await store.access.erased_at(name) == moment
+        for nobody in ("", "a" * 256, "\ud800"):
+            with pytest.raises(InvalidInput):
+                await store.access.note_erasure(nobody)
+            with pytest.raises(InvalidInput):
+                await store.access.erased_at(nobody)
+
+    async def test_traces_at_once(self, store: Store, owner: str) -> None:
+        """Of many erasures the last one counts."""
+        moments = await asyncio.gather(*(store.access.note_erasure(owner) for _ in range(20)))
+        assert await store.access.erased_at(owner) == max(moments)

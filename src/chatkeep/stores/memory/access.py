@@ -1,10 +1,10 @@
-"""API keys and replies to retried requests in this process's memory."""
+"""API keys, replies to retried requests and traces of erasures in this process's memory."""
 
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
 
-from chatkeep.access import DELETED, KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged, location_of
+from chatkeep.access import DELETED, KEPT, LEASE, Access, ApiKey, Forgotten, Reply, judged, location_of, owner_hash
 from chatkeep.errors import Conflict
 from chatkeep.values import now
 
@@ -19,11 +19,12 @@ class _Request:
 
 
 class MemoryAccess(Access):
-    """API keys and replies in this process's memory."""
+    """API keys, replies and traces of erasures in this process's memory."""
 
     def __init__(self) -> None:
         self._keys: dict[str, tuple[ApiKey, bytes]] = {}
         self._requests: dict[tuple[str, str], _Request] = {}
+        self._erasures: dict[bytes, datetime] = {}
 
     async def create_key(self, key: ApiKey, secret_hash: bytes) -> None:
         known, known_hash = self._keys.get(key.id, (key, secret_hash))
@@ -92,3 +93,11 @@ class MemoryAccess(Access):
         for key in await self.list_keys(old):
             self._keys[key.id] = key.model_copy(update={"owner_id": new}), self._keys[key.id][1]
         self._requests = {place: request for place, request in self._requests.items() if place[0] != old}
+
+    async def note_erasure(self, owner: str) -> datetime:
+        known, moment = owner_hash(owner), now()
+        self._erasures[known] = max(moment, self._erasures.get(known, moment))
+        return self._erasures[known]
+
+    async def erased_at(self, owner: str) -> datetime | None:
+        return self._erasures.get(owner_hash(owner))

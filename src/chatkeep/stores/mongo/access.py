@@ -1,4 +1,4 @@
-"""API keys and replies in a MongoDB database."""
+"""API keys, replies and traces of erasures in a MongoDB database."""
 
 from collections.abc import Mapping
 from datetime import datetime
@@ -6,6 +6,7 @@ from typing import Any
 from uuid import UUID
 
 from bson.int64 import Int64
+from pymongo import ReturnDocument
 from pymongo.errors import DuplicateKeyError
 
 from chatkeep.access import (
@@ -19,15 +20,20 @@ from chatkeep.access import (
     judged,
     location_of,
     new_lease,
+    owner_hash,
 )
 from chatkeep.errors import Conflict
 from chatkeep.stores.mongo.database import Database, Document, View
 from chatkeep.stores.mongo.documents import micros
 from chatkeep.values import from_micros, now
 
+# The server's clock, as for leases of turns: it tells milliseconds, so that the last microsecond of this one is taken.
+CLOCK = {"$add": [{"$multiply": [{"$toLong": "$$NOW"}, Int64(1_000)]}, Int64(999)]}
+NOTE_ERASURE = [{"$set": {"erased_at": {"$max": ["$erased_at", CLOCK]}}}]
+
 
 class MongoAccess(Access):
-    """API keys and replies."""
+    """API keys, replies and traces of erasures."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -128,6 +134,29 @@ class MongoAccess(Access):
         change = {"$set": {"owner_id": new}}
         await self._database.write_one(lambda view: view.api_keys.update_many({"owner_id": old}, change))
         await self._database.write_one(lambda view: view.requests.delete_many({"owner_id": old}))
+
+    async def note_erasure(self, owner: str) -> datetime:
+        known = owner_hash(owner)
+        return from_micros(await self._database.write_one(lambda view: _noted(view, known)))
+
+    async def erased_at(self, owner: str) -> datetime | None:
+        known = owner_hash(owner)
+        found = await self._database.read(lambda view: view.erasures.find_one({"_id": known}))
+        return None if found is None else from_micros(found["erased_at"])
+
+
+async def _noted(view: View, known: bytes) -> int:
+    """Note an erasure of the owner with this hash, and return when, or the later moment that is known already."""
+
+    async def note() -> Any:
+        after = ReturnDocument.AFTER
+        return await view.erasures.find_one_and_update({"_id": known}, NOTE_ERASURE, upsert=True, return_document=after)
+
+    try:
+        found = await note()
+    except DuplicateKeyError:  # somebody else has noted the first one meanwhile
+        found = await note()
+    return int(found["erased_at"])
 
 
 async def _taken(view: View, owner: str, key: str, fingerprint: bytes, moment: datetime, lease: Int64) -> bool:

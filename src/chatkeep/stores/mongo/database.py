@@ -91,6 +91,7 @@ class View:
     llm_providers: Collection
     api_keys: Collection
     requests: Collection
+    erasures: Collection
     schema: Collection
     sharded: bool
     """Whether the server is a mongos."""
@@ -113,6 +114,7 @@ class View:
             llm_providers=database["llm_providers"],
             api_keys=database["api_keys"],
             requests=database["requests"],
+            erasures=database["erasures"],
             schema=database["chatkeep_schema"],
             sharded=sharded,
         )

@@ -24,13 +24,13 @@ from chatkeep.stores.turn_rows import ALL_BYTES
 from chatkeep.turns import Ending, TurnPlace
 from chatkeep.values import MAX_LABELS, now
 
-REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006")
+REVISIONS = ("0001", "0002", "0003", "0004", "0005", "0006", "0007")
 """Every revision, oldest first."""
 
 HEAD = REVISIONS[-1]
 """The newest revision."""
 
-SERVED_FROM = {"0003": "0002", "0004": "0003", "0005": "0004", "0006": "0005"}
+SERVED_FROM = {"0003": "0002", "0004": "0003", "0005": "0004", "0006": "0005", "0007": "0006"}
 """The oldest revision whose processes can use a revision, during a rolling upgrade; without one only its own can."""
 
 NUMBER = {"bsonType": ["int", "long"]}
@@ -195,6 +195,7 @@ VALIDATORS: dict[str, Document] = {
     ),
     "api_keys": _validator(("secret_hash", "name", "scopes", "created_at"), owner_id=TEXT, secret_hash=BYTES),
     "requests": _validator(("fingerprint", "lease_until", "expires_at"), owner_id=TEXT, expires_at=TIME),
+    "erasures": _validator(("erased_at",), _id=BYTES, erased_at=TIME),
 }
 """The validator of each collection at the newest revision. It takes what processes of the revision before write."""
 
@@ -226,6 +227,7 @@ SINCE = {
     "documents": "0005",
     "chunks": "0005",
     "vectors": "0005",
+    "erasures": "0007",
 }
 """The revision that a collection came with; the others are of the first."""
 
@@ -320,6 +322,7 @@ INDEXES: dict[str, list[IndexModel]] = {
         _index("expiry", "owner_id", "expires_at"),
         _index("location", "owner_id", "location", where={"location": SOME_TEXT}),
     ],
+    "erasures": [],
 }
 """The indexes of each collection at the newest revision."""
 
@@ -352,7 +355,7 @@ SPREAD = (
     "vectors",
 )
 """The sharded collections, by owner. API keys are not: a key is looked up before its owner is known. Providers are of
-no owner."""
+no owner, and traces of erasures name none."""
 
 NAMESPACE_EXISTS, NO_SUCH_INDEX, SAME_KEYS = 48, 27, 85
 
@@ -411,7 +414,8 @@ async def _make_collections(view: View, target: str) -> None:
             await _create(view, name, validator)
         elif there[name] != validator:
             await view.database.command("collMod", name, validator=validator)
-        await _make_indexes(view.database[name], EARLIER.get(target, {}).get(name, INDEXES[name]))
+        if INDEXES[name]:
+            await _make_indexes(view.database[name], EARLIER.get(target, {}).get(name, INDEXES[name]))
 
 
 async def _note(view: View, target: str) -> None:

@@ -29,9 +29,9 @@ DISTRIBUTED = {
 }
 """The tables with their distribution columns; all are colocated with the first."""
 
-EVERYWHERE = ("api_keys", "word_index", "llm_providers")
-"""The reference tables, copied to every machine: a key is looked up before its owner is known, and words and providers
-are of no owner."""
+EVERYWHERE = ("api_keys", "word_index", "llm_providers", "erasures")
+"""The reference tables, copied to every machine: a key is looked up before its owner is known, words and providers are
+of no owner, and of who was erased only a hash is known."""
 
 OF_OWNER = "FOREIGN KEY (owner_id) REFERENCES users (id) ON DELETE CASCADE"
 OF_CONVERSATION = "FOREIGN KEY (owner_id, conversation_id) REFERENCES conversations (owner_id, id) ON DELETE CASCADE"

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from functools import partial
 from typing import NamedTuple, cast, override
 from uuid import UUID
@@ -36,6 +36,9 @@ from chatkeep.values import decode_nul, encode_nul
 
 FLUSHERS = 2
 """Batches in flight at the same time: while one waits for the disk, the other is filled and sent."""
+
+CLOCK = "CAST(extract(epoch FROM statement_timestamp()) * 1000000 AS bigint)"
+"""The database's clock, as for leases of turns, in microseconds since 1970."""
 
 
 class Simple(NamedTuple):
@@ -254,7 +257,7 @@ class PostgresStore(RowStore[PostgresRows]):
 
 
 class PostgresAccess(SqlAccess):
-    """API keys and replies in the same database."""
+    """API keys, replies and traces of erasures in the same database."""
 
     def __init__(self, database: Database) -> None:
         self._database = database
@@ -266,3 +269,6 @@ class PostgresAccess(SqlAccess):
         # What these INSERTs and UPDATEs return is the same again, unlike what a DELETE has removed.
         repeatable = not statement.startswith("DELETE")
         return await self._database.write(lambda session: session.fetch(statement, *values), repeatable=repeatable)
+
+    async def note_erasure(self, owner: str) -> datetime:
+        return await self._noted(owner, CLOCK)

@@ -1,6 +1,7 @@
 """The store in a SQLite file: the embedded default."""
 
 from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, override
@@ -22,6 +23,7 @@ from chatkeep.stores.sqlite.columns import fetch
 from chatkeep.stores.sqlite.database import SqliteFile, Transaction
 from chatkeep.stores.sqlite.rewrites import Rewrites, count_removal
 from chatkeep.stores.sqlite.rows import MERGE_PAGES, SqliteRows
+from chatkeep.values import now, to_micros
 from chatkeep.words import index_text
 
 if TYPE_CHECKING:
@@ -142,7 +144,7 @@ class SqliteStore(RowStore[SqliteRows]):
 
 
 class SqliteAccess(SqlAccess):
-    """API keys and replies in the same file."""
+    """API keys, replies and traces of erasures in the same file."""
 
     def __init__(self, file: SqliteFile) -> None:
         self._file = file
@@ -158,3 +160,6 @@ class SqliteAccess(SqlAccess):
             return found
 
         return await self._file.write(write)
+
+    async def note_erasure(self, owner: str) -> datetime:
+        return await self._noted(owner, "$2", to_micros(now()))

@@ -1,0 +1,11 @@
+-- Running upgrade 0008 -> 0009
+
+CREATE TABLE erasures (
+        owner_hash BLOB NOT NULL PRIMARY KEY CHECK (length(owner_hash) = 32),
+        erased_at INTEGER NOT NULL
+    ) STRICT, WITHOUT ROWID;
+
+UPDATE chatkeep_schema SET served_from = '0008';
+
+UPDATE chatkeep_schema SET version_num='0009' WHERE chatkeep_schema.version_num = '0008';
+

@@ -1,0 +1,253 @@
+"""What waits for the store: entries of the journal's file, and those that the file does not have yet.
+
+New entries are in memory until the next commit takes them. While the file refuses them, as its disk is full, they are
+delivered from memory, and what was delivered from the file is remembered, until it can be removed there.
+"""
+
+from collections.abc import Collection, Iterable, Sequence
+from itertools import islice
+
+import apsw
+
+from chatkeep.recorder.journal import (
+    INSERT_ROWS,
+    ConversationKey,
+    Dead,
+    Entry,
+    NewEntry,
+    delete_entries,
+    drop_dead_of,
+    entries_of,
+    insert_dead,
+    insert_entries,
+    new_entry,
+    newest_rid,
+    oldest_entry,
+    oldest_rids,
+    owners_of_dead,
+    sizes,
+    standing,
+    transaction,
+    waiting_conversations,
+)
+from chatkeep.recorder.salvage import Salvaged
+from chatkeep.recorder.stats import Counters, Outcome
+from chatkeep.values import now, to_micros
+
+COMMIT_ENTRIES = 4_096
+"""Most entries of one commit."""
+
+
+class Backlog:
+    """Entries and dead letters. Belongs to the thread that writes the journal."""
+
+    def __init__(self, counters: Counters) -> None:
+        self._counters = counters
+        self._connection: apsw.Connection | None = None
+        self._next_rid = 1
+        self._unwritten: dict[int, Entry] = {}
+        self._by_conversation: dict[ConversationKey, dict[int, Entry]] = {}
+        """The same."""
+        self._removed: set[int] = set()
+        """Entries of the file that no longer wait."""
+        self._dead: list[Dead] = []
+        """Dead letters that the file does not have yet."""
+
+    # --- the file -----------------------------------------------------------------------------------------
+
+    @property
+    def connection(self) -> apsw.Connection:
+        """The file; raises CantOpenError while there is none."""
+        if self._connection is None:
+            raise apsw.CantOpenError("the journal is not open")
+        return self._connection
+
+    def use(self, connection: apsw.Connection | None) -> None:
+        """Read and write this file from now on."""
+        self._connection = connection
+
+    def count(self) -> None:
+        """Count what the file holds: it was opened, or another process has changed it."""
+        found = standing(self.connection)
+        self._next_rid = max(self._next_rid, newest_rid(self.connection) + 1)
+        self._counters.recount(found.entries - len(self._removed), found.size)
+
+    def restore(self, found: Salvaged) -> int:
+        """Hold what was read of a damaged file, as if it was not written yet, before what is held.
+
+        Entries that the file has already are left out: it was read before, by a process that was killed then. Returns
+        how many entries are lost, as far as one can tell.
+        """
+        there = {rid for rid, _ in sizes(self.connection)} if self._connection else set[int]()
+        gone = self._removed | there | found.dead.keys() | self._unwritten.keys()
+        entries = [entry for rid, entry in sorted(found.entries.items()) if rid not in gone]
+        lost = max(found.lost, self._counters.kept - len(entries))
+        self._removed.clear()
+        self._hold([*entries, *self._unwritten.values()])
+        self._dead += found.dead.values()
+        self._next_rid = max([self._next_rid, *(rid + 1 for rid in (*found.entries, *found.dead))])
+        self._count_restored(entries, lost)
+        return lost
+
+    def _count_restored(self, entries: Sequence[Entry], lost: int) -> None:
+        kept = standing(self.connection) if self._connection else None
+        self._counters.recount(*(kept[:2] if kept else (0, 0)))
+        since = entries[0].recorded_at if entries else 0
+        self._counters.put_back(len(entries), sum(entry.size for entry in entries), since)
+        self._counters.lose(lost)
+
+    def _hold(self, entries: Iterable[Entry]) -> None:
+        self._unwritten, self._by_conversation = {}, {}
+        for entry in entries:
+            self._add(entry)
+
+    # --- writing ------------------------------------------------------------------------------------------
+
+    def add(self, new: NewEntry) -> None:
+        """Take a message that was recorded."""
+        self._add(new_entry(self._next_rid, new))
+        self._next_rid += 1
+
+    def _add(self, entry: Entry) -> None:
+        self._unwritten[entry.rid] = entry
+        self._by_conversation.setdefault(entry.key, {})[entry.rid] = entry
+
+    @property
+    def is_written(self) -> bool:
+        """Whether the file has everything."""
+        return not (self._unwritten or self._removed or self._dead)
+
+    def write(self) -> None:
+        """Write what the file does not have, at most 4,096 entries, in one transaction. Raises errors of apsw."""
+        part = list(islice(self._unwritten.values(), COMMIT_ENTRIES))
+        if self._removed or self._dead or len(part) > INSERT_ROWS:
+            with transaction(self.connection):
+                insert_entries(self.connection, part)
+                delete_entries(self.connection, list(self._removed))
+                insert_dead(self.connection, self._dead)
+        else:
+            insert_entries(self.connection, part)  # autocommit: Python's lock is released once, not three times
+        self._removed.clear()
+        self._dead.clear()
+        if part:
+            self._forget(part)
+            self._counters.keep(len(part), sum(entry.size for entry in part), self._since(part))
+
+    def _forget(self, entries: Sequence[Entry]) -> None:
+        """Remove entries from memory."""
+        if len(entries) == len(self._unwritten):
+            self._unwritten.clear()
+            self._by_conversation.clear()
+            return
+        for entry in entries:
+            del self._unwritten[entry.rid]
+            held = self._by_conversation[entry.key]
+            del held[entry.rid]
+            if not held:
+                del self._by_conversation[entry.key]
+
+    def give_up(self) -> tuple[int, int]:
+        """Drop what the file does not have. Return the number of entries and of dead letters."""
+        entries, dead = list(self._unwritten.values()), len(self._dead)
+        self._hold(())
+        self._dead.clear()
+        self._settle("lost", entries, [])
+        self._counters.lose(dead)
+        return len(entries), dead
+
+    # --- reading ------------------------------------------------------------------------------------------
+
+    def oldest(self, key: ConversationKey, limit: int, max_size: int) -> tuple[list[Entry], bool]:
+        """Return a conversation's oldest entries, at least one, up to a number and a size; whether there are more."""
+        found = entries_of(self.connection, key, self._removed, limit + 1) if self._connection else []
+        if len(found) <= limit:
+            found += islice(self._by_conversation.get(key, {}).values(), limit + 1 - len(found))
+        entries: list[Entry] = []
+        for entry in found:
+            max_size -= entry.size
+            if len(entries) == limit or (entries and max_size < 0):
+                return entries, True
+            entries.append(entry)
+        return entries, False
+
+    def conversations(self) -> set[ConversationKey]:
+        """Return the conversations that have entries."""
+        found = waiting_conversations(self.connection) if self._connection else []
+        return {*found, *self._by_conversation}
+
+    def newest(self) -> int:
+        """Return the rid of the newest entry, delivered or not."""
+        return self._next_rid - 1
+
+    def has_up_to(self, rid: int) -> bool:
+        """Return whether entries up to this one still wait."""
+        if min(self._unwritten, default=rid + 1) <= rid:
+            return True
+        found = oldest_rids(self.connection, rid, len(self._removed) + 1) if self._connection else []
+        return not self._removed.issuperset(found)
+
+    def oldest_at(self) -> int | None:
+        """Return when the oldest entry was recorded, in microseconds since 1970; None without entries."""
+        written = oldest_entry(self.connection) if self._connection else None
+        held = next(iter(self._unwritten.values()), None)
+        return written if written is not None or held is None else held.recorded_at
+
+    # --- removing -----------------------------------------------------------------------------------------
+
+    def remove(self, entries: Sequence[Entry], outcome: Outcome) -> None:
+        """Remove entries, which wait no longer. If the process is killed first, they are delivered again."""
+        queued = [entry for entry in entries if entry.rid in self._unwritten]
+        kept = [entry for entry in entries if entry.rid not in self._unwritten]
+        self._forget(queued)
+        self._removed.update(entry.rid for entry in kept)
+        self._settle(outcome, queued, [entry.size for entry in kept])
+
+    def bury(self, entry: Entry, error: str, reason: str) -> None:
+        """Make an entry a dead letter."""
+        self._dead.append(Dead(entry, to_micros(now()), error, reason))
+        self.remove([entry], "dead")
+
+    def trim(self, excess: int, spared: Collection[int]) -> int:
+        """Remove the oldest entries but the `spared` ones, until `excess` bytes are free. Return their number."""
+        written = sizes(self.connection) if self._connection else ()
+        kept = _oldest(written, excess, {*spared, *self._removed})
+        held = ((entry.rid, entry.size) for entry in self._unwritten.values())
+        queued = [self._unwritten[rid] for rid in _oldest(held, excess - sum(kept.values()), spared)]
+        self._forget(queued)
+        self._removed.update(kept)
+        self._settle("dropped", queued, list(kept.values()))
+        return len(kept) + len(queued)
+
+    def _settle(self, outcome: Outcome, queued: Sequence[Entry], kept: Sequence[int]) -> None:
+        sizes_ = [entry.size for entry in queued]
+        self._counters.settle(outcome, sizes_, kept, self._since(queued))
+
+    def _since(self, gone: Sequence[Entry]) -> int:
+        """Return when the oldest entry was recorded that the file does not have, or what went before it."""
+        first = next(iter(self._unwritten.values()), gone[-1] if gone else None)
+        return first.recorded_at if first else 0
+
+    # --- erased owners ------------------------------------------------------------------------------------
+
+    def owners_of_dead(self) -> set[str]:
+        """Return the owners of dead letters."""
+        found = owners_of_dead(self.connection) if self._connection else []
+        return {*found, *(letter.entry.owner_id for letter in self._dead)}
+
+    def drop_dead_of(self, owner: str, before: int) -> int:
+        """Delete an owner's dead letters that were recorded before a moment, or at it. Return their number."""
+        gone = [one for one in self._dead if one.entry.owner_id == owner and one.entry.recorded_at <= before]
+        self._dead = [one for one in self._dead if one not in gone]
+        return len(gone) + (drop_dead_of(self.connection, owner, before) if self._connection else 0)
+
+
+def _oldest(pairs: Iterable[tuple[int, int]], excess: int, spared: Collection[int]) -> dict[int, int]:
+    """Return the first rids and sizes but the `spared` ones that have `excess` bytes together."""
+    found = dict[int, int]()
+    for rid, size in pairs:
+        if excess <= 0:
+            break
+        if rid not in spared:
+            found[rid] = size
+            excess -= size
+    return found
