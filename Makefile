@@ -1,6 +1,8 @@
 # Everything needs Python and make only; uv is fetched into .tools where it is missing.
 UV := $(shell command -v uv 2>/dev/null || echo .tools/bin/uv)
 export UV_COMPILE_BYTECODE := 1
+# The tests start hundreds of processes, which would each compile what they import, to be thrown away.
+unexport PYTHONDONTWRITEBYTECODE
 RUN := $(UV) run --frozen
 
 .PHONY: demo test coverage apart lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill import-kills migration-drill turn-drill failover-drill turns retrieval mcp-conformance
@@ -11,10 +13,10 @@ demo: $(UV)  ## import a sample and the documentation, serve them, and say what 
 	$(RUN) chatkeep serve --database-url sqlite:///demo.db
 
 test: $(UV)  ## the tests but those marked long, three at a time: each waits a third of its time
-	$(RUN) pytest -n 3 --dist worksteal -m "not long and not apart"
+	$(RUN) pytest -n 3 --dist worksteal --durations=25 -m "not long and not apart"
 
 coverage: $(UV)  ## all tests, with the lines that they run
-	COVERAGE_CORE=sysmon $(RUN) pytest -n 3 --dist worksteal -m "not apart" --cov --cov-report=term-missing:skip-covered
+	COVERAGE_CORE=sysmon $(RUN) pytest -n 3 --dist worksteal --durations=25 -m "not apart" --cov --cov-report=term-missing:skip-covered
 
 apart: $(UV)  ## the tests of what stands in for others in tests, and of a few more stores: 3 minutes that no change needs
 	$(RUN) pytest -n 3 --dist worksteal -m apart

@@ -218,7 +218,7 @@ def wait_for(url: str, count: int, process: "subprocess.Popen[bytes]") -> None:
 def test_an_interrupted_run_says_how_to_go_on(url: str, tmp_path: Path) -> None:
     """Ctrl-C ends the command soon, without a traceback, and leaves no process behind."""
     root = tmp_path / "large"
-    large(root, 3_000)  # more than are read before the signal comes, however busy the machine is
+    large(root, 1_000)  # as a project may have, more than are read before the signal comes, however busy the machine is
     command = [*COMMAND, "ingest", "Manual", str(root), "--database-url", url, "--jobs", "2"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
         wait_for(url, 3, process)  # type: ignore[arg-type]

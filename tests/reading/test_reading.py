@@ -354,6 +354,18 @@ async def test_cancelled_callers_leave_nothing(readers: Readers, tmp_path: Path)
     assert text_of(await readers.read(written(tmp_path, "fine"), "fine.md")) == "fine"
 
 
+async def test_cancelled_when_its_file_was_read(readers: Readers, tmp_path: Path) -> None:
+    """Who is cancelled in the moment in which its file was read leaves the child, alive, to the next caller."""
+    file = written(tmp_path, "text")
+    task = asyncio.create_task(readers.read(file, "a.txt"))
+    await until(lambda: bool(readers._works))
+    (work,) = readers._works
+    work.add_done_callback(lambda _: task.cancel())
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (await readers.read(file, "b.txt")).new.file_path == "b.txt"
+
+
 async def test_closing_ends_what_is_read(opened: Callable[..., Readers], tmp_path: Path) -> None:
     """And what waits for its turn; closing again is fine, reading is not."""
     readers = opened(children=1)

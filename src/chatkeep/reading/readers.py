@@ -85,7 +85,8 @@ class Readers:
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
-            process.kill()
+            if not work.done():  # else the process is the next caller's
+                process.kill()
             raise
         except InvalidInput:
             if self._is_closed:
