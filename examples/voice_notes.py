@@ -95,7 +95,8 @@ class Bot(FrameProcessor):
         """Answer the user; push all other frames on."""
         await super().process_frame(frame, direction)
         if isinstance(frame, LLMContextFrame):
-            await self._speak(f"Noted: {frame.context.messages[-1]['content']}")
+            last = frame.context.messages[-1]
+            await self._speak(f"Noted: {last.get('content') if isinstance(last, dict) else last}")
         else:
             await self.push_frame(frame, direction)
 

@@ -8,9 +8,9 @@ from uuid import UUID
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from pydantic import ValidationError
 
 from chatkeep.documents import NewDocument, content_id, document_id, space_of
+from chatkeep.errors import InvalidInput
 from chatkeep.projects import NewProject
 
 ANY_STRING = st.text(st.characters(exclude_categories=()))
@@ -51,7 +51,7 @@ def test_paths_of_documents(given_path: str, kept: str) -> None:
 )  # fmt: skip
 def test_paths_that_documents_cannot_have(bad: Any) -> None:
     """A path that is absolute, climbs, has empty parts, backslashes or control characters is refused."""
-    with pytest.raises(ValidationError, match="file_path"):
+    with pytest.raises(InvalidInput, match="file_path"):
         path_of(bad)
 
 
@@ -60,7 +60,7 @@ def test_any_path_is_refused_or_names_a_place_inside(text: str) -> None:
     """Whatever is given: what is taken is relative, normal, and leads nowhere else."""
     try:
         path = path_of(text)
-    except ValidationError:
+    except InvalidInput:
         return
     assert path == unicodedata.normalize("NFC", path)
     assert PurePosixPath("/project", path).is_relative_to("/project/")
@@ -86,9 +86,9 @@ def path_of(path: Any) -> str:
 )  # fmt: skip
 def test_documents_that_are_refused(bad: dict[str, Any]) -> None:
     """A document needs a media type, a size and a hash; unknown fields are errors."""
-    values = {"file_path": "a", "media_type": "text/plain", "bytes": 1, "sha256": "0" * 64}
+    values: dict[str, Any] = {"file_path": "a", "media_type": "text/plain", "bytes": 1, "sha256": "0" * 64}
     NewDocument(**values)
-    with pytest.raises(ValidationError, match=next(iter(bad))):
+    with pytest.raises(InvalidInput, match=next(iter(bad))):
         NewDocument(**{**values, **bad})
 
 

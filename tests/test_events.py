@@ -35,7 +35,12 @@ from chatkeep.testing.examples import JSON
 from chatkeep.testing.turn_steps import counted
 from chatkeep.values import MAX_JSON_DEPTH, MAX_PARTS_BYTES
 
-SOURCE = {"document_id": str(uuid4()), "file_path": "tea.md", "header_anchor": None, "similarity_score": 0.5}
+SOURCE: dict[str, Any] = {
+    "document_id": str(uuid4()),
+    "file_path": "tea.md",
+    "header_anchor": None,
+    "similarity_score": 0.5,
+}
 
 TEXT = st.text() | st.sampled_from(["e\u0301", "👩‍👩‍👧", "\U0010ffff", "茶", "\x00", "a\u0308\u0323", "\r\n"])
 
@@ -125,9 +130,8 @@ def test_how_text_is_split_makes_no_difference(answer: tuple[list[Event], list[E
 def test_what_events_add_up_to_is_a_message(answer: tuple[list[Event], list[Event]]) -> None:
     """The whole of an answer could be appended or imported as it is, and only text makes no parts."""
     folded = fold(counted(map(checked, answer[1])))
-    values = {"role": Role.ASSISTANT, "content": folded.content, "parts": folded.parts, "sources": folded.sources}
     for kind in (NewMessage, ImportedMessage):
-        made = kind(**values)
+        made = kind(role=Role.ASSISTANT, content=folded.content, parts=folded.parts, sources=folded.sources)
         assert (made.content, made.parts, made.sources) == (folded.content, folded.parts, folded.sources)
     assert (folded.parts is None) == (not {event.kind for event in answer[1]} - {EventKind.TEXT})
 

@@ -23,6 +23,7 @@ LAYERS = (
         *(
             "errors",
             "ids",
+            "validation",
             "values",
             "parts",
             "model",

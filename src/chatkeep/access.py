@@ -45,7 +45,7 @@ class ApiKey(Record):
     scopes: tuple[str, ...] = ()
     created_at: datetime
     expires_at: datetime | None = None
-    last_used_at: datetime | None = Field(None, description="To the minute.")
+    last_used_at: datetime | None = Field(default=None, description="To the minute.")
 
 
 class Reply(NamedTuple):

@@ -82,7 +82,7 @@ class NewDocument(Given):
     """A document to be stored."""
 
     file_path: DocumentPath
-    title: ShortText | None = Field(None, description="Its first heading, for example.")
+    title: ShortText | None = Field(default=None, description="Its first heading, for example.")
     media_type: str = Field(pattern=r"^[a-z]+/[a-z0-9.+-]{1,100}$")
     bytes: Count = Field(description="The size of the file.")
     sha256: str = Field(pattern=r"^[0-9a-f]{64}$", description="The hash of the file, and of how it was cut.")

@@ -17,7 +17,8 @@
     ├── RecorderFull                the recorder has reached max_bytes, and when_full is `raise`
     └── JournalInUse                another recorder uses the journal
 
-A record with invalid values raises pydantic's ValidationError, which is a ValueError, too.
+The constructor of a record raises InvalidInput; pydantic's own `model_validate` raises its ValidationError.
+Both are ValueErrors.
 """
 
 from uuid import UUID

@@ -26,6 +26,7 @@ from pydantic import TypeAdapter, ValidationError
 from chatkeep.errors import InvalidInput
 from chatkeep.model import MAX_SOURCES, Message, Source
 from chatkeep.parts import Part, text_of
+from chatkeep.validation import first_wrong
 from chatkeep.values import MAX_COUNT, MAX_PARTS, Count, ShortText, clean_text, copy_json
 
 
@@ -132,10 +133,7 @@ def _is_other_type(value: object) -> bool:
 
 
 def _reason(error: Exception) -> str:
-    if not isinstance(error, ValidationError):
-        return str(error)
-    first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-    return f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
+    return str(first_wrong(error) if isinstance(error, ValidationError) else error)
 
 
 class Usage(NamedTuple):

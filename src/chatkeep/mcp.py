@@ -100,8 +100,8 @@ ConversationId = Annotated[UUID, Field(description="The conversation's id.")]
 class ListConversations(Given):
     """Which conversations to list."""
 
-    project_id: UUID | None = Field(None, description="Only conversations of this project.")
-    context_id: ShortText | None = Field(None, description="Only conversations with this context_id.")
+    project_id: UUID | None = Field(default=None, description="Only conversations of this project.")
+    context_id: ShortText | None = Field(default=None, description="Only conversations with this context_id.")
     limit: Limit = 20
     cursor: Cursor = None
 
@@ -120,7 +120,7 @@ class SearchConversations(Given):
     query: Annotated[str, Clean, StringConstraints(min_length=1, max_length=MAX_QUERY_CHARS)] = Field(
         description='Words that a message must all hold; "words in quotes" are adjacent, -word excludes.'
     )
-    conversation_id: UUID | None = Field(None, description="Search this conversation only.")
+    conversation_id: UUID | None = Field(default=None, description="Search this conversation only.")
     limit: Limit = 10
     cursor: Cursor = None
 
@@ -132,17 +132,23 @@ class AppendMessage(Given):
     content: Annotated[str, Clean, StringConstraints(min_length=1, max_length=MAX_APPENDED_CHARS)] = Field(
         description="The text. A user's message may have at most 10,000 characters, unless the store is set otherwise."
     )
-    role: Role = Field(Role.USER, description=f"Who said it. Another role than user needs the scope {WRITE_ANY_ROLE}.")
-    id: UUID | None = Field(None, description="Makes a retry safe: the same id and text again changes nothing.")
+    role: Role = Field(
+        default=Role.USER, description=f"Who said it. Another role than user needs the scope {WRITE_ANY_ROLE}."
+    )
+    id: UUID | None = Field(default=None, description="Makes a retry safe: the same id and text again changes nothing.")
 
 
 class CreateConversation(Given):
     """A conversation to create."""
 
-    title: ShortText | None = Field(None, description="Made from the first user message when absent.")
-    project_id: UUID | None = Field(None, description="The project that it belongs to.")
-    context_id: ShortText | None = Field(None, description="The application's own scope to list conversations by.")
-    id: UUID | None = Field(None, description="Makes a retry safe: the same id and values again change nothing.")
+    title: ShortText | None = Field(default=None, description="Made from the first user message when absent.")
+    project_id: UUID | None = Field(default=None, description="The project that it belongs to.")
+    context_id: ShortText | None = Field(
+        default=None, description="The application's own scope to list conversations by."
+    )
+    id: UUID | None = Field(
+        default=None, description="Makes a retry safe: the same id and values again change nothing."
+    )
 
 
 class ListProjects(Given):

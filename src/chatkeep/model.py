@@ -2,10 +2,10 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 from uuid import UUID
 
 from pydantic import (
@@ -20,6 +20,7 @@ from pydantic import (
 
 from chatkeep.errors import InvalidInput
 from chatkeep.parts import PARTS, GivenParts, Part, says_more, text_of
+from chatkeep.validation import Accepts, CheckedModel, untyped
 from chatkeep.values import (
     MAX_INTEGER_DIGITS,
     MAX_JSON_DEPTH,
@@ -59,8 +60,8 @@ LABELS = (
 )
 
 
-class Record(BaseModel):
-    """A frozen value. Validation errors never repeat the input, which may be private."""
+class Record(CheckedModel):
+    """A frozen value. Its constructor raises InvalidInput, which never repeats what was given: it may be private."""
 
     model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
 
@@ -115,6 +116,18 @@ class Status(StrEnum):
     DELETED = "deleted"
 
 
+type RoleName = Literal["user", "assistant", "system", "tool"]
+type StatusName = Literal["in_progress", "complete", "interrupted", "failed", "deleted"]
+
+type AnyId = UUID | str
+"""An id, or its text."""
+
+GivenId = Accepts[UUID | None, AnyId | None]
+GivenLabels = Accepts[Labels, list[str] | tuple[str, ...]]
+GivenStatus = Accepts[Status, Status | StatusName]
+GivenTime = Accepts[Time | None, datetime | str | None]
+GivenStoreTime = Accepts[StoreTime | None, datetime | str | None]
+
 ROLES = {role.value: role for role in Role}
 STATUSES = {status.value: status for status in Status}
 """Members by value, for reading rows: calling the enumeration takes ten times as long."""
@@ -140,16 +153,18 @@ def _is_absent(value: object) -> bool:
 class Source(Given):
     """A place in a document that an answer rests on. What is not known of it is absent."""
 
-    document_id: UUID
+    document_id: Accepts[UUID, AnyId]
     file_path: FilePath
     header_anchor: ShortText | None = None
     similarity_score: Annotated[float, Field(strict=True, ge=-1, le=1, allow_inf_nan=False)]
     # Left out if absent, so that the fingerprint of a source without them stays as it was.
-    title: ShortText | None = Field(None, exclude_if=_is_absent, description="The document's title.")
-    quote: Quote | None = Field(None, exclude_if=_is_absent, description="What the document says there.")
-    document_span: Span | None = Field(None, exclude_if=_is_absent, description="Where the passage is in the document.")
+    title: ShortText | None = Field(default=None, exclude_if=_is_absent, description="The document's title.")
+    quote: Quote | None = Field(default=None, exclude_if=_is_absent, description="What the document says there.")
+    document_span: Span | None = Field(
+        default=None, exclude_if=_is_absent, description="Where the passage is in the document."
+    )
     answer_span: Span | None = Field(
-        None, exclude_if=_is_absent, description="What it supports in the content of the answer."
+        default=None, exclude_if=_is_absent, description="What it supports in the content of the answer."
     )
 
 
@@ -178,13 +193,19 @@ def _from_hex(value: object) -> object:
 class NewConversation(Given):
     """A conversation to be created. Creating it again with the same id and the same values changes nothing."""
 
-    id: UUID | None = Field(None, description="Made by the store (UUID version 7) when absent.")
-    title: ShortText | None = Field(None, description="Made from the first user message when absent.")
-    context_id: ShortText | None = Field(None, description="The application's own scope to list conversations by.")
-    project_id: UUID | None = Field(None, description="The project that it belongs to.")
-    llm_provider_id: UUID | None = Field(None, description="The provider that answers. Absent: the default.")
-    external_id: ShortText | None = Field(None, description="The id that another system knows the conversation by.")
-    labels: Labels = Field((), description=LABELS)
+    id: GivenId = Field(default=untyped(None), description="Made by the store (UUID version 7) when absent.")
+    title: ShortText | None = Field(default=None, description="Made from the first user message when absent.")
+    context_id: ShortText | None = Field(
+        default=None, description="The application's own scope to list conversations by."
+    )
+    project_id: GivenId = Field(default=untyped(None), description="The project that it belongs to.")
+    llm_provider_id: GivenId = Field(
+        default=untyped(None), description="The provider that answers. Absent: the default."
+    )
+    external_id: ShortText | None = Field(
+        default=None, description="The id that another system knows the conversation by."
+    )
+    labels: GivenLabels = Field(default=untyped(()), description=LABELS)
     metadata: JsonObject = Field(default_factory=dict, description=METADATA)
 
     def fingerprint(self) -> bytes:
@@ -203,24 +224,29 @@ class NewConversation(Given):
 Fingerprint = Annotated[bytes, BeforeValidator(_from_hex), Field(min_length=16, max_length=16)]
 """A fingerprint that a store kept: 16 bytes, as hexadecimal digits in JSON."""
 
+GivenFingerprint = Accepts[Fingerprint | None, bytes | str | None]
 KEPT_FINGERPRINT = AliasChoices("kept_fingerprint", "fingerprint")
 
 
 class ImportedConversation(NewConversation):
     """A conversation from another system; with `created_at`, one that a store exported, to be restored as it was."""
 
-    updated_at: Time | None = Field(
-        None, description="When it was last active; the time of import when absent, or when it lies in the future."
+    updated_at: GivenTime = Field(
+        default=untyped(None),
+        description="When it was last active; the time of import when absent, or when it lies in the future.",
     )
     project_name: ShortText | None = Field(
-        None, description="The name of its project, which is made if there is none with project_id."
+        default=None, description="The name of its project, which is made if there is none with project_id."
     )
-    head_id: UUID | None = Field(None, description="The message that history ends with. Absent: the last. Null: none.")
-    created_at: StoreTime | None = Field(
-        None, description="The store's own time. With it, title and updated_at are restored as they are given."
+    head_id: GivenId = Field(
+        default=untyped(None), description="The message that history ends with. Absent: the last. Null: none."
     )
-    kept_fingerprint: Fingerprint | None = Field(
-        None,
+    created_at: GivenStoreTime = Field(
+        default=untyped(None),
+        description="The store's own time. With it, title and updated_at are restored as they are given.",
+    )
+    kept_fingerprint: GivenFingerprint = Field(
+        default=untyped(None),
         validation_alias=KEPT_FINGERPRINT,
         description="The fingerprint that the store had: a late retry of its creation is known by it.",
     )
@@ -264,10 +290,12 @@ class ConversationChange(Given):
 
     title: ShortText | None = None
     context_id: ShortText | None = None
-    labels: Labels = Field((), description=f"All of its labels from now on. {LABELS}")
-    metadata: JsonObject | None = Field(None, description="Merged into the metadata: null removes a key.")
-    head_id: UUID | None = Field(None, description="The message to continue after; null starts anew.")
-    llm_provider_id: UUID | None = Field(None, description="The provider that answers from now on; null: the default.")
+    labels: GivenLabels = Field(default=untyped(()), description=f"All of its labels from now on. {LABELS}")
+    metadata: JsonObject | None = Field(default=None, description="Merged into the metadata: null removes a key.")
+    head_id: GivenId = Field(default=untyped(None), description="The message to continue after; null starts anew.")
+    llm_provider_id: GivenId = Field(
+        default=untyped(None), description="The provider that answers from now on; null: the default."
+    )
 
 
 class NewMessage(Given):
@@ -276,24 +304,28 @@ class NewMessage(Given):
     `parent_id` absent means "after the head"; null means "at the root", a new beginning.
     """
 
-    id: UUID | None = Field(None, description="Made by the store (UUID version 7) when absent.")
-    role: Role
-    content: TextOrNothing = Field(
-        "",
+    id: GivenId = Field(default=untyped(None), description="Made by the store (UUID version 7) when absent.")
+    role: Accepts[Role, Role | RoleName]
+    content: Accepts[TextOrNothing, str | None] = Field(
+        default=untyped(""),
         description="The plain text, which is read and searched; made from the parts of the type `text` if it is absent"
         " or empty. Never blank for user and system messages, unless there is a part such as a file.",
     )
-    parent_id: UUID | None = Field(None, description="The message it follows. Absent: the head. Null: none.")
-    status: Status = Status.COMPLETE
-    parts: GivenParts | None = Field(None, description=PARTS)
-    sources: Sources = ()
+    parent_id: GivenId = Field(
+        default=untyped(None), description="The message it follows. Absent: the head. Null: none."
+    )
+    status: GivenStatus = untyped(Status.COMPLETE)
+    parts: Accepts[GivenParts | None, Sequence[Mapping[str, Any]] | None] = Field(
+        default=untyped(None), description=PARTS
+    )
+    sources: Accepts[Sources, Sequence[Source]] = untyped(())
     metadata: JsonObject = Field(default_factory=dict, description=METADATA)
-    model: ShortText | None = Field(None, description="The model that made it.")
-    input_tokens: Count | None = Field(None, description="Tokens that the model read for it.")
-    output_tokens: Count | None = Field(None, description="Tokens that the model wrote for it.")
-    duration_ms: Count | None = Field(None, description="Milliseconds that it took to make.")
-    external_id: ShortText | None = Field(None, description="The id that another system knows the message by.")
-    sent_at: Time | None = Field(None, description="When it was said, if the writer knows.")
+    model: ShortText | None = Field(default=None, description="The model that made it.")
+    input_tokens: Count | None = Field(default=None, description="Tokens that the model read for it.")
+    output_tokens: Count | None = Field(default=None, description="Tokens that the model wrote for it.")
+    duration_ms: Count | None = Field(default=None, description="Milliseconds that it took to make.")
+    external_id: ShortText | None = Field(default=None, description="The id that another system knows the message by.")
+    sent_at: GivenTime = Field(default=untyped(None), description="When it was said, if the writer knows.")
 
     @model_validator(mode="after")
     def _has_something_to_say(self) -> Self:
@@ -361,8 +393,8 @@ COUNTS = ("input_tokens", "output_tokens", "duration_ms")
 class NewAnswer(NewMessage):
     """The row of an answer that is about to be made: empty, and in progress. Only a turn appends it."""
 
-    role: Role = Role.ASSISTANT
-    status: Status = Status.IN_PROGRESS
+    role: Accepts[Role, Role | RoleName] = untyped(Role.ASSISTANT)
+    status: GivenStatus = untyped(Status.IN_PROGRESS)
 
     @model_validator(mode="after")
     def _has_something_to_say(self) -> Self:
@@ -375,9 +407,11 @@ class ImportedMessage(NewMessage):
     It moves the conversation's `updated_at` to its own time at most, never to that of the import.
     """
 
-    created_at: StoreTime | None = Field(None, description="The store's own time; that of the import when absent.")
-    kept_fingerprint: Fingerprint | None = Field(
-        None,
+    created_at: GivenStoreTime = Field(
+        default=untyped(None), description="The store's own time; that of the import when absent."
+    )
+    kept_fingerprint: GivenFingerprint = Field(
+        default=untyped(None),
         validation_alias=KEPT_FINGERPRINT,
         description="The fingerprint that the store had: a late retry of its append is known by it.",
     )
@@ -436,7 +470,7 @@ class RunningAnswer(Message):
 class MessageChange(Given):
     """What may be changed of a message: its metadata, such as feedback. JSON Merge Patch (RFC 7396)."""
 
-    metadata: JsonObject | None = Field(None, description="Merged into the metadata: null removes a key.")
+    metadata: JsonObject | None = Field(default=None, description="Merged into the metadata: null removes a key.")
 
 
 CONVERSATION_FIELDS = set(Conversation.model_fields)
@@ -463,8 +497,10 @@ class ImportReceipt(Record):
     created: bool = Field(description="Whether the conversation is new.")
     messages: int = Field(description="New messages.")
     known: int = Field(description="Messages that were there.")
-    differences: tuple[str, ...] = Field((), description="What is there and differs: `title`, `metadata`, `head` …")
-    updated: tuple[str, ...] = Field((), description="Those of the differences that were taken over.")
+    differences: tuple[str, ...] = Field(
+        default=(), description="What is there and differs: `title`, `metadata`, `head` …"
+    )
+    updated: tuple[str, ...] = Field(default=(), description="Those of the differences that were taken over.")
 
     @property
     def left(self) -> list[str]:
@@ -476,7 +512,7 @@ class Page[Item](Record):
     """A part of a list, perhaps shorter than its limit. `next` is the cursor of the following part, null at the end."""
 
     items: list[Item]
-    total: int | None = Field(None, description="Counted only when a page number or the total was asked for.")
+    total: int | None = Field(default=None, description="Counted only when a page number or the total was asked for.")
     next: str | None = None
 
 
@@ -498,11 +534,11 @@ class ErasureReceipt(Record):
     labels: int = 0
     projects: int = 0
     documents: int = 0
-    chunks: int = Field(0, description="Passages of documents.")
+    chunks: int = Field(default=0, description="Passages of documents.")
     vectors: int = 0
-    turns: int = Field(0, description="Answers that were being made.")
+    turns: int = Field(default=0, description="Answers that were being made.")
     api_keys: int = 0
-    requests: int = Field(0, description="Replies that were kept for requests that might be sent again.")
+    requests: int = Field(default=0, description="Replies that were kept for requests that might be sent again.")
     remaining: int = Field(description="Rows of this owner that a re-count found when all was removed.")
     erased_at: datetime = Field(
         description="When the erasure began, by the clock of the database. Recorders refuse what is not newer."

@@ -5,6 +5,7 @@ from typing import Annotated, Literal, TypedDict
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from chatkeep.errors import InvalidInput
+from chatkeep.validation import first_wrong
 from chatkeep.values import JsonObject
 
 type Penalty = Annotated[float, Field(ge=-2, le=2, allow_inf_nan=False)]
@@ -48,9 +49,8 @@ def checked_settings(settings: JsonObject) -> ModelSettings:
     try:
         return SETTINGS.validate_python(settings)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        name = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
+        first = first_wrong(error)
+        if first.type == "extra_forbidden":
             known = ", ".join(ModelSettings.__annotations__)
-            raise InvalidInput(f"settings: {name} is not a setting of a model; there are {known}") from None
-        raise InvalidInput(f"settings: {name}: {first['msg']}") from None
+            raise InvalidInput(f"settings: {first.field} is not a setting of a model; there are {known}") from None
+        raise InvalidInput(f"settings: {first}") from None

@@ -10,14 +10,15 @@ from uuid import UUID
 
 from pydantic import Field
 
-from chatkeep.model import METADATA, Given, Page, Record, digest, one_line
+from chatkeep.model import METADATA, Given, GivenId, Page, Record, digest, one_line
+from chatkeep.validation import untyped
 from chatkeep.values import JsonObject, ShortText
 
 
 class NewProject(Given):
     """A project to be created. Creating it again with the same id and the same values changes nothing."""
 
-    id: UUID | None = Field(None, description="Made by the store (UUID version 7) when absent.")
+    id: GivenId = Field(default=untyped(None), description="Made by the store (UUID version 7) when absent.")
     name: ShortText
     metadata: JsonObject = Field(default_factory=dict, description=METADATA)
 
@@ -47,7 +48,7 @@ class ProjectChange(Given):
     """Fields of a project to change; omitted fields keep their value. JSON Merge Patch (RFC 7396)."""
 
     name: ShortText = Field(default_factory=str, description="It can be changed, not removed.")
-    metadata: JsonObject | None = Field(None, description="Merged into the metadata: null removes a key.")
+    metadata: JsonObject | None = Field(default=None, description="Merged into the metadata: null removes a key.")
 
 
 PROJECT_FIELDS = set(Project.model_fields)

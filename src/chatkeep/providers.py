@@ -11,20 +11,21 @@ import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from datetime import datetime
-from typing import Annotated, Literal, Self
+from typing import Annotated, Final, Literal, Self
 from urllib.parse import urlsplit
 from uuid import UUID
 
 from pydantic import AfterValidator, Field, StrictBool, ValidationError, model_validator
 
-from chatkeep.model import Given, Record, digest, one_line
+from chatkeep.model import Given, GivenId, Record, digest, one_line
 from chatkeep.model_settings import checked_settings
+from chatkeep.validation import untyped
 from chatkeep.values import JsonObject, ShortText, canonical_json, load_json
 
 EXTRACTIVE_ID = UUID("e7ac71fe-0000-4000-8000-000000000001")
 """The provider of a new database."""
 
-EXTRACTIVE = "extractive"
+EXTRACTIVE: Final = "extractive"
 
 ProviderKind = Literal["extractive", "openai", "openai-chat", "anthropic", "google", "ollama", "scripted"]
 """How a provider is spoken to. `openai` is OpenAI's Responses API; `openai-chat` is Chat Completions, which servers
@@ -78,23 +79,25 @@ class ApiConfig(Given):
     """How a provider is reached, and what its model is told. It never holds a secret."""
 
     api_key_env: Annotated[str, AfterValidator(_variable)] | None = Field(
-        None,
+        default=None,
         description="The environment variable of the server that has the key: CHATKEEP_PROVIDER_…, or the provider's"
         " own standard one, which only its own host gets. It is read when a question is answered. Default: the standard"
         " one if there is no base_url, else no key.",
     )
     base_url: Annotated[str, Field(max_length=MAX_URL_CHARS), AfterValidator(_url)] | None = Field(
-        None, description="Where the API is, such as http://127.0.0.1:8080/v1. Default: the provider's own host."
+        default=None,
+        description="Where the API is, such as http://127.0.0.1:8080/v1. Default: the provider's own host.",
     )
     instructions: Annotated[str, Field(max_length=10_000)] | None = Field(
-        None, description="What the model is told beside the conversation. Default: how to cite documents."
+        default=None, description="What the model is told beside the conversation. Default: how to cite documents."
     )
     settings: Annotated[JsonObject, AfterValidator(_settings)] = Field(
         default_factory=dict,
         description="Settings of the model, such as temperature and max_tokens, as pydantic-ai names them.",
     )
     history_tokens: Annotated[int, Field(strict=True, ge=100, le=10_000_000)] | None = Field(
-        None, description="About how many tokens of the conversation the model is given, the newest. Default: 32,000."
+        default=None,
+        description="About how many tokens of the conversation the model is given, the newest. Default: 32,000.",
     )
     background: StrictBool = Field(
         default=False,
@@ -114,7 +117,7 @@ class ApiConfig(Given):
 class NewLlmProvider(Given):
     """A provider to be created. Creating it again with the same id and the same values changes nothing."""
 
-    id: UUID | None = Field(None, description="Made by the store (UUID version 7) when absent.")
+    id: GivenId = Field(default=untyped(None), description="Made by the store (UUID version 7) when absent.")
     provider_name: ProviderKind
     model_name: ShortText
     is_default: StrictBool = Field(default=False, description="Whether it answers conversations that name none.")

@@ -55,14 +55,14 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(env_prefix="CHATKEEP_", frozen=True, hide_input_in_errors=True)
 
     database_url: str | None = Field(
-        None,
+        default=None,
         repr=False,
         description="sqlite:///FILE, postgresql://HOST/NAME or mongodb://HOST/NAME."
         " Default: an SQLite file in the user's data folder.",
     )
     host: str = "127.0.0.1"
-    port: int = Field(8765, ge=0, le=65535)
-    workers: int = Field(1, ge=1, le=256, description="Number of server processes.")
+    port: int = Field(default=8765, ge=0, le=65535)
+    workers: int = Field(default=1, ge=1, le=256, description="Number of server processes.")
     allowed_hosts: Items = Field(
         default_factory=list, description="Accepted names in the Host header besides localhost: a,b or a JSON list."
     )
@@ -74,103 +74,121 @@ class Settings(BaseSettings):
         default_factory=list,
         description="Addresses or networks of proxies whose X-Forwarded-For is believed, such as 10.0.0.0/8,::1.",
     )
-    max_body_bytes: int = Field(8 << 20, gt=0, description="Largest request body, in bytes.")
+    max_body_bytes: int = Field(default=8 << 20, gt=0, description="Largest request body, in bytes.")
     body_memory_bytes: int = Field(
-        128 << 20, gt=0, description="Memory for request bodies above 64 KiB, per process; one owner has an eighth."
+        default=128 << 20,
+        gt=0,
+        description="Memory for request bodies above 64 KiB, per process; one owner has an eighth.",
     )
-    max_requests: int = Field(1_000, ge=1, description="Requests under way, per process, without event streams.")
-    max_streams: int = Field(20, ge=1, description="Event streams of one owner, per process.")
-    max_connections: int = Field(2_000, ge=16, description="Connections, per process; the oldest idle one makes room.")
-    head_seconds: float = Field(10.0, gt=0, description="Time for the head of a request to arrive.")
-    body_seconds: float = Field(60.0, gt=0, description="Time for the body of a request to arrive.")
-    keep_alive_seconds: float = Field(5.0, gt=0, description="Time that a connection is kept for the next request.")
-    write_seconds: float = Field(30.0, gt=0, description="Time that a client may take nothing of its response.")
+    max_requests: int = Field(
+        default=1_000, ge=1, description="Requests under way, per process, without event streams."
+    )
+    max_streams: int = Field(default=20, ge=1, description="Event streams of one owner, per process.")
+    max_connections: int = Field(
+        default=2_000, ge=16, description="Connections, per process; the oldest idle one makes room."
+    )
+    head_seconds: float = Field(default=10.0, gt=0, description="Time for the head of a request to arrive.")
+    body_seconds: float = Field(default=60.0, gt=0, description="Time for the body of a request to arrive.")
+    keep_alive_seconds: float = Field(
+        default=5.0, gt=0, description="Time that a connection is kept for the next request."
+    )
+    write_seconds: float = Field(default=30.0, gt=0, description="Time that a client may take nothing of its response.")
     max_json_values: int = Field(
-        100_000,
+        default=100_000,
         gt=0,
         description="Most JSON values in a request body of more than 64 KiB: the items of all its lists and objects.",
     )
-    hide_foreign: bool | None = Field(None, description="404 instead of 403 for another owner's conversations.")
+    hide_foreign: bool | None = Field(default=None, description="404 instead of 403 for another owner's conversations.")
 
     auth: Literal["none", "jwt"] = "none"
-    jwt_secret: SecretStr | None = Field(None, description="Secret for HS256. Default: the public keys of the issuer.")
-    jwt_issuer: str | None = Field(
-        None, description="The `iss` of the tokens, and the base URL of OpenID Connect discovery."
+    jwt_secret: SecretStr | None = Field(
+        default=None, description="Secret for HS256. Default: the public keys of the issuer."
     )
-    jwt_audience: str | None = Field(None, description="The `aud` of the tokens.")
+    jwt_issuer: str | None = Field(
+        default=None, description="The `iss` of the tokens, and the base URL of OpenID Connect discovery."
+    )
+    jwt_audience: str | None = Field(default=None, description="The `aud` of the tokens.")
 
     rate_limit: str | None = Field(
-        None,
+        default=None,
         description="Requests per owner, such as 600/minute; 0: no limit. Default: 6000/minute if auth is jwt."
         " Without rate_limit_storage each worker allows as many.",
     )
     erase_limit: str | None = Field(
-        None,
+        default=None,
         description="Erasures per owner over HTTP, such as 20/hour; 0: no limit. Default: 20/hour if auth is jwt.",
     )
     turn_limit: str | None = Field(
-        None,
+        default=None,
         description="Questions of an owner that are answered, such as 60/minute; 0: no limit. Default: 60/minute if"
         " auth is jwt.",
     )
-    failure_limit: str = Field("60/minute", description="Failed authentications per address, such as 60/minute.")
+    failure_limit: str = Field(
+        default="60/minute", description="Failed authentications per address, such as 60/minute."
+    )
     rate_limit_storage: str | None = Field(
-        None, repr=False, description="redis://HOST:PORT: one count for all workers and servers. Default: in memory."
+        default=None,
+        repr=False,
+        description="redis://HOST:PORT: one count for all workers and servers. Default: in memory.",
     )
     log_format: Literal["human", "json"] = "human"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     metrics: bool = Field(
         default=False, description="Whether /metrics is served, without authentication, to all that can connect."
     )
-    shutdown_seconds: float = Field(30.0, gt=0, description="Time for requests to finish during the shutdown.")
+    shutdown_seconds: float = Field(default=30.0, gt=0, description="Time for requests to finish during the shutdown.")
 
     provider: ProviderName = Field(
-        "configured",
+        default="configured",
         description="What answers questions. `configured`: the providers in the database. `scripted` plays a script,"
         " for tests and demonstrations; `scripted-fast` plays it without pauses.",
     )
     upstream: str | None = Field(
-        None,
+        default=None,
         repr=False,
         description="The URL of a model server that speaks Chat Completions, such as http://127.0.0.1:8080/v1: it is"
         " made the default provider at the start.",
     )
     upstream_model: str | None = Field(
-        None, description="The name of its model. Default: the first that the server lists."
+        default=None, description="The name of its model. Default: the first that the server lists."
     )
     allow_private_providers: bool | None = Field(
-        None,
+        default=None,
         description="Whether providers may be at addresses that are not public, such as 127.0.0.1 and 10.0.0.0/8."
         " Default: only without authentication.",
     )
-    mcp_config: Path | None = Field(None, description="A file that names MCP servers whose tools the models may use.")
+    mcp_config: Path | None = Field(
+        default=None, description="A file that names MCP servers whose tools the models may use."
+    )
     strict_roles: bool | None = Field(
-        None,
+        default=None,
         description="Whether clients may write messages of the role user alone, unless they have the scope"
         " chatkeep:write-any-role. Default: with authentication.",
     )
     turn_lease: float = Field(
-        15.0, ge=1, le=3_600, description="Seconds after which the answers of a process that died are closed."
+        default=15.0, ge=1, le=3_600, description="Seconds after which the answers of a process that died are closed."
     )
-    max_turns: int = Field(500, ge=1, description="Answers that are made at a time, per process.")
+    max_turns: int = Field(default=500, ge=1, description="Answers that are made at a time, per process.")
     drain: float = Field(
-        20.0, ge=0, description="Seconds of the shutdown in which answers may be finished; others are interrupted."
+        default=20.0,
+        ge=0,
+        description="Seconds of the shutdown in which answers may be finished; others are interrupted.",
     )
 
-    max_upload_bytes: int = Field(20 << 20, gt=0, description="Largest file that is uploaded, in bytes.")
-    max_documents: int = Field(1_000, ge=1, description="Documents of a project.")
-    max_chunks: int = Field(200_000, ge=1, description="Passages of a project's documents together.")
+    max_upload_bytes: int = Field(default=20 << 20, gt=0, description="Largest file that is uploaded, in bytes.")
+    max_documents: int = Field(default=1_000, ge=1, description="Documents of a project.")
+    max_chunks: int = Field(default=200_000, ge=1, description="Passages of a project's documents together.")
     retrieval_memory_bytes: int = Field(
-        512 << 20, gt=0, description="Memory for the indexes of the projects that are searched, per process."
+        default=512 << 20, gt=0, description="Memory for the indexes of the projects that are searched, per process."
     )
     embedder: str = Field(
-        "none",
+        default="none",
         min_length=1,
         description="What makes the vectors by which documents are found: `none`, words alone; `local`, a model on this"
         " machine's CPU (extra `local`); or a name of pydantic-ai, such as openai:text-embedding-3-small.",
     )
     embed_dir: Path | None = Field(
-        None, description="A folder with another model for the embedder `local`: model.onnx and tokenizer.json."
+        default=None, description="A folder with another model for the embedder `local`: model.onnx and tokenizer.json."
     )
 
     @model_validator(mode="after")

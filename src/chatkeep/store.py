@@ -53,6 +53,7 @@ from chatkeep.projects import Projects
 from chatkeep.providers import Providers
 from chatkeep.turns import Turns
 from chatkeep.urls import split_url
+from chatkeep.validation import first_wrong
 
 MAX_LIMIT = 1_000
 """Most items of one page, most messages of one append's result page; the HTTP API allows 200."""
@@ -595,7 +596,6 @@ def _options(given: dict[str, str | float]) -> StoreOptions:
     try:
         return StoreOptions.model_validate(given)
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False)[0]
-        name = str(first["loc"][0])
+        first = first_wrong(error)
         known = ", ".join(StoreOptions.model_fields)
-        raise InvalidInput(f"invalid value for store option {name}: {first['msg']}; options are {known}") from None
+        raise InvalidInput(f"the store option {first}; options are {known}") from None

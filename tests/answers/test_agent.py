@@ -22,7 +22,7 @@ from chatkeep.answers.models import LACKING
 from chatkeep.answers.runner import TurnRunner, running_turns
 from chatkeep.errors import StoreUnavailable
 from chatkeep.events import PROVIDER, TIMEOUT, error_of
-from chatkeep.model import Source
+from chatkeep.model import Source, Span
 from chatkeep.providers import ApiConfig, NewLlmProvider, ProviderKind
 from chatkeep.retrieval.passages import Passage, Passages
 from chatkeep.testing import user
@@ -461,8 +461,8 @@ async def test_it_goes_on_after_a_search() -> None:
 def source_of_sage(content: str) -> Source:
     """The source that cites sage at the end of an answer."""
     start = content.index("w0 ")
-    span = {"start": start, "end": content.index("[1]")}
-    place = {"start": SAGE.start, "end": SAGE.end}
+    span = Span(start=start, end=content.index("[1]"))
+    place = Span(start=SAGE.start, end=SAGE.end)
     return Source(
         document_id=SAGE.document_id,
         file_path=SAGE.file_path,

@@ -16,7 +16,7 @@ import jwt
 import pytest
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
-from pydantic import ValidationError
+from pydantic import SecretStr, ValidationError
 
 from chatkeep import InvalidInput, Store, Unauthenticated, open_store
 from chatkeep.api import jwks
@@ -158,7 +158,7 @@ def test_settings_that_are_not_safe(settings: dict[str, Any], reason: str) -> No
 
 def test_secrets_are_not_shown() -> None:
     """A secret, and a URL with a password, stand in no repr."""
-    settings = Settings(auth="jwt", jwt_secret=SECRET, database_url="postgresql://a:zq7@host/db")
+    settings = Settings(auth="jwt", jwt_secret=SecretStr(SECRET), database_url="postgresql://a:zq7@host/db")
     assert "zq7" not in f"{settings} {settings!r}"
 
 

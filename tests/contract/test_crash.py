@@ -15,6 +15,7 @@ import sys
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import Any
 from uuid import NAMESPACE_URL, UUID, uuid5
 
 import apsw
@@ -31,6 +32,7 @@ if __name__ != "__main__":
 OWNER = "ada"
 TASKS = {"sqlite": 8, "postgresql": 64, "mongodb": 16}
 """How many tasks of a process write at once, by the URL's scheme."""
+AT_THE_ROOT: dict[str, Any] = {"parent_id": None}
 ROUNDS = int(os.environ.get("CHATKEEP_CRASH_ROUNDS", "6"))
 
 
@@ -43,7 +45,7 @@ def batch(life: str, task: int, turn: int) -> list[NewMessage]:
             role=Role.ASSISTANT,
             content=f"{name} says word{number}, 说话",
             metadata={"batch": name, "size": turn % 3 + 1},
-            **({"parent_id": None} if turn % 11 == 10 and number == 0 else {}),
+            **(AT_THE_ROOT if turn % 11 == 10 and number == 0 else {}),
         )
         for number in range(turn % 3 + 1)
     ]

@@ -245,7 +245,7 @@ async def test_an_entry_of_a_newer_version_waits_as_a_dead_letter(
         await recorder.flush(PATIENCE)
     assert contents(await whole_log(store, OWNER, conversation.id)) == ["known"]
     ((error, reason, message),) = [(dead.error, dead.reason, dead.entry.message) for dead in letters(journal)]
-    assert (error, reason) == ("InvalidInput", "to_come: Extra inputs are not permitted")
+    assert (error, reason) == ("InvalidInput", "to_come is an unknown field")
     assert json.loads(message)["to_come"] == [1]
 
 

@@ -37,7 +37,7 @@ PARTS = (
     {"type": "text", "text": "tea"},
     {"type": "tool_call", "id": "1", "name": "find", "arguments": {"b": 1, "a": 2}},
 )
-MADE = {"model": "m-1", "input_tokens": 3, "output_tokens": 0, "duration_ms": 2**40}
+MADE: dict[str, Any] = {"model": "m-1", "input_tokens": 3, "output_tokens": 0, "duration_ms": 2**40}
 
 
 class Finds(monitoring.CommandListener):
@@ -293,11 +293,11 @@ async def test_one_conversation_for_each_scope(url: str, store: Store) -> None:
     project = uuid4()
     await in_project(store, OWNER, project, context_id="elsewhere")
     async with open_store(url) as other:
-        scopes = [{"context_id": c, "project_id": p} for c in ("a", None) for p in (project, None)]
-        new = [NewConversation(**scope) for scope in scopes for _ in range(6)]
+        scopes = [(context, place) for context in ("a", None) for place in (project, None)]
+        new = [NewConversation(context_id=context, project_id=place) for context, place in scopes for _ in range(6)]
         calls = [(store, other)[n % 2].get_or_create_conversation(OWNER, each) for n, each in enumerate(new)]
         made: list[Conversation] = await asyncio.gather(*calls)
-    assert [{"context_id": each.context_id, "project_id": each.project_id} for each in made[::6]] == scopes
+    assert [(each.context_id, each.project_id) for each in made[::6]] == scopes
     assert len({each.id for each in made}) == 4
     assert raw(url).conversations.count_documents({"slot": True}) == 4
     with pytest.raises(NotFound, match="project"):

@@ -20,6 +20,7 @@ from urllib.parse import urlsplit
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from chatkeep.errors import InvalidInput
+from chatkeep.validation import first_wrong
 
 MAX_SERVERS = 20
 MAX_CONFIG_BYTES = 1 << 20
@@ -74,13 +75,13 @@ class McpServer(BaseModel):
     args: list[Word] = Field(default_factory=list, max_length=200, repr=False)
     env: dict[Word, Word] = Field(default_factory=dict, max_length=200, repr=False)
     cwd: Word | None = None
-    url: Annotated[str, Field(max_length=2_048), AfterValidator(_url)] | None = Field(None, repr=False)
+    url: Annotated[str, Field(max_length=2_048), AfterValidator(_url)] | None = Field(default=None, repr=False)
     headers: Annotated[dict[str, Word], AfterValidator(_headers)] = Field(
         default_factory=dict, max_length=50, repr=False
     )
     allow_tools: list[str] = Field(default_factory=list, alias="allowTools", max_length=1_000)
     """Tools that are offered although they may change things."""
-    timeout: float = Field(30.0, ge=1, le=300, allow_inf_nan=False)
+    timeout: float = Field(default=30.0, ge=1, le=300, allow_inf_nan=False)
     """Longest time for a call of a tool, in seconds."""
 
     @model_validator(mode="after")
@@ -142,11 +143,12 @@ def _server(path: Path, name: str, value: Any, variables: Callable[[str], str | 
     try:
         return McpServer.model_validate({**filled, "name": name})
     except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        field = ".".join(map(str, first["loc"]))
-        if first["type"] == "extra_forbidden":
-            raise InvalidInput(f"{place}: {field} is not a key of a server; there are {', '.join(KEYS)}") from None
-        raise InvalidInput(f"{place}: {field}{': ' if field else ''}{first['msg']}") from None
+        first = first_wrong(error)
+        if first.type == "extra_forbidden":
+            raise InvalidInput(
+                f"{place}: {first.field} is not a key of a server; there are {', '.join(KEYS)}"
+            ) from None
+        raise InvalidInput(f"{place}: {first}") from None
 
 
 KEYS = [field.alias or name for name, field in McpServer.model_fields.items() if name != "name"]

@@ -58,7 +58,8 @@ class BusyQuery(Given):
     model_config = ConfigDict(extra="ignore")
 
     on_busy: Literal["wait"] | None = Field(
-        None, description="`wait`: for up to 30 seconds if another question of the conversation is being answered."
+        default=None,
+        description="`wait`: for up to 30 seconds if another question of the conversation is being answered.",
     )
 
 

@@ -8,7 +8,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any, get_args
+from typing import Any
 from uuid import UUID
 
 from fastapi import FastAPI, Request, Response
@@ -21,7 +21,7 @@ from starlette.routing import Match
 
 from chatkeep.access import location_of
 from chatkeep.answers.stream import NotAnswering
-from chatkeep.api.query import InvalidQuery, errors_in
+from chatkeep.api.query import InvalidQuery
 from chatkeep.errors import (
     ChatkeepError,
     Conflict,
@@ -41,6 +41,7 @@ from chatkeep.errors import (
     UnsafeDatabase,
 )
 from chatkeep.model import Record
+from chatkeep.validation import Wrong, all_wrong, summary, wrong
 
 logger = logging.getLogger(__name__)
 
@@ -75,14 +76,17 @@ class FieldError(Record):
 class Problem(Record):
     """Why a request failed (RFC 9457). It repeats nothing of the request."""
 
-    type: str = Field("about:blank", description="Always about:blank: the status is the type.")
+    type: str = Field(default="about:blank", description="Always about:blank: the status is the type.")
     title: str = Field(description="The name of the status.")
     status: int
     detail: str = Field(description="What is wrong, what the limit is, and what to do about it.")
     code: str | None = Field(
-        None, description="Which of the errors of this status it is, if a program needs to know: `turn-in-progress`."
+        default=None,
+        description="Which of the errors of this status it is, if a program needs to know: `turn-in-progress`.",
     )
-    errors: list[FieldError] | None = Field(None, description="The fields that are wrong, if it is about fields.")
+    errors: list[FieldError] | None = Field(
+        default=None, description="The fields that are wrong, if it is about fields."
+    )
 
 
 @dataclass(frozen=True)
@@ -276,18 +280,14 @@ async def _validation_error(request: Request, error: Exception) -> Response:
         raise error
     roots = _roots(request, error)
     # Few: validation stops at the first bad item of a list, and no record has more fields than it knows.
-    found = [_field_error(roots, each) for each in error.errors()]
-    return problem(422, _summary(found), errors=found)
+    found = [_wrong(roots, each) for each in error.errors()]
+    errors = [FieldError(field=each.field, message=each.message) for each in found]
+    return problem(422, summary(found), errors=errors)
 
 
 def sentence(record: type[BaseModel], error: ValidationError) -> str:
     """Return what is wrong with a value that should be a `record`, without anything of the value."""
-    return _summary([_field_error({"body": record}, each) for each in errors_in("body", error)])
-
-
-def _summary(found: Sequence[FieldError]) -> str:
-    more = len(found) - 1
-    return _sentence(found[0]) + (f" (and {more:,} more)" if more else "")
+    return summary(all_wrong(error, record, "body"))
 
 
 async def _http_exception(request: Request, error: Exception) -> Response:
@@ -317,59 +317,12 @@ def _allowed_methods(request: Request) -> list[str]:
 
 # --- validation errors ------------------------------------------------------------------------------------
 
-WHOLE_NUMBER = "must be a whole number"
-MESSAGES = {
-    "missing": "is missing",
-    "string_type": "must be text",
-    "string_too_short": "must not be empty",
-    "string_too_long": "may have at most {max_length} characters",
-    "too_long": "may have at most {max_length:,} items",
-    "enum": "must be one of {expected}",
-    "literal_error": "must be one of {expected}",
-    "greater_than_equal": "must be at least {ge}",
-    "less_than_equal": "must be at most {le}",
-    "finite_number": "must be a finite number",
-    "dict_type": "must be a JSON object",
-    "model_type": "must be a JSON object",
-    "model_attributes_type": "must be a JSON object",
-    "tuple_type": "must be a list",
-    "list_type": "must be a list",
-    "timezone_aware": "must have a time zone, such as 2026-01-31T12:00:00Z",
-    "uuid": "must be a UUID, such as 0190f0f0-7a3c-7cc2-b1c3-2f6c1d9e8a75",
-    "int": WHOLE_NUMBER,
-    "float": "must be a number",
-    "bool": "must be true or false",
-    "datetime": "must be a date and time with a time zone, such as 2026-01-31T12:00:00Z",
-}
-"""The message for each of pydantic's error types, by its name or by the part before the first `_`."""
 
-
-def _field_error(roots: Mapping[str, Any], error: Mapping[str, Any]) -> FieldError:
+def _wrong(roots: Mapping[str, Any], error: Mapping[str, Any]) -> Wrong:
     place, *parts = error["loc"]
-    path, record = _path(roots[place], parts) if place in roots else ([str(part) for part in parts[:1]], None)
-    field = ".".join(path) or str(place)
-    if error["type"] == "extra_forbidden" and record is not None:
-        noun = "parameter" if place == "query" else "field"
-        return FieldError(field=field, message=f"has an unknown {noun}; known are {', '.join(record.model_fields)}")
-    return FieldError(field=field, message=_message(error))
-
-
-def _message(error: Mapping[str, Any]) -> str:
-    type_ = error["type"]
-    if type_ == "value_error":
-        # Raised by chatkeep's own validators, whose messages hold no values.
-        return str(error["ctx"]["error"])
-    if error.get("ctx", {}).get("field_type") == "Value":
-        type_ = f"string_{type_}"  # a text whose length pydantic checks after a validator of ours
-    text = MESSAGES.get(type_) or MESSAGES.get(type_.split("_")[0]) or "is not valid"
-    return text.format_map(error.get("ctx", {}))
-
-
-def _sentence(error: FieldError) -> str:
-    """Return `error` as a sentence. Messages about a whole record name their subject already."""
-    if error.message.startswith(("is ", "has ", "must ", "may ")):
-        return f"{error.field} {error.message}"
-    return error.message if error.field in ("body", "query") else f"{error.field}: {error.message}"
+    if place in roots:
+        return wrong({**error, "loc": parts}, roots[place], place)
+    return wrong({**error, "loc": parts[:1]}, whole=place)  # the name of a header or of a part of the path
 
 
 def _roots(request: Request, error: RequestValidationError) -> dict[str, Any]:
@@ -380,23 +333,3 @@ def _roots(request: Request, error: RequestValidationError) -> dict[str, Any]:
     if isinstance(route, APIRoute) and route.body_field is not None:
         return {"body": route.body_field.field_info.annotation}
     return {}
-
-
-def _path(annotation: Any, parts: Sequence[str | int]) -> tuple[list[str], type[BaseModel] | None]:
-    """Return the part of a location with chatkeep's names, and the record at its end. Other names are the client's."""
-    path: list[str] = []
-    for part in parts:
-        record = _record_in(annotation)
-        if isinstance(part, str):
-            if record is None or part not in record.model_fields:
-                break
-            annotation = record.model_fields[part].annotation
-        path.append(str(part))
-    return path, _record_in(annotation)
-
-
-def _record_in(annotation: Any) -> type[BaseModel] | None:
-    """Return the record that `annotation` is or contains, as in `tuple[Source, ...]`."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
-        return annotation
-    return next((record for inner in get_args(annotation) if (record := _record_in(inner)) is not None), None)

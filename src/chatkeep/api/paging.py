@@ -46,7 +46,7 @@ class ListQuery(Given):
     limit: Limit
     cursor: Cursor = None
     page: WholeNumber | None = Field(
-        None,
+        default=None,
         ge=1,
         examples=[1],
         description=f"The number of the page, from 1, at most {MAX_OFFSET:,} items into the list. Counts the total.",
@@ -79,7 +79,7 @@ class OffsetQuery(ListQuery):
 
     limit: Limit = 10
     offset: WholeNumber = Field(
-        0, ge=0, le=MAX_OFFSET, description="Number of items to skip, instead of a page number."
+        default=0, ge=0, le=MAX_OFFSET, description="Number of items to skip, instead of a page number."
     )
 
     @model_validator(mode="after")

@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from chatkeep.cli.terminal import print_error
 from chatkeep.settings import Settings
 from chatkeep.store import Store, open_store
+from chatkeep.validation import all_wrong
 
 DatabaseUrl = Annotated[
     str | None,
@@ -37,9 +38,8 @@ def load_settings() -> Settings:
     try:
         return Settings()
     except ValidationError as error:
-        for each in error.errors(include_url=False, include_input=False):
-            reason = each.get("ctx", {}).get("error") or each["msg"]
-            print_error(f"CHATKEEP_{str(each['loc'][0]).upper()}: {reason}" if each["loc"] else reason)
+        for each in all_wrong(error):
+            print_error(f"CHATKEEP_{str(each.loc[0]).upper()}: {each.message}" if each.loc else each.message)
         raise typer.Exit(1) from None
 
 

@@ -12,8 +12,9 @@ from pydantic import ValidationError
 from chatkeep.answers.hosts import guarded_client, refusal
 from chatkeep.api.fetching import FETCH_ERRORS, fetch_json
 from chatkeep.errors import InvalidInput
-from chatkeep.providers import ApiConfig, LlmProvider, LlmProviderChange, NewLlmProvider, Providers
+from chatkeep.providers import LlmProvider, LlmProviderChange, NewLlmProvider, Providers
 from chatkeep.settings import Settings
+from chatkeep.validation import first_wrong
 
 FETCH_SECONDS = 5.0
 """Longest time for a server to say which models it has."""
@@ -42,18 +43,19 @@ async def use_upstream(providers: Providers, url: str, settings: Settings) -> Ll
 
 def _new(url: str, model: str) -> NewLlmProvider:
     try:
-        return NewLlmProvider(
-            id=uuid5(NAMESPACE_URL, url),
-            provider_name="openai-chat",
-            model_name=model,
-            is_default=True,
-            api_config=ApiConfig(base_url=url),
+        return NewLlmProvider.model_validate(
+            {
+                "id": uuid5(NAMESPACE_URL, url),
+                "provider_name": "openai-chat",
+                "model_name": model,
+                "is_default": True,
+                "api_config": {"base_url": url},
+            }
         )
     except ValidationError as error:
-        (first, *_) = error.errors(include_url=False, include_input=False)
-        reason = first.get("ctx", {}).get("error") or first["msg"]
-        name = "--upstream-model" if first["loc"] == ("model_name",) else "--upstream"
-        raise InvalidInput(f"{name}: {reason}") from None
+        first = first_wrong(error)
+        name = "--upstream-model" if first.loc == ("model_name",) else "--upstream"
+        raise InvalidInput(f"{name}: {first.message}") from None
 
 
 async def _check_host(url: str, *, allow_private: bool) -> None:

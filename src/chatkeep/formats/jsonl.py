@@ -55,6 +55,7 @@ from chatkeep.model import (
 )
 from chatkeep.parts import Part, Parts
 from chatkeep.store import MAX_LIMIT, Store
+from chatkeep.validation import first_wrong
 from chatkeep.values import (
     MAX_JSON_DEPTH,
     MAX_METADATA,
@@ -350,17 +351,18 @@ def _to_parsed(owner: str, line: Line) -> Parsed:
         raise InvalidInput("head names no message of the conversation", got=line.head)
     named = {name: value for name in ("source", "lang") if (value := getattr(line, name)) is not None}
     head = {} if line.head is None else {"head_id": messages[line.head].id}
+    values = {
+        "id": id_,
+        "title": line.title,
+        "context_id": line.context_id,
+        "external_id": line.external_id or external_id,
+        "labels": line.labels,
+        "metadata": {**named, **line.metadata},
+        "updated_at": max((m.sent_at for m in messages.values() if m.sent_at), default=None),
+        **head,
+    }
     try:
-        conversation = ImportedConversation(
-            id=id_,
-            title=line.title,
-            context_id=line.context_id,
-            external_id=line.external_id or external_id,
-            labels=line.labels,
-            metadata={**named, **line.metadata},
-            updated_at=max((m.sent_at for m in messages.values() if m.sent_at), default=None),
-            **head,
-        )
+        conversation = ImportedConversation.model_validate(values)
     except ValidationError as error:  # `source` and `lang` are metadata, too
         raise _refusal(error) from None
     return Parsed(conversation, list(messages.values()))
@@ -389,10 +391,9 @@ def _read_slowly[L: BaseModel](kind: type[L], text: bytes) -> L:
 
 
 def _refusal(error: ValidationError) -> InvalidInput:
-    first = error.errors(include_url=False, include_input=False)[0]
-    beyond = first["type"] == "too_long" or isinstance(first.get("ctx", {}).get("error"), BeyondLimits)
-    hint = NOT_AGAIN if beyond else ""
-    return InvalidInput(f"{_place(first['loc'])}: {first['msg']}{hint}")
+    first = first_wrong(error)
+    beyond = first.type == "too_long" or isinstance(first.cause, BeyondLimits)
+    return InvalidInput(f"{_place(first.loc)}: {first.message}{NOT_AGAIN if beyond else ''}", got=first.got)
 
 
 def _place(loc: tuple[int | str, ...]) -> str:

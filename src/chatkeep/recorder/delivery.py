@@ -19,6 +19,7 @@ from chatkeep.recorder.journal import ConversationKey, Entry
 from chatkeep.recorder.stats import Counters
 from chatkeep.recorder.writer import CLOSED, BacklogOperation, JournalWriter
 from chatkeep.store import Store
+from chatkeep.validation import first_wrong
 from chatkeep.values import from_micros, to_micros
 
 logger = logging.getLogger(__name__)
@@ -297,16 +298,10 @@ def to_message(entry: Entry) -> NewMessage:
     try:
         message = NewMessage.model_validate_json(entry.message)
     except ValidationError as error:
-        raise InvalidInput(first_error(error)) from None
+        raise InvalidInput(str(first_wrong(error, whole="the message"))) from None
     if "sent_at" in message.model_fields_set:
         return message
     return message.model_copy(update={"sent_at": from_micros(entry.recorded_at)})
-
-
-def first_error(error: ValidationError) -> str:
-    """Return the first error of a validation, without the value."""
-    first = error.errors(include_input=False, include_url=False)[0]
-    return f"{'.'.join(map(str, first['loc'])) or 'the message'}: {first['msg']}"
 
 
 def _backoff(failures: int) -> float:

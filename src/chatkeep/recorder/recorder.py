@@ -23,14 +23,13 @@ from types import TracebackType
 from typing import Any, Literal, Self
 from uuid import UUID
 
-from pydantic import ValidationError
 from pydantic_core import to_json
 
 from chatkeep.errors import InvalidInput, RecorderFull, StoreUnavailable
 from chatkeep.ids import new_id, prepare_ids, valid_id
 from chatkeep.model import ROLES, NewMessage, Role, Status
 from chatkeep.recorder.backlog import Backlog
-from chatkeep.recorder.delivery import DeadLetter, Delivery, first_error
+from chatkeep.recorder.delivery import DeadLetter, Delivery
 from chatkeep.recorder.journal import ConversationKey
 from chatkeep.recorder.stats import Counters, RecorderStats
 from chatkeep.recorder.writer import CLOSED, JournalWriter
@@ -337,8 +336,8 @@ def _validated(
         if parts is not None:
             given["parts"] = list(map(_plain, parts)) if isinstance(parts, list | tuple) else parts
         message = NewMessage(**given)
-    except ValidationError as error:
-        raise InvalidInput(first_error(error)) from None
+    except InvalidInput:
+        raise
     except Exception as error:  # noqa: BLE001 - values of the caller's own classes may raise anything
         raise InvalidInput(UNREADABLE, got=type(error).__name__) from None
     return {name: getattr(message, name) for name in given}

@@ -39,4 +39,4 @@ class Passages(Record):
 
     items: list[Passage]
     method: Method = Field(description="By words and vectors, or by words alone.")
-    note: str | None = Field(None, description="Why it was by words alone.")
+    note: str | None = Field(default=None, description="Why it was by words alone.")

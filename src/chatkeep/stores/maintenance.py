@@ -162,8 +162,8 @@ class Maintenance[R: Rows](DatabaseStore[R]):
             if remaining is not None:
                 break
         else:
-            last, remaining = await self._write(lambda rows: self._erase_the_rest(rows, stored), atomic=False)
-            total = total.plus(last)
+            last, left = await self._write(lambda rows: self._erase_the_rest(rows, stored), atomic=False)
+            total, remaining = total.plus(last), left
         forgotten = await self._access.forget_owner(owner)
         await self._scrub()
         return ErasureReceipt(

@@ -14,6 +14,7 @@ from chatkeep.ids import valid_id
 from chatkeep.model import PAGE_FIELDS, Conversation, Message, Page, stored
 from chatkeep.store import MAX_LIMIT, MAX_OFFSET, ListOrder, Order
 from chatkeep.tree import Segment
+from chatkeep.validation import first_wrong
 from chatkeep.values import MAX_LABELS, NOT_A_LABEL, Label, from_micros, to_micros, valid_range
 
 NOT_OURS = "the cursor is not one that chatkeep gave for this list"
@@ -51,7 +52,7 @@ def valid_labels(labels: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...
         try:
             label = LABEL.validate_python(text.removeprefix(NOT_A_LABEL) if is_not else text)
         except ValidationError as error:
-            raise InvalidInput(f"a label {error.errors()[0]['msg'].removeprefix('Value error, ')}", got=text) from None
+            raise InvalidInput(str(first_wrong(error, whole="a label")), got=text) from None
         (without if is_not else wanted).append(label)
     return tuple(wanted), tuple(without)
 

@@ -1,6 +1,7 @@
 """Conversations that another system knows by ids of its own."""
 
 import asyncio
+from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
@@ -131,7 +132,7 @@ class ExternalIdContract(Contract):
         """A list may have one external_id only, with the other filters, page by page and counted."""
         made: list[Conversation] = []
         for number in range(12):
-            values = {"context_id": "k" if number % 3 else None, "labels": ("a",) if number % 4 else ()}
+            values: dict[str, Any] = {"context_id": "k" if number % 3 else None, "labels": ("a",) if number % 4 else ()}
             new = NewConversation(external_id="e\x00" if number % 2 else "f", **values)
             made.append(await store.create_conversation(owner, new))
         for more in ({}, {"context_id": "k"}, {"labels": ["a"]}, {"labels": ["!a"], "context_id": "k"}):

@@ -76,6 +76,7 @@ class LabelContract(Contract):
         created = await store.create_conversation(owner, NewConversation(labels=most))
         assert (await store.get_conversation(owner, created.id)).labels == most
         assert await whole_list(store, owner, labels=most) == [created]
+        wrong: Any
         for wrong in ((*most, "x"), ("x" * 65,), ("",), (" ",), ("!x",), ("!",), ("a\nb",), ("a\x00",), (7,), "pinned"):
             for kind in (NewConversation, ImportedConversation, ConversationChange):
                 with pytest.raises(ValueError, match="labels"):

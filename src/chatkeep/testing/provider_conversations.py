@@ -3,7 +3,6 @@
 from uuid import uuid4
 
 import pytest
-from pydantic import ValidationError
 
 from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.model import ConversationChange, ImportedConversation, NewConversation
@@ -105,7 +104,7 @@ class ProviderConversationContract(ProviderSteps):
             None,
             ["tea"],
         )
-        with pytest.raises(ValidationError, match="llm_provider_id"):
+        with pytest.raises(InvalidInput, match="llm_provider_id"):
             ImportedConversation(llm_provider_id=made.id)
 
     async def test_imports_leave_the_provider(self, store: Store, owner: str) -> None:

@@ -23,9 +23,8 @@ NOTHING = AnswerStats(
 
 def answer(created_at: datetime, **values: Any) -> ImportedMessage:
     """Return an answer that was begun at a time."""
-    return ImportedMessage(
-        **{"role": Role.ASSISTANT, "content": "tea", "model": "small", "created_at": created_at} | values
-    )
+    usual: dict[str, Any] = {"role": Role.ASSISTANT, "content": "tea", "model": "small", "created_at": created_at}
+    return ImportedMessage(**usual | values)
 
 
 class TurnStatsContract(Contract):

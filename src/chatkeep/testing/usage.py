@@ -41,7 +41,7 @@ class UsageContract(Contract):
 
     @pytest.mark.parametrize("count", COUNTS)
     @pytest.mark.parametrize("value", [-1, 2**63, 1.0, 1.5, True, "7"], ids=repr)
-    async def test_counts_are_whole_numbers(self, count: str, value: object) -> None:
+    async def test_counts_are_whole_numbers(self, count: str, value: Any) -> None:
         """Counts are integers of 0 to 2^63 - 1; nothing else is taken for one."""
         for kind in (NewMessage, ImportedMessage):
             with pytest.raises(ValueError, match=count):

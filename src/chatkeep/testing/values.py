@@ -232,7 +232,7 @@ class ValueContract(Contract):
     ) -> None:
         """Every text and every place in a source is kept, and what is absent stays absent, beside others that say more;
         so it is in an export, and in what is imported from it."""
-        place = {"document_id": uuid4(), "file_path": "herbs \x00.md", "similarity_score": 0.5}
+        place: dict[str, Any] = {"document_id": uuid4(), "file_path": "herbs \x00.md", "similarity_score": 0.5}
         whole = Source(**place, title=title, quote=quote, document_span=spans[0], answer_span=spans[1])
         sources = (whole, Source(**place), Source(**place, title=title))
         new = assistant("A herb.", id=uuid4(), sources=sources)
@@ -254,7 +254,7 @@ class ValueContract(Contract):
         self, store: Store, owner: str, conversation: Conversation, text: str
     ) -> None:
         """NUL, noncharacters and characters beyond the first plane are kept in titles and quotes, by turns as well."""
-        place = {"document_id": str(uuid4()), "file_path": "a.md", "similarity_score": -1.0}
+        place: dict[str, Any] = {"document_id": str(uuid4()), "file_path": "a.md", "similarity_score": -1.0}
         span = Span(start=0, end=2**63 - 1)
         source = Source.model_validate({**place, "title": text, "quote": text * 100, "answer_span": span})
         (stored,) = await store.append(owner, conversation.id, [assistant("", sources=(source,))])
@@ -337,7 +337,13 @@ class ValueContract(Contract):
         for role in (Role.USER, Role.SYSTEM):
             with pytest.raises(ValueError, match="must not be blank"):
                 NewMessage(role=role, content=content)
-        for values in ({"role": "bot"}, {"role": "User"}, {"status": "deleted"}, {"status": "done"}):
+        unknown: tuple[dict[str, Any], ...] = (
+            {"role": "bot"},
+            {"role": "User"},
+            {"status": "deleted"},
+            {"status": "done"},
+        )
+        for values in unknown:
             with pytest.raises(ValueError, match=r"role|status|deleted"):
                 NewMessage(**{"role": "user", "content": "hello", **values})
 

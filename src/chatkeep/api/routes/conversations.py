@@ -97,20 +97,26 @@ class ProjectConversationsQuery(OffsetQuery):
     """The filters and the page of a list of a project's conversations."""
 
     context_id: ShortText | None = Field(
-        None, description="Only conversations with this context_id.", examples=["kitchen"]
+        default=None, description="Only conversations with this context_id.", examples=["kitchen"]
     )
     external_id: ShortText | None = Field(
-        None, description="Only conversations with this external_id.", examples=["thread-17"]
+        default=None, description="Only conversations with this external_id.", examples=["thread-17"]
     )
     label: Annotated[tuple[LabelFilter, ...], Field(max_length=MAX_LABELS, fail_fast=True)] = Field(
-        (),
+        default=(),
         description="Only conversations with this label, or with a `!` before it, only those without it. May be"
         f" repeated, at most {MAX_LABELS} times: all of them hold.",
         examples=[["pinned", "!archived"]],
     )
-    updated_after: TimeBound | None = Field(None, description="Only conversations that were updated after this time.")
-    updated_before: TimeBound | None = Field(None, description="Only conversations that were updated before this time.")
-    order: ListOrder = Field("updated", description="`updated`: most recently updated first. `id`: by id, stable.")
+    updated_after: TimeBound | None = Field(
+        default=None, description="Only conversations that were updated after this time."
+    )
+    updated_before: TimeBound | None = Field(
+        default=None, description="Only conversations that were updated before this time."
+    )
+    order: ListOrder = Field(
+        default="updated", description="`updated`: most recently updated first. `id`: by id, stable."
+    )
 
     @model_validator(mode="after")
     def _has_one_order(self) -> Self:
@@ -122,7 +128,7 @@ class ProjectConversationsQuery(OffsetQuery):
 class ConversationsQuery(ProjectConversationsQuery):
     """The filters and the page of a list of conversations."""
 
-    project_id: UUID | None = Field(None, description="Only conversations of this project.")
+    project_id: UUID | None = Field(default=None, description="Only conversations of this project.")
 
 
 @router.post(

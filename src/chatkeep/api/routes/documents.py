@@ -53,7 +53,7 @@ class ChunksQuery(Given):
     """Which passages of a document to return."""
 
     after: WholeNumber = Field(
-        -1, ge=-1, lt=2**31, description="The number of the passage before the first one; the `next` of a page."
+        default=-1, ge=-1, lt=2**31, description="The number of the passage before the first one; the `next` of a page."
     )
     limit: Limit = 50
 
@@ -68,7 +68,7 @@ class DocumentSearchQuery(Given):
             json_schema_extra={"pattern": r"\S"},
         )
     )
-    limit: WholeNumber = Field(10, ge=1, le=MAX_PASSAGES, description="Most passages to return.")
+    limit: WholeNumber = Field(default=10, ge=1, le=MAX_PASSAGES, description="Most passages to return.")
 
 
 FORM: dict[str, Any] = {

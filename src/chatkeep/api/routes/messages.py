@@ -47,12 +47,12 @@ class MessagesQuery(ListQuery):
     """The bounds and the page of a history."""
 
     limit: Limit = 50
-    order: Order = Field("desc", description="`desc`: begin with the newest messages. `asc`: with the oldest.")
-    before: WholeNumber | None = Field(None, ge=0, le=MAX_SEQ, description="Only messages with a lower seq.")
-    after: WholeNumber | None = Field(None, ge=0, le=MAX_SEQ, description="Only messages with a higher seq.")
-    before_id: UUID | None = Field(None, description="Only messages before this one.")
-    after_id: UUID | None = Field(None, description="Only messages after this one.")
-    leaf: UUID | None = Field(None, description="The message that the history ends with. Default: the head.")
+    order: Order = Field(default="desc", description="`desc`: begin with the newest messages. `asc`: with the oldest.")
+    before: WholeNumber | None = Field(default=None, ge=0, le=MAX_SEQ, description="Only messages with a lower seq.")
+    after: WholeNumber | None = Field(default=None, ge=0, le=MAX_SEQ, description="Only messages with a higher seq.")
+    before_id: UUID | None = Field(default=None, description="Only messages before this one.")
+    after_id: UUID | None = Field(default=None, description="Only messages after this one.")
+    leaf: UUID | None = Field(default=None, description="The message that the history ends with. Default: the head.")
 
     @model_validator(mode="after")
     def _has_one_bound_each(self) -> Self:
@@ -82,9 +82,10 @@ class MessageRequest(NewMessage):
 
     model_config = ConfigDict(json_schema_extra={"not": NOT_ASKED})
 
-    role: Role = Field(Role.USER, description="Absent: the message is a question, unless `answer` is false.")
+    role: Role = Field(default=Role.USER, description="Absent: the message is a question, unless `answer` is false.")
     answer: StrictBool | None = Field(
-        None, description="Whether it is to be answered. Default: if it has no role. Only a user's message can be."
+        default=None,
+        description="Whether it is to be answered. Default: if it has no role. Only a user's message can be.",
     )
 
     @property

@@ -35,7 +35,7 @@ class ReplacementQuery(Given):
     """What follows a provider that is removed."""
 
     replacement: UUID | None = Field(
-        None,
+        default=None,
         description="The provider that becomes the default if this one is it, and that conversations name instead.",
     )
 

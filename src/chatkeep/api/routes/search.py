@@ -24,7 +24,7 @@ class SearchQuery(Given):
         description="The words; a message must hold all of them, and none that has a minus.",
         examples=['"green tea" -mint'],
     )
-    conversation_id: UUID | None = Field(None, description="Search this conversation only.")
+    conversation_id: UUID | None = Field(default=None, description="Search this conversation only.")
     limit: Limit = 20
     cursor: Cursor = None
 

@@ -55,12 +55,13 @@ class _Range(Given):
 BOUNDS: dict[str, Any] = {
     "from": (
         TimeBound | None,
-        Field(None, description="Answers begun from then on. Default: 30 days before."),
+        Field(default=None, description="Answers begun from then on. Default: 30 days before."),
     ),
     "to": (
         TimeBound | None,
         Field(
-            None, description="Answers begun before then. Default: now, or 366 days after `from` if that is earlier."
+            default=None,
+            description="Answers begun before then. Default: now, or 366 days after `from` if that is earlier.",
         ),
     ),
 }

@@ -7,8 +7,6 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from pydantic import ValidationError
-
 from chatkeep.errors import InvalidInput
 from chatkeep.model import Message, NewMessage, Role, Status
 from chatkeep.parts import TEXT, Part
@@ -366,9 +364,8 @@ def new_message(role: Role, content: str | None = None, parts: Sequence[Part] = 
         if parts:
             return [NewMessage(role=role, parts=tuple(parts), **given)]
         return [NewMessage(role=role, content=content or "", **given)]
-    except ValidationError as error:
-        first = error.errors(include_url=False, include_context=False, include_input=False)[0]
-        raise InvalidInput(f"a message cannot hold this: {first['msg']}") from None
+    except InvalidInput as error:
+        raise InvalidInput(f"a message cannot hold this: {error.detail}", got=error.got) from None
 
 
 def says_something(part: Part) -> bool:
