@@ -15,8 +15,11 @@ from pipecat.frames.frames import (
     BotStartedSpeakingFrame,
     BotStoppedSpeakingFrame,
     Frame,
+    InputTransportMessageFrame,
+    LLMContextFrame,
     LLMFullResponseEndFrame,
     LLMFullResponseStartFrame,
+    LLMTextFrame,
     OutputAudioRawFrame,
     ProposedUserStartedSpeakingFrame,
     ProposedUserStoppedSpeakingFrame,
@@ -77,13 +80,50 @@ class Model(LLMService):
         await self.push_frame(frame, direction)
 
 
+class ScriptedModel(Model):
+    """A language model that answers each question with a number of words of its own, and keeps what it was given."""
+
+    def __init__(self, *lengths: int) -> None:
+        super().__init__()
+        self._lengths = lengths
+        self.seen: list[list[tuple[str, str]]] = []
+        """What it was given: the roles and texts of the whole context, each time."""
+        self.wrote: list[str] = []
+
+    def was_given(self, text: str) -> bool:
+        """Whether it has read a text of the user."""
+        return any(("user", text) in seen for seen in self.seen)
+
+    async def process_frame(self, frame: Frame, direction: FrameDirection) -> None:
+        """Answer."""
+        await super().process_frame(frame, direction)
+        if isinstance(frame, LLMContextFrame):
+            self.seen.append(spoken_in(frame.context))
+            count = self._lengths[len(self.wrote) % len(self._lengths)]
+            answer = [f"a{len(self.wrote)}.{number}" for number in range(count)]
+            self.wrote.append(" ".join(answer) + ".")
+            await self.push_frame(LLMFullResponseStartFrame())
+            for word in self.wrote[-1].split():
+                await self.push_frame(LLMTextFrame(f"{word} "))
+                await asyncio.sleep(0)
+            await self.push_frame(LLMFullResponseEndFrame())
+
+
+def spoken_in(context: LLMContext) -> list[tuple[str, str]]:
+    """The roles and texts of what the user and the bot have said, in a model's context."""
+    messages: list[Any] = context.get_messages()
+    return [
+        (each["role"], " ".join(each["content"].split())) for each in messages if each["role"] in ("user", "assistant")
+    ]
+
+
 class Synthesis(TTSService):
-    """Speech synthesis, much faster than speech: a tenth of a second of noise for each word.
+    """Speech synthesis, much faster than speech: a tenth of a second of noise for each word, by default.
 
     It reports each word as it is spoken, or the whole sentence afterwards, as services without such times do.
     """
 
-    def __init__(self, *, by_word: bool) -> None:
+    def __init__(self, *, by_word: bool, seconds_per_word: float = SECONDS_PER_WORD) -> None:
         super().__init__(
             push_text_frames=not by_word,
             push_start_frame=True,
@@ -92,13 +132,14 @@ class Synthesis(TTSService):
             settings=TTSSettings(model=None, voice=None, language=None),
         )
         self._by_word = by_word
+        self._seconds = seconds_per_word
 
     async def run_tts(self, text: str, context_id: str) -> AsyncGenerator[Frame | None, None]:
         """Synthesise."""
-        times = [(word, number * SECONDS_PER_WORD) for number, word in enumerate(text.split())]
+        times = [(word, number * self._seconds) for number, word in enumerate(text.split())]
         if self._by_word:
             await self.add_word_timestamps(times, context_id)
-        noise = b"\1\0" * int(SAMPLE_RATE * SECONDS_PER_WORD)
+        noise = b"\1\0" * int(SAMPLE_RATE * self._seconds)
         for _ in times:
             yield TTSAudioRawFrame(noise, SAMPLE_RATE, 1, context_id=context_id)
 
@@ -166,6 +207,12 @@ class Voice:
         """A turn of the user."""
         await self.user_starts()
         await self.user_stops(text, by=by)
+
+    async def types(self, text: str, *, run: bool = True, aloud: bool = True) -> None:
+        """The user's client sends a text, by RTVI."""
+        options = {"run_immediately": run, "audio_response": aloud}
+        message = {"label": "rtvi-ai", "type": "send-text", "id": "1", "data": {"content": text, "options": options}}
+        await self.worker.queue_frame(InputTransportMessageFrame(message=message))
 
     # What the services do.
 
@@ -252,16 +299,21 @@ async def voice(
     tools: bool = False,
     realtime: bool | None = None,
     mute: Sequence[BaseUserMuteStrategy] = (),
+    rtvi: bool = False,
+    given: Sequence[Any] = (),
     **recording: Any,
 ) -> AsyncIterator[Voice]:
-    """A pipeline that runs, with `services` where else a Stage is, recorded into a SQLite file."""
+    """A pipeline that runs, with `services` where else a Stage is, recorded into a SQLite file.
+
+    The model's context begins with the messages `given`. With `rtvi` a client can send messages.
+    """
     async with (
         open_store(f"sqlite:///{folder}/voice.db") as store,
         Recorder(store, folder / "journal", **recording) as recorder,
     ):
         conversation = await store.create_conversation(OWNER, NewConversation())
         pair = LLMContextAggregatorPair(
-            LLMContext(),
+            LLMContext(list(given)),
             user_params=LLMUserAggregatorParams(
                 user_turn_strategies=ExternalUserTurnStrategies(), user_mute_strategies=list(mute)
             ),
@@ -270,7 +322,7 @@ async def voice(
         attach(pair, recorder, owner=OWNER, conversation_id=conversation.id, tools=tools)
         stages = services or (Stage(),)
         worker = PipelineWorker(
-            Pipeline([pair.user(), *stages, pair.assistant()]), enable_rtvi=False, cancel_on_idle_timeout=False
+            Pipeline([pair.user(), *stages, pair.assistant()]), enable_rtvi=rtvi, cancel_on_idle_timeout=False
         )
         talk = Voice(pair, worker, stages[0], recorder, store, conversation.id)
         runner = WorkerRunner(handle_sigint=False)

@@ -38,7 +38,7 @@ from pipecat.services.llm_service import FunctionCallParams
 from pipecat.turns.user_mute import AlwaysUserMuteStrategy
 from pipecat_voice import OWNER, Loudspeaker, Model, Synthesis, Voice, line, speech, voice, words
 
-import chatkeep.integrations.pipecat
+import chatkeep.integrations.pipecat.speech
 from chatkeep.errors import InvalidId, InvalidInput
 from chatkeep.integrations.pipecat import attach
 
@@ -309,7 +309,7 @@ async def test_what_a_muted_user_says_is_not_the_beginning(tmp_path: Path) -> No
 
 async def test_a_sound_is_not_the_beginning(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the bot was heard with long before a reply, without a word, is no part of it."""
-    monkeypatch.setattr(chatkeep.integrations.pipecat, "LONG_AGO", timedelta(milliseconds=10))
+    monkeypatch.setattr(chatkeep.integrations.pipecat.speech, "LONG_AGO", timedelta(milliseconds=10))
     async with voice(tmp_path) as talk:
         await talk.push(BotStartedSpeakingFrame())
         await talk.push(BotStoppedSpeakingFrame())

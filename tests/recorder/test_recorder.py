@@ -1385,7 +1385,7 @@ def test_the_command_line_says_what_is_no_journal(tmp_path: Path) -> None:
 # --- the page about it ---------------------------------------------------------------------------------------
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recorder.md").read_text("utf-8")
-LIBRARY, THREADED, FASTAPI, HANDLER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+LIBRARY, THREADED, FASTAPI, _HANDLER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 async def test_the_pages_fastapi_example_works(tmp_path: Path, journal: Path) -> None:
@@ -1408,17 +1408,6 @@ async def test_the_pages_fastapi_example_works(tmp_path: Path, journal: Path) ->
     async with open_store(url) as store:
         (message,) = await whole_log(store, OWNER, id_)
     assert (str(message.id), message.content) == (reply.json()["id"], "hello")
-
-
-async def test_the_pages_handler_works(store: Store, journal: Path, conversation: Conversation) -> None:
-    """What a framework logs with a conversation and a role is stored."""
-    names: dict[str, Any] = {"logging": logging}
-    exec(HANDLER, names)
-    logger = logging.getLogger("an agent framework")
-    async with Recorder(store, journal) as recorder:
-        logger.addHandler(names["ConversationHandler"](recorder, OWNER))
-        logger.warning("it is %s", "hot", extra={"conversation": conversation.id, "role": "assistant"})
-    assert contents(await whole_log(store, OWNER, conversation.id)) == ["it is hot"]
 
 
 def test_the_pages_other_examples_are_the_library(tmp_path: Path) -> None:
