@@ -38,7 +38,7 @@ LAYERS = (
     },
     {"access", "turns", "providers", "projects", "documents", "store", "keys"},  # the ports
     {"stores"},
-    {"recorder", "formats", "answers", "reading", "retrieval", "settings"},
+    {"recorder", "formats", "answers", "reading", "retrieval", "settings", "sync", "sync_loop"},
     {"api", "mcp", "integrations", "testing"},
     {"cli"},
     {"__main__", "__init__"},
