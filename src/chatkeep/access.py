@@ -127,6 +127,14 @@ class Access(ABC):
         """Note when a key was used."""
 
     @abstractmethod
+    async def list_owners(self, *, after: str = "", limit: int = 1_000) -> list[str]:
+        """Return the owners of conversations and projects that come after one, in an order that stays; at most `limit`.
+
+        An owner whose conversations are all deleted may be among them until they are erased. It is for whoever runs
+        the installation: nothing that a client of the server sends calls it.
+        """
+
+    @abstractmethod
     async def begin_request(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
         """Take the lease of a request: of concurrent callers one gets None, and executes it.
 

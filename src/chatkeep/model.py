@@ -351,7 +351,8 @@ class NewMessage(Given):
         """Raise InvalidInput if a user's or system's content is longer than the store allows (0: no limit)."""
         if self.role in (Role.USER, Role.SYSTEM) and 0 < max_content_chars < len(self.content):
             raise InvalidInput(
-                f"the content of a {self.role} message may have at most {max_content_chars:,} characters",
+                f"the content of a {self.role} message may have at most {max_content_chars:,} characters, the store's"
+                " max_content_chars",
                 got=f"{len(self.content):,} characters",
             )
 

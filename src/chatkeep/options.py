@@ -1,10 +1,14 @@
 """The options of a store. No I/O."""
 
-from typing import Literal
+from collections.abc import Mapping
+from difflib import get_close_matches
+from typing import Literal, Self
 
-from pydantic import Field
+from pydantic import Field, ValidationError
 
+from chatkeep.errors import InvalidInput
 from chatkeep.model import MAX_CONTENT_CHARS, MAX_SOURCES, Given
+from chatkeep.validation import first_wrong
 from chatkeep.values import (
     MAX_INTEGER_DIGITS,
     MAX_JSON_DEPTH,
@@ -69,3 +73,27 @@ class StoreOptions(Given):
             self.max_metadata_depth, self.max_metadata_values, self.max_metadata_bytes, self.max_metadata_digits
         )
         return MAX_METADATA if limits == MAX_METADATA else limits
+
+    @classmethod
+    def of(cls, given: Mapping[str, str | float]) -> Self:
+        """Return the options with these values. Raises InvalidInput, which names the options that there are."""
+        try:
+            return cls.model_validate(given)
+        except ValidationError as error:
+            first = first_wrong(error)
+        known = f"options are {', '.join(cls.model_fields)}"
+        if first.type != "extra_forbidden":
+            raise InvalidInput(f"the store option {first}; {known}")
+        name = str(first.loc[0])
+        meant = "".join(f"; did you mean {each}?" for each in get_close_matches(name.lower(), cls.model_fields, 1))
+        raise InvalidInput(f"there is no store option {name}{meant or ';'} {known}")
+
+
+MISSPELT = 0.85
+"""How much alike an option and one of the store are if it is that one, misspelt. No option of a driver comes close:
+lock_timeout is 0.75 like pool_timeout, and maxPoolSize 0.8 like pool_size."""
+
+
+def is_store_option(name: str) -> bool:
+    """Whether an option in a URL is one of the store's, as it is spelt or misspelt, and not one of a driver."""
+    return bool(get_close_matches(name.lower(), StoreOptions.model_fields, 1, MISSPELT))

@@ -2,18 +2,21 @@
 
 import json
 import os
+from collections.abc import Iterator
+from difflib import get_close_matches
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
-from pydantic import BeforeValidator, Field, SecretStr, model_validator
+from pydantic import BeforeValidator, Field, SecretStr, ValidationError, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from chatkeep.errors import InvalidInput
 from chatkeep.providers import KEY_VARIABLE, STANDARD_KEYS
+from chatkeep.validation import all_wrong
 
 LOCAL_OWNER = "local"
 """The only owner if there is no authentication."""
@@ -23,6 +26,9 @@ MIN_SECRET_BYTES = 32
 
 OPEN_ORIGINS = ("*", "null")
 """Origins that stand for many pages: all of them, and every file and sandboxed frame."""
+
+CLOSE = 0.9
+"""How much alike two names are if one is taken for the other, misspelt."""
 
 INTERRUPT_SECONDS = 2.0
 """How much of the shutdown is left for answers that are interrupted."""
@@ -273,6 +279,39 @@ class Settings(BaseSettings):
     def listens_on_loopback(self) -> bool:
         """Whether only clients on this machine can connect."""
         return is_loopback(self.host)
+
+
+MAX_SHOWN_CHARS = 60
+"""How much of an invalid value an error shows."""
+
+
+def invalid_settings(error: ValidationError) -> Iterator[str]:
+    """Yield what is wrong with the settings, a sentence for each: the variable, what it must be, and what it is, unless
+    that is secret."""
+    for given, wrong in zip(error.errors(include_url=False), all_wrong(error), strict=True):
+        if wrong.loc:
+            name = str(wrong.loc[0])
+            yield f"CHATKEEP_{name.upper()} {wrong.message}{_got(name, given['input'])}"
+        else:
+            yield wrong.message  # which names the variables
+
+
+def _got(name: str, value: object) -> str:
+    field = Settings.model_fields[name]
+    if not field.repr or SecretStr in get_args(field.annotation):
+        return ""
+    shown = repr(value)
+    return f" (got {shown if len(shown) <= MAX_SHOWN_CHARS else shown[:MAX_SHOWN_CHARS] + '…'})"
+
+
+def misspelt_variables() -> dict[str, str]:
+    """Return the environment variables that are no settings, but look like one, with what they look like."""
+    known = {f"CHATKEEP_{name.upper()}" for name in Settings.model_fields}
+    unknown = [name for name in os.environ if name.upper().startswith("CHATKEEP_") and name.upper() not in known]
+    close = {
+        name: get_close_matches(name.upper(), known, 1, CLOSE) for name in unknown if not KEY_VARIABLE.fullmatch(name)
+    }
+    return {name: found[0] for name, found in close.items() if found}
 
 
 def is_loopback(host: str) -> bool:

@@ -29,8 +29,6 @@ from typing import Any, ClassVar, Literal, NamedTuple, cast
 from urllib.parse import parse_qsl, unquote, urlencode
 from uuid import UUID
 
-from pydantic import ValidationError
-
 from chatkeep.access import Access
 from chatkeep.documents import Documents
 from chatkeep.errors import ChatkeepError, InvalidInput
@@ -48,12 +46,11 @@ from chatkeep.model import (
     Page,
     SearchHit,
 )
-from chatkeep.options import StoreOptions
+from chatkeep.options import StoreOptions, is_store_option
 from chatkeep.projects import Projects
 from chatkeep.providers import Providers
 from chatkeep.turns import Turns
 from chatkeep.urls import split_url
-from chatkeep.validation import first_wrong
 
 MAX_LIMIT = 1_000
 """Most items of one page, most messages of one append's result page; the HTTP API allows 200."""
@@ -569,11 +566,11 @@ def open_store(url: str, *, migrate: bool = True, **options: str | float) -> Ope
     parts = split_url(url)
     adapter = _adapter(parts.scheme)
     query = dict(parse_qsl(parts.query, keep_blank_values=True))
-    for_driver = {k: v for k, v in query.items() if adapter.driver_options and k not in StoreOptions.model_fields}
+    for_driver = {k: v for k, v in query.items() if adapter.driver_options and not is_store_option(k)}
     given = {k: v for k, v in query.items() if k not in for_driver}
     # Not urlunsplit, which makes sqlite://a of sqlite:////a before Python 3.12.4.
     cleaned = url.partition("?")[0] + (f"?{urlencode(for_driver)}" if for_driver else "")
-    return OpeningStore(adapter(cleaned, _options({**given, **options})), migrate=migrate)
+    return OpeningStore(adapter(cleaned, StoreOptions.of({**given, **options})), migrate=migrate)
 
 
 def _adapter(scheme: str) -> type[Store]:
@@ -590,12 +587,3 @@ def _adapter(scheme: str) -> type[Store]:
 def file_path(url: str) -> str:
     """Return the path of a URL that names a file. Raises InvalidInput if it names a host."""
     return unquote(split_url(url).path.removeprefix("/"))
-
-
-def _options(given: dict[str, str | float]) -> StoreOptions:
-    try:
-        return StoreOptions.model_validate(given)
-    except ValidationError as error:
-        first = first_wrong(error)
-        known = ", ".join(StoreOptions.model_fields)
-        raise InvalidInput(f"the store option {first}; options are {known}") from None

@@ -5,6 +5,7 @@ So a URL that is not understood is never shown, nor put into an error.
 """
 
 import re
+from difflib import get_close_matches
 from urllib.parse import SplitResult, urlsplit
 
 from chatkeep.errors import InvalidInput
@@ -26,7 +27,7 @@ def split_url(url: str) -> SplitResult:
         raise InvalidInput(f"the store's URL is not valid; {ENCODE}") from None
     if parts.scheme not in (*FILE_SCHEMES, *SERVER_SCHEMES):
         schemes = ", ".join(f"{scheme}://" for scheme in (*FILE_SCHEMES, *SERVER_SCHEMES))
-        raise InvalidInput(f"a store's URL must begin with one of {schemes}")
+        raise InvalidInput(f"a store's URL must begin with one of {schemes}{_suggestion(parts.scheme)}")
     if parts.scheme in FILE_SCHEMES and parts.netloc:
         raise InvalidInput("a store's URL needs three slashes before a relative path, four before an absolute one")
     if parts.scheme in SERVER_SCHEMES and not _names_a_server(url, parts):
@@ -34,6 +35,15 @@ def split_url(url: str) -> SplitResult:
             f"the store's URL must look like {parts.scheme}://USER:PASSWORD@HOST:PORT/NAME?OPTION=VALUE; {ENCODE}"
         )
     return parts
+
+
+def _suggestion(scheme: str) -> str:
+    """What may be meant by a scheme, as the end of a sentence, which holds nothing of it."""
+    base, plus, _driver = scheme.partition("+")
+    found = get_close_matches(base, (*FILE_SCHEMES, *SERVER_SCHEMES), 1, 0.7)
+    if found:
+        return f"; did you mean {found[0]}://{', without the name of a driver' if plus else ''}?"
+    return "" if scheme else "; a file is sqlite:///FILE, or sqlite:////FILE with its whole path"
 
 
 def without_secrets(url: str) -> str:

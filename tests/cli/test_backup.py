@@ -187,7 +187,7 @@ def test_a_full_disk_is_a_sentence(large: str, tmp_path: Path) -> None:
 def test_a_source_that_is_missing_is_not_created(tmp_path: Path) -> None:
     """There is nothing to copy, and nothing is made."""
     done = run({}, "backup", tmp_path / "copy.db", "--database-url", f"sqlite:///{tmp_path / 'no.db'}", code=1)
-    assert "Error: the database cannot be opened" in done.stderr
+    assert "Error: there is no database" in done.stderr
     assert files(tmp_path) == []
 
 

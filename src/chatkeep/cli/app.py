@@ -1,19 +1,47 @@
 """The `chatkeep` command: its groups and its own options."""
 
 from importlib.metadata import version
-from typing import Annotated
+from typing import Annotated, Any, override
 
 import typer
+from typer.core import TyperGroup
 
-from chatkeep.cli import data, db, keys, owners, providers, recorder
+from chatkeep.cli import conversations, data, db, keys, owners, providers, recorder
 from chatkeep.cli.backup import backup
 from chatkeep.cli.ingest import ingest
 from chatkeep.cli.mcp import mcp
 from chatkeep.cli.serve import serve
-from chatkeep.cli.terminal import out
+from chatkeep.cli.terminal import INTERRUPTED, errors_as_sentences, out, print_error, print_warnings
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
-for command in (serve, mcp, data.import_, data.export, backup, data.list_, data.show, ingest, owners.erase):
+
+class Commands(TyperGroup):
+    """All commands: whichever it is, what goes wrong is said in one sentence."""
+
+    @override
+    def invoke(self, ctx: Any) -> Any:
+        print_warnings()
+        try:
+            with errors_as_sentences():
+                return super().invoke(ctx)
+        except KeyboardInterrupt:
+            print_error("stopped")
+            raise typer.Exit(INTERRUPTED) from None
+
+
+app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+for command in (
+    serve,
+    mcp,
+    data.import_,
+    data.export,
+    backup,
+    conversations.list_,
+    conversations.show,
+    conversations.search,
+    conversations.delete,
+    ingest,
+    owners.erase,
+):
     app.command(command.__name__.rstrip("_"))(command)
 for name, group in (
     ("db", db.app),
@@ -37,4 +65,8 @@ def _options(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Show the version and exit.")
     ] = False,
 ) -> None:
-    """Keep the conversations of AI applications: none lost, none doubled, none out of order."""
+    """Keep the conversations of AI applications: none lost, none doubled, none out of order.
+
+    Data is on standard output, all else on standard error. Exit codes: 0 done; 1 not done, or something is amiss; 2
+    not understood; 130 Ctrl-C.
+    """

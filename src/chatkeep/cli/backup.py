@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
-from chatkeep.cli.options import DatabaseUrl, store_url
+from chatkeep.cli.options import DatabaseUrl, check_file, store_url
 from chatkeep.cli.output import stoppable
 from chatkeep.cli.terminal import err, out, print_error, run
 from chatkeep.errors import ChatkeepError
@@ -29,8 +29,10 @@ def backup(
     if verify_only:
         _print(file, _check(file), verified=True)
         return
+    url = store_url(database_url)
+    check_file(url)
     with stoppable(f"{file} was not written"):
-        copied = run(_backup(file, store_url(database_url), verify))
+        copied = run(_backup(file, url, verify))
     _print(file, copied, verified=verify)
 
 
@@ -49,7 +51,7 @@ async def _backup(file: Path, url: str, verify: bool) -> Backup:  # noqa: FBT001
 
 def _progress() -> Progress:
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeElapsedColumn()
-    return Progress(*columns, console=err)
+    return Progress(*columns, console=err, disable=not err.is_terminal)
 
 
 def _check(file: Path) -> Backup:

@@ -1,23 +1,21 @@
-"""`chatkeep import`, `export`, `list` and `show`: conversations."""
+"""`chatkeep import` and `export`: conversations in and out."""
 
 import gc
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, BinaryIO
+from typing import Annotated, BinaryIO
 from uuid import UUID
 
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
-from rich.table import Table
-from rich.text import Text
 
 from chatkeep.cli.input import MAX_LINE_BYTES, open_input, read_lines
-from chatkeep.cli.options import DatabaseUrl, open_existing, store_url
+from chatkeep.cli.options import DatabaseUrl, Owner, check_file, open_existing, store_url
 from chatkeep.cli.output import opened_target, refuse_own_file, stoppable
-from chatkeep.cli.terminal import err, escaped, local_time, out, run
+from chatkeep.cli.terminal import INTERRUPTED, err, out, print_error, run
 from chatkeep.formats.jsonl import Imported, export_lines, import_lines
-from chatkeep.model import UPDATABLE, Conversation, Message
+from chatkeep.model import UPDATABLE
 from chatkeep.settings import LOCAL_OWNER
 from chatkeep.store import Store, open_store
 
@@ -52,7 +50,7 @@ class _Totals:
 def import_(
     files: Annotated[list[Path], typer.Argument(help="JSONL files, optionally gzipped. - is standard input.")],
     database_url: DatabaseUrl = None,
-    owner: Annotated[str, typer.Option(help="Owner of the imported conversations.")] = LOCAL_OWNER,
+    owner: Owner = LOCAL_OWNER,
     update: Annotated[
         bool, typer.Option("--update", help="Take over title, metadata, deletions, answers and head where they differ.")
     ] = False,
@@ -70,7 +68,13 @@ def import_(
     gc.freeze()
     gc.set_threshold(200_000, 50, 100)
     totals = _Totals()
-    seconds = run(_import(files, store_url(database_url), _Options(owner, update, max_line_bytes), totals))
+    url = store_url(database_url)
+    check_file(url, makes=True)
+    try:
+        seconds = run(_import(files, url, _Options(owner, update, max_line_bytes), totals))
+    except KeyboardInterrupt:
+        print_error(f"stopped; run it again to go on. Conversations so far: {totals}")
+        raise typer.Exit(INTERRUPTED) from None
     rate = totals.messages / seconds
     out.print(
         f"{totals.messages:,} messages in {seconds:.1f} s ({rate:,.0f}/s); conversations: {totals}",
@@ -98,6 +102,7 @@ def _progress() -> Progress:
         TextColumn("{task.fields[done]}"),
         TimeElapsedColumn(),
         console=err,
+        disable=not err.is_terminal,
     )
 
 
@@ -154,7 +159,7 @@ def export(
         Path | None, typer.Argument(help="Target file; .gz compresses. - is standard output, and the default.")
     ] = None,
     database_url: DatabaseUrl = None,
-    owner: Annotated[str, typer.Option(help="Owner of the conversations.")] = LOCAL_OWNER,
+    owner: Owner = LOCAL_OWNER,
 ) -> None:
     """Export conversations without loss, one per line, in the format that `import` reads.
 
@@ -162,6 +167,7 @@ def export(
     the others are exported, and the exit code is 1.
     """
     url = store_url(database_url)
+    check_file(url)
     refuse_own_file(url, file)
     with stoppable("the export is not complete, and has replaced no file"), opened_target(file) as target:
         failures = run(_export(target, url, owner))
@@ -187,79 +193,3 @@ async def _write(store: Store, owner: str, target: BinaryIO) -> int:
         target.write(piece)
     target.flush()
     return failures
-
-
-def list_(
-    database_url: DatabaseUrl = None,
-    context: Annotated[str | None, typer.Option(help="Only conversations of this context.")] = None,
-    project: Annotated[str | None, typer.Option(help="Only conversations of the project with this id.")] = None,
-    label: Annotated[
-        list[str] | None, typer.Option(help="Only conversations with this label; '!archived' leaves out. Repeatable.")
-    ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most conversations to list.")] = 20,
-    owner: Annotated[str, typer.Option(help="Owner of the conversations.")] = LOCAL_OWNER,
-) -> None:
-    """List conversations, most recently updated first."""
-    filters = {"context_id": context, "project_id": project, "labels": tuple(label or ())}
-    run(_list(store_url(database_url), owner, limit, filters))
-
-
-async def _list(url: str, owner: str, limit: int, filters: dict[str, Any]) -> None:
-    async with open_existing(url) as store:
-        page = await store.list_conversations(owner, limit=limit, total=True, **filters)
-    table = Table(box=None, header_style="bold")
-    table.add_column("Updated", no_wrap=True)
-    table.add_column("Messages", justify="right")
-    table.add_column("Title", no_wrap=True, overflow="ellipsis")
-    table.add_column("Id", no_wrap=True)
-    for item in page.items:
-        table.add_row(
-            local_time(item.updated_at), f"{item.last_seq:,}", escaped(item.title or "(no title)"), str(item.id)
-        )
-    out.print(table)
-    if page.total and page.total > len(page.items):
-        out.print(f"{len(page.items)} of {page.total:,}; --limit shows more")
-
-
-def show(
-    conversation_id: Annotated[str, typer.Argument(help="The conversation's id, as `list` shows it.")],
-    database_url: DatabaseUrl = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Number of messages, counted from the newest.")] = 50,
-    owner: Annotated[str, typer.Option(help="Owner of the conversation.")] = LOCAL_OWNER,
-) -> None:
-    """Show a conversation: the messages on the path to its head."""
-    run(_show_conversation(store_url(database_url), owner, conversation_id, limit))
-
-
-async def _show_conversation(url: str, owner: str, conversation_id: str, limit: int) -> None:
-    async with open_existing(url) as store:
-        conversation = await store.get_conversation(owner, conversation_id)
-        page = await store.history(owner, conversation_id, limit=limit, total=True)
-    _print_head(conversation, page.total or 0)
-    if page.next is not None:
-        out.print("… earlier messages: --limit", style="dim")
-    for message in page.items:
-        _print_message(message)
-
-
-def _print_head(conversation: Conversation, length: int) -> None:
-    out.print(escaped(conversation.title or "(no title)", "bold"))
-    others = conversation.last_seq - length
-    out.print(
-        f"{length:,} messages, updated {local_time(conversation.updated_at)}"
-        + (f"; {others:,} more on other branches or deleted" if others else ""),
-        style="dim",
-    )
-
-
-def _print_message(message: Message) -> None:
-    status = "" if message.status == "complete" else f" ({message.status})"
-    colour = {"user": "cyan", "assistant": "green"}.get(message.role, "yellow")
-    line = Text(f"\n{message.role}{status}", style=f"bold {colour}")
-    line.append(f"  {local_time(message.sent_at or message.created_at)}", style="dim")
-    out.print(line)
-    if message.content:
-        out.print(escaped(message.content))
-    for call in message.metadata.get("tool_calls") or ():
-        function = call.get("function", {}) if isinstance(call, dict) else {}
-        out.print(escaped(f"→ {function.get('name')}({function.get('arguments')})", "yellow"))

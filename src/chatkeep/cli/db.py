@@ -3,19 +3,31 @@
 from typing import Annotated
 
 import typer
+from pydantic import BaseModel
 
-from chatkeep.cli.options import DatabaseUrl, open_existing, store_url
-from chatkeep.cli.terminal import out, run
+from chatkeep.cli.options import DatabaseUrl, check_file, open_existing, store_url
+from chatkeep.cli.tables import AsJson, print_json
+from chatkeep.cli.terminal import confirm, out, run, say
 from chatkeep.store import open_store
 from chatkeep.urls import without_secrets
 
 app = typer.Typer(no_args_is_help=True, help="The schema of the database, and its distribution.")
 
 
+class SchemaStatus(BaseModel):
+    """What `status` shows."""
+
+    database: str
+    revision: str | None
+    newest: str
+
+
 @app.command()
 def upgrade(database_url: DatabaseUrl = None) -> None:
-    """Migrate the schema to the newest revision, and bring the search index up to date."""
-    run(_migrate(store_url(database_url), "head"))
+    """Migrate the schema to the newest revision, and bring the search index up to date. Makes a missing SQLite file."""
+    url = store_url(database_url)
+    check_file(url, makes=True)
+    run(_migrate(url, "head"))
 
 
 @app.command()
@@ -25,20 +37,24 @@ def downgrade(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask for confirmation.")] = False,
 ) -> None:
     """Migrate the schema back to a revision. Data that only newer revisions can hold is lost."""
+    url = store_url(database_url)
+    check_file(url)
     if not yes:
-        typer.confirm(
-            f"Migrate {without_secrets(store_url(database_url))} back to {revision}? Data may be lost.", abort=True
-        )
-    run(_migrate(store_url(database_url), revision))
+        confirm(f"Migrate {without_secrets(url)} back to {revision}? Data may be lost.")
+    run(_migrate(url, revision))
 
 
 @app.command()
-def status(database_url: DatabaseUrl = None) -> None:
+def status(database_url: DatabaseUrl = None, as_json: AsJson = False) -> None:
     """Show the revision of the schema. Exit code 1: it is not the newest."""
     url = store_url(database_url)
-    revision, newest = run(_revision(url))
-    out.print(f"{without_secrets(url)}: revision {revision or 'none'}, newest {newest}", soft_wrap=True, markup=False)
-    if revision != newest:
+    check_file(url)
+    found = run(_status(url))
+    if as_json:
+        print_json(found)
+    else:
+        say(f"{found.database}: revision {found.revision or 'none'}, newest {found.newest}")
+    if found.revision != found.newest:
         raise typer.Exit(1)
 
 
@@ -57,10 +73,10 @@ async def _distribute(url: str) -> None:
 async def _migrate(url: str, revision: str) -> None:
     async with open_store(url, migrate=False) as store:
         await store.migrate(revision)
-        revision = await store.schema_revision() or "none"
-        out.print(f"{without_secrets(url)}: revision {revision}", soft_wrap=True, markup=False)
+        say(f"{without_secrets(url)}: revision {await store.schema_revision() or 'none'}")
 
 
-async def _revision(url: str) -> tuple[str | None, str]:
+async def _status(url: str) -> SchemaStatus:
     async with open_store(url, migrate=False) as store:
-        return await store.schema_revision(), store.newest_revision
+        revision = await store.schema_revision()
+        return SchemaStatus(database=without_secrets(url), revision=revision, newest=store.newest_revision)

@@ -14,10 +14,10 @@ from uuid import UUID
 import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from chatkeep.cli.options import DatabaseUrl, EmbedderName, load_settings, store_url
-from chatkeep.cli.terminal import err, out, print_error, run
+from chatkeep.cli.options import DatabaseUrl, EmbedderName, Owner, check_file, load_settings, store_url
+from chatkeep.cli.terminal import INTERRUPTED, err, out, print_error, run
 from chatkeep.documents import ProjectLimits, document_path
-from chatkeep.errors import ChatkeepError, Conflict, InvalidId, InvalidInput, StoreUnavailable
+from chatkeep.errors import ChatkeepError, Conflict, InvalidId, InvalidInput, ProjectFull, StoreUnavailable
 from chatkeep.ids import valid_id
 from chatkeep.projects import NewProject, Project
 from chatkeep.reading.kinds import SUFFIXES
@@ -131,7 +131,7 @@ def ingest(
     project: Annotated[str, typer.Argument(help="The project: its id, or its name; a new name makes a project.")],
     paths: Annotated[list[Path], typer.Argument(help="Folders and files. Documents have their paths in the folder.")],
     database_url: DatabaseUrl = None,
-    owner: Annotated[str, typer.Option(help="Owner of the project.")] = LOCAL_OWNER,
+    owner: Owner = LOCAL_OWNER,
     embedder: EmbedderName = None,
     prune: Annotated[
         bool, typer.Option("--prune", help="Remove the project's documents that are not among these files any more.")
@@ -147,13 +147,14 @@ def ingest(
     that cannot be read is named, the others are stored, and the exit code is 1.
     """
     options = Options(store_url(database_url), owner, project, embedder, prune, jobs)
+    check_file(options.url, makes=True)
     totals = Totals()
     began = time.monotonic()
     try:
         run(_ingest(options, paths, totals))
     except KeyboardInterrupt:
         print_error(f"stopped; run it again to go on. Documents: {totals}")
-        raise typer.Exit(130) from None
+        raise typer.Exit(INTERRUPTED) from None
     seconds = time.monotonic() - began
     out.print(
         f"{totals.passages:,} passages in {seconds:.1f} s; documents: {totals}",
@@ -250,6 +251,8 @@ async def _store_all(ingest_: "Ingest", options: Options, project: Project, walk
 async def _store(ingest_: "Ingest", owner: str, project_id: UUID, found: Found, totals: Totals) -> None:
     try:
         document, change = await ingest_.add(owner, project_id, found.file, found.path)
+    except ProjectFull as error:
+        raise ProjectFull(f"{error.detail}, or set CHATKEEP_MAX_DOCUMENTS or CHATKEEP_MAX_CHUNKS higher") from None
     except (InvalidInput, Conflict) as error:
         totals.refused += 1
         err.print(f"{found.path}: {error.detail}", style="red", markup=False, soft_wrap=True)
@@ -271,5 +274,10 @@ async def _prune(store: Store, project: Project, walk: Walk, totals: Totals) -> 
 
 def _progress() -> Progress:
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), console=err
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        console=err,
+        disable=not err.is_terminal,
     )

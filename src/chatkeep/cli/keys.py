@@ -4,11 +4,12 @@ from datetime import timedelta
 from typing import Annotated
 
 import typer
-from rich.table import Table
 
+from chatkeep.access import ApiKey
+from chatkeep.cli.ids import HELP, key_of
 from chatkeep.cli.options import DatabaseUrl, OwnerName, open_existing, store_url
-from chatkeep.cli.terminal import err, escaped, local_time, out, run
-from chatkeep.errors import NotFound
+from chatkeep.cli.tables import AsJson, Cell, print_json, print_table
+from chatkeep.cli.terminal import note, run, say
 from chatkeep.keys import READ, SCOPES, WRITE, make_key
 
 app = typer.Typer(no_args_is_help=True, help="API keys, for scripts.")
@@ -25,7 +26,11 @@ def create_key(
     days: Annotated[int | None, typer.Option(min=1, help="Days until the key expires. Default: never.")] = None,
     database_url: DatabaseUrl = None,
 ) -> None:
-    """Create an API key for an owner, and print it. It cannot be shown again."""
+    """Create an API key for an owner, and print it. It cannot be shown again.
+
+    A server with CHATKEEP_AUTH=jwt takes it in place of a token. Only the key is on standard output: KEY=$(chatkeep
+    keys create ada) keeps it in a variable.
+    """
     run(_create_key(store_url(database_url), owner, name, tuple(scope or ()), days))
 
 
@@ -34,7 +39,7 @@ async def _create_key(url: str, owner: str, name: str, scopes: tuple[str, ...], 
     new = make_key(owner, name, scopes or (READ, WRITE), lifetime)
     async with open_existing(url) as store:
         await store.access.create_key(new.key, new.secret_hash)
-    err.print("Keep it safe: it is not shown again. Send it as: Authorization: Bearer KEY")
+    note("Keep it safe: it is not shown again. Send it as: Authorization: Bearer KEY")
     typer.echo(new.text)
 
 
@@ -42,24 +47,37 @@ async def _create_key(url: str, owner: str, name: str, scopes: tuple[str, ...], 
 def list_keys(
     owner: Annotated[str | None, typer.Argument(help="Only keys of this owner.", show_default=False)] = None,
     database_url: DatabaseUrl = None,
+    as_json: AsJson = False,
 ) -> None:
-    """List the API keys, without their secrets."""
-    run(_list_keys(store_url(database_url), owner))
+    """List the API keys, without their secrets.
+
+    In a pipe: id, owner, name, scopes, and the times when it was created, expires and was last used, with tabs.
+    """
+    run(_list_keys(store_url(database_url), owner, as_json=as_json))
 
 
-async def _list_keys(url: str, owner: str | None) -> None:
+async def _list_keys(url: str, owner: str | None, *, as_json: bool) -> None:
     async with open_existing(url) as store:
         found = await store.access.list_keys(owner)
-    table = Table("id", "owner", "name", "scopes", "created", "expires", "last used", box=None)
-    for key in found:
-        times = (local_time(time) if time else "-" for time in (key.created_at, key.expires_at, key.last_used_at))
-        table.add_row(key.id, escaped(key.owner_id), escaped(key.name), " ".join(key.scopes), *times)
-    out.print(table if found else "There are no API keys.")
+    if as_json:
+        print_json(*found)
+    elif found:
+        print_table(NAMES, [_row(key) for key in found])
+    if not found:
+        note("There are no API keys." if owner is None else f"{owner} has no API keys.")
+
+
+NAMES = ("ID", "OWNER", "NAME", "SCOPES", "CREATED", "EXPIRES", "LAST USED")
+
+
+def _row(key: ApiKey) -> tuple[Cell, ...]:
+    times = key.created_at, key.expires_at, key.last_used_at
+    return key.id, key.owner_id, key.name, " ".join(key.scopes), *times
 
 
 @app.command("revoke")
 def revoke_key(
-    key_id: Annotated[str, typer.Argument(help="The key's id, as `keys list` shows it.")],
+    key_id: Annotated[str, typer.Argument(help=f"The key's id, as `keys list` shows it, {HELP}.")],
     database_url: DatabaseUrl = None,
 ) -> None:
     """Revoke an API key. It is refused from now on."""
@@ -68,6 +86,7 @@ def revoke_key(
 
 async def _revoke_key(url: str, key_id: str) -> None:
     async with open_existing(url) as store:
-        if not await store.access.revoke_key(key_id):
-            raise NotFound("there is no API key with this id; `chatkeep keys list` shows them", got=key_id)
-    out.print("revoked")
+        key = await key_of(store, key_id)
+        await store.access.revoke_key(key.id)
+    named = f" ({key.name})" if key.name else ""
+    say(f"revoked {key.id}{named} of {key.owner_id}")

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import typer
 
-from chatkeep.cli.options import DatabaseUrl, EmbedderName, load_settings, open_existing
+from chatkeep.cli.options import DatabaseUrl, EmbedderName, Owner, check_file, load_settings, open_existing
 from chatkeep.cli.terminal import run
 from chatkeep.keys import READ, WRITE, WRITE_ANY_ROLE
 from chatkeep.settings import LOCAL_OWNER, Settings
@@ -33,7 +33,7 @@ STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 def mcp(
     database_url: DatabaseUrl = None,
-    owner: Annotated[str, typer.Option(help="Owner of the conversations and documents.")] = LOCAL_OWNER,
+    owner: Owner = LOCAL_OWNER,
     embedder: EmbedderName = None,
     read_only: Annotated[bool, typer.Option("--read-only", help="Refuse to create and append.")] = False,
     any_role: Annotated[
@@ -47,6 +47,7 @@ def mcp(
     """
     given = {"database_url": database_url, "embedder": embedder}
     settings = load_settings().model_copy(update={name: value for name, value in given.items() if value is not None})
+    check_file(settings.store_url, makes=not read_only)
     scopes = [READ] if read_only else [READ, WRITE, WRITE_ANY_ROLE] if any_role else [READ, WRITE]
     run(_until_stopped(settings, owner, frozenset(scopes)))
 

@@ -1,16 +1,19 @@
 """The options, the settings and the store that commands share."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Annotated
 
 import typer
 from pydantic import ValidationError
 
-from chatkeep.cli.terminal import print_error
-from chatkeep.settings import Settings
-from chatkeep.store import Store, open_store
-from chatkeep.validation import all_wrong
+from chatkeep.cli.terminal import note, print_error
+from chatkeep.errors import InvalidInput
+from chatkeep.settings import Settings, invalid_settings, misspelt_variables
+from chatkeep.store import Store, file_path, open_store
+from chatkeep.urls import split_url
 
 DatabaseUrl = Annotated[
     str | None,
@@ -30,16 +33,26 @@ EmbedderName = Annotated[
     ),
 ]
 
+Owner = Annotated[
+    str,
+    typer.Option(
+        help="Owner of the conversations: the first argument of the library's calls, or the sub claim of a token."
+        " `chatkeep owners list` shows who there is."
+    ),
+]
+
 OwnerName = Annotated[str, typer.Argument(help="The owner: the sub claim of their tokens.")]
 
 
 def load_settings() -> Settings:
-    """Return the settings. Prints the invalid ones without their values, and exits with code 1."""
+    """Return the settings. Prints the invalid ones, and exits with code 1; warns of names that look misspelt."""
+    for name, meant in misspelt_variables().items():
+        note(f"Warning: {name} is not a setting, and is not read; did you mean {meant}?", "yellow")
     try:
         return Settings()
     except ValidationError as error:
-        for each in all_wrong(error):
-            print_error(f"CHATKEEP_{str(each.loc[0]).upper()}: {each.message}" if each.loc else each.message)
+        for reason in invalid_settings(error):
+            print_error(reason)
         raise typer.Exit(1) from None
 
 
@@ -51,6 +64,40 @@ def store_url(given: str | None) -> str:
 @asynccontextmanager
 async def open_existing(url: str) -> AsyncIterator[Store]:
     """Open a store that has to exist: no file and no schema is created."""
+    check_file(url)
     async with open_store(url, migrate=False) as store:
         await store.ping()
         yield store
+
+
+def check_file(url: str, *, makes: bool = False) -> None:
+    """Raise InvalidInput if `url` names a SQLite file that cannot be used. It may be missing if the command `makes` it.
+
+    Nothing is opened: closing a file drops the locks that SQLite has on it.
+    """
+    if split_url(url).scheme != "sqlite" or not (name := file_path(url)):
+        return
+    file = Path(name).expanduser().absolute()
+    try:
+        exists, is_folder = file.exists(), file.is_dir()
+    except OSError as error:
+        raise InvalidInput(f"cannot use {file}: {error.strerror}") from None
+    if is_folder:
+        inside = f"{url.partition('?')[0].rstrip('/')}/chat.db"
+        raise InvalidInput(f"{file} is a folder; name a file in it, such as {inside}")
+    if exists:
+        _check_access(file, os.R_OK | os.W_OK, "read and write")
+    elif not makes:
+        raise InvalidInput(
+            f"there is no database {file}; `chatkeep import`, `ingest`, `serve` and `db upgrade` make one."
+            " To use another one: --database-url sqlite:///FILE, or CHATKEEP_DATABASE_URL"
+        )
+    elif not file.parent.is_dir():
+        raise InvalidInput(f"there is no folder {file.parent} for the database; make it first")
+    else:
+        _check_access(file.parent, os.W_OK | os.X_OK, "make a database in")
+
+
+def _check_access(path: Path, mode: int, what: str) -> None:
+    if not os.access(path, mode, effective_ids=os.access in os.supports_effective_ids):
+        raise InvalidInput(f"this user may not {what} {path}")

@@ -2,18 +2,22 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import Annotated
+from uuid import UUID
 
 import apsw
 import typer
-from rich.table import Table
+from pydantic import BaseModel
 
-from chatkeep.cli.terminal import err, escaped, local_time, out, print_error
+from chatkeep.cli.tables import print_json, print_table
+from chatkeep.cli.terminal import confirm, err, local_time, out, print_error
 from chatkeep.errors import ChatkeepError
 from chatkeep.recorder.journal import (
     Dead,
     JournalDamaged,
+    Standing,
     dead_letters,
     drop,
     erase_owner,
@@ -37,26 +41,68 @@ Numbers = Annotated[
 
 
 @app.command()
-def status(file: JournalFile) -> None:
+def status(
+    file: JournalFile, as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False
+) -> None:
     """Show the pending messages, and the dead letters with their reasons. Exit code 1: there are dead letters."""
     with _opened(file) as journal:
         found, letters = standing(journal), dead_letters(journal)
+    if as_json:
+        print_json(_journal(found, letters))
+    else:
+        _print_status(found, letters)
+    if letters:
+        raise typer.Exit(1)
+
+
+def _print_status(found: Standing, letters: list[Dead]) -> None:
     since = f", the oldest since {local_time(from_micros(found.oldest))}" if found.oldest is not None else ""
     out.print(f"{found.entries:,} messages wait for the store ({found.size:,} bytes){since}")
     out.print(f"{found.dead:,} dead letters")
     if letters:
-        out.print(_table(letters))
-        raise typer.Exit(1)
+        names = "NUMBER", "RECORDED", "CONVERSATION", "OWNER", "REASON"
+        rows = [DeadLetter.of(each) for each in letters]
+        print_table(names, [(str(r.number), r.recorded_at, str(r.conversation_id), r.owner_id, r.reason) for r in rows])
 
 
-def _table(letters: list[Dead]) -> Table:
-    table = Table("number", "recorded", "owner", "conversation", "reason", box=None)
-    for letter in letters:
-        entry, (owner, conversation_id) = letter.entry, letter.entry.key
-        reason = escaped(f"{letter.error}: {letter.reason}")
-        recorded = local_time(from_micros(entry.recorded_at))
-        table.add_row(str(entry.rid), recorded, escaped(owner), str(conversation_id), reason)
-    return table
+class DeadLetter(BaseModel):
+    """A message that the store refused for good."""
+
+    number: int
+    recorded_at: datetime
+    conversation_id: UUID
+    owner_id: str
+    reason: str
+
+    @classmethod
+    def of(cls, letter: Dead) -> "DeadLetter":
+        """What is shown of it: not what it says."""
+        owner, conversation_id = letter.entry.key
+        return cls(
+            number=letter.entry.rid,
+            recorded_at=from_micros(letter.entry.recorded_at),
+            conversation_id=conversation_id,
+            owner_id=owner,
+            reason=f"{letter.error}: {letter.reason}",
+        )
+
+
+class Journal(BaseModel):
+    """What `status` shows as JSON."""
+
+    pending: int
+    pending_bytes: int
+    oldest: datetime | None
+    dead_letters: list[DeadLetter]
+
+
+def _journal(found: Standing, letters: list[Dead]) -> Journal:
+    return Journal(
+        pending=found.entries,
+        pending_bytes=found.size,
+        oldest=None if found.oldest is None else from_micros(found.oldest),
+        dead_letters=[DeadLetter.of(each) for each in letters],
+    )
 
 
 @app.command()
@@ -73,7 +119,7 @@ def drop_(
 ) -> None:
     """Delete dead letters. It cannot be undone."""
     if not yes:
-        typer.confirm(f"Delete {len(numbers) if numbers else 'all'} dead letters of {file}?", abort=True)
+        confirm(f"Delete {len(numbers) if numbers else 'all'} dead letters of {file}?")
     _change(file, numbers, drop, "dead letters are deleted")
 
 
@@ -89,7 +135,7 @@ def erase(
     journal are left, which it does not change.
     """
     if not yes:
-        typer.confirm(f"Delete all messages of {owner!r} in {file}?", abort=True)
+        confirm(f"Delete all messages of {owner!r} in {file}?")
     with _opened(file) as journal:
         entries, dead = erase_owner(journal, owner)
     out.print(f"{entries:,} pending messages and {dead:,} dead letters are deleted")
@@ -118,5 +164,6 @@ def _opened(file: Path) -> Iterator[apsw.Connection]:
         with closing(journal):
             yield journal
     except (ChatkeepError, apsw.Error, JournalDamaged) as error:
-        print_error(DAMAGED.format(file) if is_damage(error) else error)
+        said = error if isinstance(error, ChatkeepError) else f"cannot open {file} as a journal: {error}"
+        print_error(DAMAGED.format(file) if is_damage(error) else said)
         raise typer.Exit(1) from None

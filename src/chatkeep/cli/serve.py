@@ -4,13 +4,14 @@ import errno
 import json
 import os
 import socket
+from shlex import quote
 from typing import Annotated, NamedTuple
 from uuid import uuid5
 
 import typer
 
-from chatkeep.cli.options import DatabaseUrl, EmbedderName, load_settings
-from chatkeep.cli.terminal import escaped, out, run
+from chatkeep.cli.options import DatabaseUrl, EmbedderName, check_file, load_settings
+from chatkeep.cli.terminal import escaped, out, refused, run
 from chatkeep.projects import Project
 from chatkeep.providers import LlmProvider
 from chatkeep.settings import LOCAL_OWNER, ProviderName, Settings
@@ -71,28 +72,26 @@ def serve(
 
 
 def _check(settings: Settings) -> None:
+    check_file(settings.store_url, makes=True)
     if settings.auth == "none" and not settings.listens_on_loopback:
-        raise typer.BadParameter(
+        raise refused(
+            "--host",
             f"other machines can connect to {settings.host}, and without authentication every client can read and"
             " delete everything. Set CHATKEEP_AUTH=jwt, or use 127.0.0.1, ::1 or localhost.",
-            param_hint="--host",
         )
     if settings.workers > 1 and settings.store_url.startswith("memory:"):
-        raise typer.BadParameter(
-            "memory:// is the memory of one process; several need a shared database", param_hint="--workers"
-        )
+        raise refused("--workers", "memory:// is the memory of one process; several need a shared database")
     if settings.upstream:
         _check_upstream(settings)
 
 
 def _check_upstream(settings: Settings) -> None:
     if settings.provider != "configured":
-        raise typer.BadParameter(
-            "a provider of the database would not answer; leave out --provider and CHATKEEP_PROVIDER",
-            param_hint="--upstream",
+        raise refused(
+            "--upstream", "a provider of the database would not answer; leave out --provider and CHATKEEP_PROVIDER"
         )
     if settings.store_url.startswith("memory:"):
-        raise typer.BadParameter("memory:// keeps no providers; use a database", param_hint="--upstream")
+        raise refused("--upstream", "memory:// keeps no providers; use a database")
 
 
 def _listen(settings: Settings, backlog: int) -> socket.socket:
@@ -106,20 +105,17 @@ def _listen(settings: Settings, backlog: int) -> socket.socket:
         raise _cannot_listen(settings, error) from None
 
 
-def _cannot_listen(settings: Settings, error: OSError) -> typer.BadParameter:
+def _cannot_listen(settings: Settings, error: OSError) -> typer.Exit:
     if error.errno == errno.EADDRINUSE:
-        return typer.BadParameter(
+        return refused(
+            "--port",
             f"port {settings.port} of {settings.host} is in use. Stop the other server, or use another port;"
             " 0: any free port.",
-            param_hint="--port",
         )
     if error.errno == errno.EACCES:
-        return typer.BadParameter(
-            f"this user may not listen on port {settings.port}; use a port above 1023",
-            param_hint="--port",
-        )
+        return refused("--port", f"this user may not listen on port {settings.port}; use a port above 1023")
     reason = os.strerror(error.errno) if error.errno and error.errno > 0 else "no such address"
-    return typer.BadParameter(f"this machine cannot listen on {settings.host}: {reason}", param_hint="--host")
+    return refused("--host", f"this machine cannot listen on {settings.host}: {reason}")
 
 
 class Prepared(NamedTuple):
@@ -160,13 +156,14 @@ def _host_in_url(host: str) -> str:
 
 
 def _print_greeting(settings: Settings, url: str, prepared: Prepared) -> None:
-    lines = [
-        f"chatkeep serves {without_secrets(settings.store_url)}",
-        f"  {url}/api/docs",
-        "Try:",
-        f"  curl '{url}/api/conversations?limit=3'",
-        f"  {_post(f'{url}/api/conversations', title='My first')}",
-    ]
+    lines = [f"chatkeep serves {without_secrets(settings.store_url)}", f"  {url}/api/docs", "Try:"]
+    if settings.auth == "jwt":
+        lines += _with_key(settings, url)
+    else:
+        lines += [
+            f"  curl '{url}/api/conversations?limit=3'",
+            f"  {_post(f'{url}/api/conversations', title='My first')}",
+        ]
     if prepared.project is not None and settings.provider == "configured":
         lines += _questions(url, prepared.project)
     for line in lines:
@@ -174,6 +171,22 @@ def _print_greeting(settings: Settings, url: str, prepared: Prepared) -> None:
     if prepared.upstream is not None:
         told = f"Questions are answered by {prepared.upstream.model_name} at {prepared.upstream.api_config.base_url}"
         out.print(escaped(told), soft_wrap=True)
+
+
+def _with_key(settings: Settings, url: str) -> list[str]:
+    """How to get a first API key, and use it."""
+    place = settings.database_url
+    database = "" if place is None else f" --database-url {_to_be_pasted(place)}"
+    return [
+        f"  KEY=$(chatkeep keys create {LOCAL_OWNER}{database})    # an API key, for any owner, in place of a token",
+        f"  curl '{url}/api/conversations?limit=3' -H \"Authorization: Bearer $KEY\"",
+    ]
+
+
+def _to_be_pasted(database_url: str) -> str:
+    """A database's URL for a shell. That of a server may have a secret: the shell has to know it."""
+    is_file = database_url.startswith("sqlite:")
+    return quote(database_url.partition("?")[0]) if is_file else '"$CHATKEEP_DATABASE_URL"'
 
 
 def _questions(url: str, project: Project) -> list[str]:

@@ -1,11 +1,15 @@
-"""Output on a terminal: escaped text, local times, errors without a traceback."""
+"""What a terminal and a pipe are given: escaped text, local times, questions, and errors without a traceback."""
 
 import asyncio
-from collections.abc import Callable, Coroutine
+import logging
+import signal
+from collections.abc import Callable, Coroutine, Iterator
+from contextlib import contextmanager
 from datetime import datetime
-from typing import Any
+from typing import Any, override
 
 import typer
+from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
@@ -14,12 +18,30 @@ from chatkeep.errors import ChatkeepError
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
 
+INTERRUPTED = 128 + signal.SIGINT
+"""The exit code after Ctrl-C."""
+
 _VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "␡"}
+_VISIBLE |= dict.fromkeys(range(0x80, 0xA0), "\ufffd")  # some terminals execute these, too
 
 
 def escaped(text: str, style: str = "") -> Text:
     """Return text whose control characters are shown as symbols, so that the terminal does not execute them."""
     return Text(text.translate(_VISIBLE), style=style)
+
+
+def say(text: str | Text, style: str = "") -> None:
+    """Print data on standard output: wrapped between words on a terminal, and as it is in a pipe."""
+    shown = escaped(text, style) if isinstance(text, str) else text
+    if out.is_terminal:
+        out.print(shown)
+    else:
+        typer.echo(shown.plain)  # rich would expand tabs
+
+
+def note(text: str, style: str = "") -> None:
+    """Print on standard error what is no data, in one line."""
+    err.print(escaped(text, style), soft_wrap=True)
 
 
 def local_time(moment: datetime) -> str:
@@ -29,13 +51,68 @@ def local_time(moment: datetime) -> str:
 
 def run[T](coroutine: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio.AbstractEventLoop] | None = None) -> T:
     """Run a coroutine. A ChatkeepError is printed as a message, with exit code 1."""
-    try:
+    with errors_as_sentences():
         return asyncio.run(coroutine, loop_factory=loop_factory)
+
+
+@contextmanager
+def errors_as_sentences() -> Iterator[None]:
+    """Print an error that a user can cause as one message on standard error, and exit with code 1."""
+    try:
+        yield
     except ChatkeepError as error:
-        print_error(error)
-        raise typer.Exit(1) from None
+        reason: object = error
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
+    except ModuleNotFoundError as error:
+        if not error.name or error.name.startswith("chatkeep"):
+            raise
+        reason = f"this needs {error.name}: pip install 'chatkeep[server]'"
+    else:
+        return
+    print_error(reason)
+    raise typer.Exit(1)
 
 
 def print_error(error: object) -> None:
     """Print a message on stderr, without markup and line breaks of its own."""
-    err.print(f"Error: {error}", style="red", markup=False, soft_wrap=True)
+    note(f"Error: {error}", "red")
+
+
+def refused(option: str, reason: str) -> typer.Exit:
+    """Print why an option's value cannot be used, and return what exits with code 2."""
+    print_error(f"{option}: {reason}")
+    return typer.Exit(2)
+
+
+def confirm(question: str) -> None:
+    """Ask on standard error, and exit with code 1 unless the answer is yes."""
+    try:
+        agreed = typer.confirm(question, err=True)
+    except typer.Abort:  # Ctrl-C, or no input
+        err.print()
+        agreed = False
+    if not agreed:
+        print_error("not confirmed, and nothing was changed; --yes leaves the question out")
+        raise typer.Exit(1)
+
+
+class Warnings(logging.Handler):
+    """Prints what the library warns of, but not the failures of a database: who catches their errors prints them."""
+
+    @override
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.levelno < logging.ERROR or record.name not in DATABASES:
+            note(f"Warning: {record.getMessage()}", "yellow")
+
+
+DATABASES = {f"chatkeep.stores.{name}.database" for name in ("sqlite", "postgres", "mongo")}
+"""The loggers of what is logged before it is raised."""
+
+WARNINGS = Warnings(logging.WARNING)
+
+
+def print_warnings() -> None:
+    """Print the library's warnings from now on, unless a command sends its log elsewhere. Idempotent."""
+    logging.getLogger("chatkeep").addHandler(WARNINGS)

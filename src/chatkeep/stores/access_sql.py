@@ -71,6 +71,13 @@ class SqlAccess(Access):
     async def _write(self, statement: str, *values: object) -> Sequence[Row]:
         """Return the rows of one statement that writes, when it is durable."""
 
+    def _stored_owner(self, owner: str) -> str:
+        """An owner as the table of owners has it. `_shown_owner` is the inverse."""
+        return owner
+
+    def _shown_owner(self, stored: str) -> str:
+        return stored
+
     async def create_key(self, key: ApiKey, secret_hash: bytes) -> None:
         owner, name, scopes = encode_nul(key.owner_id), encode_nul(key.name), " ".join(key.scopes)
         times = to_micros(key.created_at), _micros(key.expires_at)
@@ -95,6 +102,11 @@ class SqlAccess(Access):
 
     async def key_used(self, key_id: str, moment: datetime) -> None:
         await self._write("UPDATE api_keys SET last_used_at = $1 WHERE id = $2 RETURNING id", to_micros(moment), key_id)
+
+    async def list_owners(self, *, after: str = "", limit: int = 1_000) -> list[str]:
+        above = self._stored_owner(after), limit
+        found = await self._read("SELECT id FROM users WHERE id > $1 ORDER BY id LIMIT $2", *above)
+        return [self._shown_owner(id_) for (id_,) in found]
 
     async def begin_request(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
         owner, key = encode_nul(owner), encode_nul(key)

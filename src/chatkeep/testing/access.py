@@ -9,6 +9,7 @@ import pytest
 from chatkeep.access import DELETED, ApiKey, Reply, location_of
 from chatkeep.errors import Conflict, InvalidInput
 from chatkeep.model import NewConversation
+from chatkeep.projects import NewProject
 from chatkeep.store import Store
 from chatkeep.testing.contract import Contract
 from chatkeep.testing.messages import assistant, someone, user
@@ -41,6 +42,20 @@ class AccessContract(Contract):
         assert await access.revoke_key(first.id)
         assert not await access.revoke_key(first.id)
         assert await access.find_key(first.id) is None
+
+    async def test_owners_are_listed(self, store: Store, owner: str) -> None:
+        """Who has a conversation or a project is listed once, in pages; who was erased is not."""
+        owners = [f"{owner}{end}" for end in ("", "\0", "Z", "a", "\ufdd0", "\U0001f511")]
+        for each in owners[1:]:
+            for _ in range(2):
+                await store.create_conversation(each, NewConversation())
+        await store.projects.create_project(owner, NewProject(name="Tea"))
+        found = [each for each in await store.access.list_owners(after=owner[:-1]) if each.startswith(owner)]
+        assert sorted(found) == owners
+        assert await store.access.list_owners(after=found[0], limit=2) == found[1:3]
+        assert await store.access.list_owners(after=found[2], limit=3) == found[3:]
+        await store.erase_owner(owners[2])
+        assert owners[2] not in await store.access.list_owners(after=owner[:-1])
 
     async def test_a_key_that_is_stored_again(self, store: Store, owner: str) -> None:
         """Storing the same key again changes nothing; its id with another secret is a conflict."""

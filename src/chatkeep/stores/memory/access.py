@@ -1,5 +1,6 @@
 """API keys, replies to retried requests and traces of erasures in this process's memory."""
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from datetime import datetime
 from uuid import UUID
@@ -21,7 +22,9 @@ class _Request:
 class MemoryAccess(Access):
     """API keys, replies and traces of erasures in this process's memory."""
 
-    def __init__(self) -> None:
+    def __init__(self, owners: Callable[[], Iterable[str]] = tuple) -> None:
+        """Take what returns the owners of the store."""
+        self._owners = owners
         self._keys: dict[str, tuple[ApiKey, bytes]] = {}
         self._requests: dict[tuple[str, str], _Request] = {}
         self._erasures: dict[bytes, datetime] = {}
@@ -46,6 +49,9 @@ class MemoryAccess(Access):
         if key_id in self._keys:
             key, secret_hash = self._keys[key_id]
             self._keys[key_id] = key.model_copy(update={"last_used_at": moment}), secret_hash
+
+    async def list_owners(self, *, after: str = "", limit: int = 1_000) -> list[str]:
+        return sorted(owner for owner in set(self._owners()) if owner > after)[:limit]
 
     async def begin_request(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
         moment = now()

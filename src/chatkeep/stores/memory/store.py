@@ -473,7 +473,7 @@ class MemoryStore(RowStore[MemoryRows]):
         if file_path(url):
             raise InvalidInput("a memory store has no path: memory://")
         self._data = _Data()
-        self._access = MemoryAccess()
+        self._access = MemoryAccess(lambda: chain(self._data.owners, self._data.projects))
 
     async def _read[T](self, work: Work[MemoryRows, T]) -> T:
         return run(work(MemoryRows(self._data, index=self._options.search)))

@@ -78,6 +78,12 @@ class MongoAccess(Access):
         change = {"$set": {"last_used_at": micros(moment)}}
         await self._database.write_one(lambda view: view.api_keys.update_one({"_id": key_id}, change))
 
+    async def list_owners(self, *, after: str = "", limit: int = 1_000) -> list[str]:
+        found = await self._database.read(
+            lambda view: view.users.find({"owner_id": {"$gt": after}}, sort=[("owner_id", 1)], limit=limit).to_list()
+        )
+        return [each["owner_id"] for each in found]
+
     async def begin_request(self, owner: str, key: str, fingerprint: bytes) -> Reply | None:
         with self._database.writes.of_call():
             return await self._begun(owner, key, fingerprint)

@@ -57,7 +57,7 @@ class Database:
     def __init__(self, url: str, options: StoreOptions, *, reads: TimeLimit, writes: TimeLimit) -> None:
         """Take the limits of what reads and of what writes: they may be those that the caller is under already."""
         parts = urlsplit(url)
-        self.name = f"{parts.hostname or 'localhost'}{parts.path}"
+        self.name = f"{parts.netloc.rpartition('@')[2] or 'localhost'}{parts.path}"
         self._reads = reads
         self._writes = writes
         self._slow = TimeLimit(schema.MIGRATION_SECONDS)

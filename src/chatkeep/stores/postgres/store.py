@@ -272,3 +272,9 @@ class PostgresAccess(SqlAccess):
 
     async def note_erasure(self, owner: str) -> datetime:
         return await self._noted(owner, CLOCK)
+
+    def _stored_owner(self, owner: str) -> str:
+        return encode_nul(owner)
+
+    def _shown_owner(self, stored: str) -> str:
+        return decode_nul(stored)

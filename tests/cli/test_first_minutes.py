@@ -1,0 +1,417 @@
+"""The first minutes with the command line, as somebody has them who knows nothing yet: what is shown, and said."""
+
+import asyncio
+import json
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+from uuid import UUID, uuid4
+
+import pytest
+from commands import COMMAND, SAMPLE, run, serving
+from rich.console import Console
+
+from chatkeep import NewConversation, NewMessage, open_store
+from chatkeep.cli import conversations, tables, terminal
+from chatkeep.cli.calls import calls_of
+from chatkeep.cli.ids import conversation_of
+from chatkeep.errors import InvalidInput, NotFound
+from chatkeep.model import ImportedMessage
+from chatkeep.recorder.journal import insert_entries, mark_dead, open_journal
+
+ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+@pytest.fixture
+def env(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, str]:
+    """The environment of somebody with an empty home."""
+    for name in [name for name in os.environ if name.startswith(("CHATKEEP_", "XDG_"))]:
+        monkeypatch.delenv(name)
+    monkeypatch.chdir(tmp_path)
+    return {"HOME": str(tmp_path), "COLUMNS": "80", "NO_COLOR": "1"}
+
+
+@pytest.fixture
+def filled(env: dict[str, str]) -> dict[str, str]:
+    """The same, with the sample in the database of the data folder."""
+    run(env, "import", SAMPLE)
+    return env
+
+
+@pytest.fixture
+def on_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Standard output is a terminal of 80 columns."""
+    console = Console(highlight=False, force_terminal=True, color_system=None, width=80)
+    for module in (terminal, tables, conversations):
+        monkeypatch.setattr(module, "out", console)
+
+
+# --- what is shown --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.usefixtures("on_terminal")
+def test_a_terminal_of_80_columns(filled: dict[str, str]) -> None:
+    """Lines of the list fit, with whole ids; a prefix of one shows, searches in, and deletes its conversation."""
+    head, *lines = run(filled, "list").stdout.splitlines()
+    assert head.split() == ["ID", "UPDATED", "MSGS", "TITLE"]
+    assert all(ID.match(line) and len(line) <= 80 for line in lines)
+    start = next(line for line in lines if "An assistant" in line)[:5]
+    assert "→ search_messages({" in run(filled, "show", start).stdout
+    found = run(filled, "search", "conversations", "--conversation", start).stdout
+    assert found.startswith(start)
+    assert {line[:5] for line in found.splitlines() if ID.match(line)} == {start}
+
+    run(filled, "delete", start, code=1, stdin=b"n\n")
+    assert start in run(filled, "list").stdout
+    assert "tools, 9 messages)" in " ".join(run(filled, "delete", start, stdin=b"y\n").stdout.split())
+    assert "local has no conversation" in run(filled, "show", start, code=1).stderr
+    assert len(run(filled, "export").stdout.splitlines()) == 6
+
+
+def test_a_pipe(filled: dict[str, str]) -> None:
+    """Lines with tabs: whole ids, times and titles, without a head; notes are not among them."""
+    done = run(filled, "list", "--limit", "5")
+    rows = [line.split("\t") for line in done.stdout.splitlines()]
+    assert all(len(row) == 4 and ID.fullmatch(row[0]) for row in rows)
+    assert ["8", "Three answers to one question"] in [row[2:] for row in rows]
+    assert all(re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d[+-]\d\d:\d\d", row[1]) for row in rows)
+    assert "5 of 7" in done.stderr
+    (hit,) = run(filled, "search", "chat", "open_store").stdout.splitlines()
+    conversation, message, _, role, title, snippet = hit.split("\t")
+    assert all(map(ID.fullmatch, (conversation, message)))
+    assert (role, title) == ("assistant", "First steps")
+    assert "open_store(" in snippet
+    long = "word " * 100
+    told = {
+        "id": "long",
+        "title": "a\tb\n\x9bc",
+        "messages": [{"id": "1", "parent_id": None, "role": "user", "content": f"{long}\tend"}],
+    }
+    run(filled, "import", "-", stdin=json.dumps(told).encode())
+    listed = run(filled, "list", "--limit", "1").stdout
+    assert listed.count("\n") == 1
+    assert listed.split("\t")[3] == "a␉b␊\ufffdc\n"
+    assert f"{long}\tend\n" in run(filled, "show", listed[:8]).stdout
+
+
+def test_json(filled: dict[str, str]) -> None:
+    """Each line is a record with the fields of the HTTP API, without anything else on standard output."""
+
+    def records(*arguments: str, code: int = 0) -> list[dict[str, Any]]:
+        return [json.loads(line) for line in run(filled, *arguments, "--json", code=code).stdout_bytes.splitlines()]
+
+    listed = records("list")
+    assert len(listed) == 7
+    assert {"id", "title", "last_seq", "updated_at", "labels"} <= listed[0].keys()
+    (shown,) = records("show", next(each["id"] for each in listed if each["title"] == "An assistant with tools"))
+    assert len(shown["messages"]["items"]) == shown["last_seq"]
+    assert [each["role"] for each in shown["messages"]["items"]][:2] == ["system", "user"]
+    (hit,) = records("search", "chat", "open_store")
+    assert (hit["title"], hit["message"]["role"]) == ("First steps", "assistant")
+    assert records("owners", "list") == [{"owner_id": "local", "conversations": 7}]
+    assert [each["provider_name"] for each in records("providers", "list")] == ["extractive"]
+    (status,) = records("db", "status")
+    assert status["revision"] == status["newest"]
+    run(filled, "keys", "create", "ada", "--name", "night")
+    (key,) = records("keys", "list")
+    assert (key["owner_id"], key["name"], "secret_hash" in key) == ("ada", "night", False)
+    assert records("list", "--owner", "nobody") == []
+
+
+def test_a_journal(env: dict[str, str], tmp_path: Path) -> None:
+    """`recorder status` shows whole ids and reasons, and is JSON if that is asked for; the exit code is 1."""
+    journal, id_ = open_journal(tmp_path / "voice.journal", create=True), uuid4()
+    insert_entries(journal, [("ada", id_.bytes, "{}", 2, 1_000_000)] * 2)
+    mark_dead(journal, 1, "Conflict", "said otherwise before")
+    journal.close()
+    assert f"\t{id_}\tada\tConflict: said" in run(env, "recorder", "status", "voice.journal", code=1).stdout
+    found = json.loads(run(env, "recorder", "status", "voice.journal", "--json", code=1).stdout)
+    assert (found["pending"], found["pending_bytes"], found["oldest"]) == (1, 2, "1970-01-01T00:00:01Z")
+    assert [(each["number"], each["conversation_id"]) for each in found["dead_letters"]] == [(1, str(id_))]
+
+
+def test_a_list_that_is_empty_says_whose_it_is(env: dict[str, str]) -> None:
+    """The library's example has another owner than the commands' default: both are named, and how to name one."""
+
+    async def converse() -> None:
+        async with open_store("sqlite:///chat.db") as store:
+            made = await store.get_or_create_conversation("ada", NewConversation(context_id="support"))
+            await store.append("ada", made.id, NewMessage(role="user", content="How hot should tea be?"))
+
+    asyncio.run(converse())
+    place = ("--database-url", "sqlite:///chat.db")
+    for command in (["list"], ["search", "tea"], ["show", "abcd"]):
+        done = run(env, *command, *place, code=1 if command[0] == "show" else 0)
+        assert "local" in done.stderr
+        assert "--owner names another one: ada" in done.stderr
+        assert done.stdout == ""
+    assert "How hot" in run(env, "list", *place, "--owner", "ada").stdout
+    assert run(env, "owners", "list", *place).stdout == "1\tada\n"
+
+
+# --- ids ------------------------------------------------------------------------------------------------------
+
+
+async def test_prefixes(store_url: str) -> None:
+    """The beginning of an id finds the owner's only conversation with it, of many, by reading one page by id."""
+    starts = ["0000", "0000", "7f3a0001", "7f3a0002", "ffff", "f00d", "1000"]
+    ids = [UUID(start.ljust(32, digit)) for start, digit in zip(starts, "0123ff0", strict=True)]
+    async with open_store(store_url) as store:
+        for id_ in ids:
+            await store.create_conversation("ada", NewConversation(id=id_, title=f"T{id_.hex[:8]}"))
+        for n in range(30):
+            await store.create_conversation("ada", NewConversation(id=UUID(int=0xABCD << 112 | n)))
+            await store.create_conversation("bob", NewConversation(id=UUID(int=0x7F3A0003 << 96 | n)))
+        for given, id_ in {
+            "7f3a0001": ids[2],
+            "7F3A-0002": ids[3],
+            "ffff": ids[4],
+            "1000": ids[6],
+            str(ids[5])[:20]: ids[5],
+        }.items():
+            assert (await conversation_of(store, "ada", given)).id == id_
+        assert (await conversation_of(store, "ada", str(ids[0]))).id == ids[0]
+        with pytest.raises(InvalidInput) as several:
+            await conversation_of(store, "ada", "7f3a")
+        assert all(f"{id_}  T{id_.hex[:8]}" in str(several.value) for id_ in ids[2:4])
+        with pytest.raises(InvalidInput) as many:
+            await conversation_of(store, "ada", "abcd")
+        assert str(many.value).count("\n") == 11
+        for absent in ("7f3a0003", "beef", str(UUID(int=0x7F3A0003 << 96))):
+            with pytest.raises(NotFound, match="bob"):
+                await conversation_of(store, "ada", absent)
+        for wrong in ("7f3", "", "tea!", "g" * 8, "0" * 33, "7f3a%"):
+            with pytest.raises(InvalidInput):
+                await conversation_of(store, "ada", wrong)
+
+
+def test_keys_are_revoked_by_what_the_list_shows(filled: dict[str, str]) -> None:
+    """A prefix or the key itself names it; an id is never cut, and the question of which is left to nobody."""
+    keys = [run(filled, "keys", "create", "ada").stdout.strip() for _ in range(3)]
+    ids = [line.split("\t")[0] for line in run(filled, "keys", "list").stdout.splitlines()]
+    assert ids == [key.split("_")[1] for key in keys]
+    assert "revoked" in run(filled, "keys", "revoke", ids[0][:8]).stdout
+    run(filled, "keys", "revoke", keys[1])
+    assert "no API key" in run(filled, "keys", "revoke", "0" * 16, code=1).stderr
+    assert run(filled, "keys", "list").stdout.split("\t")[0] == ids[2]
+
+
+# --- tool calls -----------------------------------------------------------------------------------------------
+
+CALLS: list[tuple[dict[str, Any], list[str]]] = [
+    ({"tool_calls": [{"id": "1", "function": {"name": "f", "arguments": '{"a": 1}'}}]}, ['→ f({"a": 1})']),
+    ({"tool_calls": [{"type": "tool_use", "name": "f", "input": {"a": 1}}]}, ['→ f({"a": 1})']),
+    ({"tool_calls": [{"name": "f", "args": {"a": [1]}, "id": "1"}]}, ['→ f({"a": [1]})']),
+    ({"tool_calls": [{"function": None, "name": "f"}]}, ["→ f()"]),
+    ({"tool_calls": [{"function": None}]}, ['→ {"function": null}']),
+    ({"tool_calls": [{"function": "f"}, "f", 7, None, []]}, ['→ {"function": "f"}', "→ f", "→ 7", "→ ", "→ []"]),
+    ({"tool_calls": {"name": "f", "arguments": 1}}, ["→ f(1)"]),
+    ({"tool_calls": "f"}, ["→ f"]),
+    ({"function_call": {"name": "f", "arguments": "{"}}, ["→ f({)"]),
+    ({"tool_calls": None}, []),
+]
+PARTS: list[tuple[list[dict[str, Any]], list[str]]] = [
+    ([{"type": "tool_call", "id": "1", "name": "f", "arguments": {"a": 1}}], ['→ f({"a": 1})']),
+    ([{"type": "tool_use", "name": "f", "input": {}}], ["→ f({})"]),
+    ([{"type": "tool_result", "tool_call_id": "1", "content": [{"text": "20 °C"}]}], ['← [{"text": "20 °C"}]']),
+    ([{"type": "tool_result"}, {"type": "tool_call"}], ["← ", '→ {"type": "tool_call"}']),
+    ([{"type": "text", "text": "x"}, {"type": "file", "name": 7}, {"type": "reasoning"}], ["[file 7]"]),
+]
+
+
+@pytest.mark.parametrize(
+    ("given", "lines"),
+    [*(({"metadata": each}, lines) for each, lines in CALLS), *(({"parts": each}, lines) for each, lines in PARTS)],
+)
+def test_every_call_is_shown(given: dict[str, Any], lines: list[str]) -> None:
+    """Name and arguments are, of every shape that there is, and of none."""
+    message = ImportedMessage.model_validate({"role": "assistant", "content": "x", **given})
+    assert calls_of(message) == lines
+
+
+def test_a_conversation_with_every_call_is_shown(env: dict[str, str]) -> None:
+    """The command survives them all, and repeats no call that stands in the parts and in the metadata."""
+    both = {"parts": PARTS[0][0], "metadata": CALLS[0][0]}
+    given: list[dict[str, Any]] = [
+        both,
+        *({"parts": each} for each, _ in PARTS),
+        *({"metadata": each} for each, _ in CALLS),
+    ]
+    messages = [
+        {"id": str(n), "parent_id": str(n - 1) if n else None, "role": "assistant", "content": "", **each}
+        for n, each in enumerate(given)
+    ]
+    run(env, "import", "-", stdin=json.dumps({"id": "calls", "messages": messages}).encode())
+    shown = run(env, "show", run(env, "list").stdout[:36]).stdout
+    assert shown.count('→ f({"a": 1})') == 1 + 1 + 2
+    assert '→ {"function": "f"}' in shown
+
+
+# --- what is said of mistakes ---------------------------------------------------------------------------------
+
+
+MISTAKES: dict[str, tuple[list[str], str]] = {
+    "no file": (["list"], r"there is no database .*chat\.db; `chatkeep import`, `ingest`, .* make one"),
+    "no file to downgrade": (["db", "downgrade", "base", "--yes"], "there is no database"),
+    "no file to look at": (["db", "status"], "there is no database"),
+    "a folder": (["list", "--database-url", "sqlite:///."], r"is a folder; .*, such as sqlite:///\./chat\.db"),
+    "no folder": (["import", str(SAMPLE), "--database-url", "sqlite:///no/x.db"], "there is no folder .*/no "),
+    "another file": (["list", "--database-url", f"sqlite:///{SAMPLE}"], "the file is not a SQLite database"),
+    "an option": (["list", "--database-url", "memory://?serch=off"], "no store option serch; did you mean search?"),
+    "an option of a server": (
+        ["list", "--database-url", "postgresql://u:zq7@127.0.0.1:1/x?poolsize=5"],
+        "no store option poolsize; did you mean pool_size?",
+    ),
+    "no server": (
+        ["list", "--database-url", "postgresql://u:zq7@127.0.0.1:1/x"],
+        r"PostgreSQL cannot be reached \(got '127\.0\.0\.1:1/x: ConnectionRefusedError'\)$",
+    ),
+    "a driver": (["list", "--database-url", "postgresql+asyncpg://u:zq7@h/x"], r"mean postgresql://, without .*\?$"),
+    "a scheme": (["list", "--database-url", "mongo://u:zq7@h/x"], r"did you mean mongodb://\?"),
+    "a path": (["list", "--database-url", "chat.db"], "a file is sqlite:///FILE"),
+    "no journal": (["recorder", "status", "."], r"cannot open \. as a journal: unable to open"),
+    "no name": (["ingest", "", "."], r"^Error: name: "),
+    "a scope": (["keys", "create", "ada", "--scope", "all"], r"the scopes are chatkeep:read, .* \(got 'all'\)"),
+    "an open server": (["serve", "--host", "0.0.0.0"], r"^Error: --host: other machines .* Set CHATKEEP_AUTH=jwt"),
+    "nothing to search": (["search", "-", "--database-url", "memory://"], "word"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_sentences(env: dict[str, str], name: str, tmp_path: Path) -> None:
+    """Each is said once, in one line on standard error, without a password, and makes no file."""
+    arguments, said = MISTAKES[name]
+    done = run(env, *arguments, code=2 if arguments[0] == "serve" else 1)
+    assert re.search(said, done.stderr)
+    assert done.stderr.startswith("Error: ")
+    assert done.stderr.count("\n") == 1
+    assert "zq7" not in done.stderr
+    assert done.stdout == ""
+    assert [path for path in tmp_path.rglob("*.db*") if name != "no name"] == []
+
+
+@contextmanager
+def without_rights() -> Iterator[None]:
+    """Do something as a user who is not root."""
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(user)
+
+
+def test_a_file_that_may_not_be_used(env: dict[str, str]) -> None:
+    """A file or folder that the user may not use is named, and so is one that cannot be reached."""
+    with tempfile.TemporaryDirectory() as name:
+        place = Path(name)
+        place.chmod(0o755)
+        (place / "shut").mkdir()
+        (place / "chat.db").touch(0o400)
+        (place / "shut").chmod(0o555)
+        with without_rights():
+            for file, said in {
+                "chat.db": f"this user may not read and write {place / 'chat.db'}",
+                "shut/x.db": f"this user may not make a database in {place / 'shut'}",
+                f"{'x' * 300}": "File name too long",
+            }.items():
+                done = run(env, "db", "upgrade", "--database-url", f"sqlite:///{place / file}", code=1)
+                assert said in done.stderr
+                assert done.stderr.count("\n") == 1
+
+
+def test_a_port_that_is_taken(env: dict[str, str]) -> None:
+    """It is named, with what to do."""
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        done = run(env, "serve", "--port", str(other.getsockname()[1]), code=2)
+    assert re.fullmatch(
+        r"Error: --port: port \d+ of 127\.0\.0\.1 is in use\. Stop .*; 0: any free port\.\n", done.stderr
+    )
+
+
+def test_a_package_that_is_missing(filled: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The extra that brings it is named: of a database, and of the server."""
+    for name in [name for name in sys.modules if name.startswith("chatkeep.stores.postgres")]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "asyncpg", None)
+    done = run(filled, "list", "--database-url", "postgresql://h/x", code=1)
+    assert done.stderr == "Error: postgresql:// needs asyncpg: pip install 'chatkeep[postgres]'\n"
+    monkeypatch.setitem(sys.modules, "mcp.server.stdio", None)
+    done = run(filled, "mcp", code=1)
+    assert done.stderr.endswith("Error: this needs mcp.server.stdio: pip install 'chatkeep[server]'\n")
+
+
+def test_a_misspelt_variable_is_named(filled: dict[str, str]) -> None:
+    """One that looks like a setting is; others, such as those that Kubernetes sets, are not."""
+    others = {"CHATKEEP_DATABSE_URL": "x", "CHATKEEP_PORT_8765_TCP": "x", "CHATKEEP_PROVIDER_KEY": "x"}
+    done = run({**filled, **others}, "list")
+    said = "Warning: CHATKEEP_DATABSE_URL is not a setting, and is not read; did you mean CHATKEEP_DATABASE_URL?\n"
+    assert done.stderr == said
+
+
+def test_a_server_with_tokens_says_how_to_get_a_key(env: dict[str, str]) -> None:
+    """What it prints can be pasted into a shell, and is not refused."""
+    settings = {"CHATKEEP_AUTH": "jwt", "CHATKEEP_JWT_SECRET": "x" * 32, "CHATKEEP_ALLOWED_HOSTS": "chat.example.org"}
+    place = {**os.environ, **env, "CHATKEEP_DATABASE_URL": "sqlite:///served.db", **settings}
+    place["PATH"] = f"{Path(sys.executable).parent}:{place['PATH']}"
+    with serving(place) as (_, process):
+        assert process.stdout is not None
+        lines = [process.stdout.readline().strip() for _ in range(3)]
+        assert lines[1].startswith("KEY=$(chatkeep keys create local --database-url sqlite:///served.db)")
+        done = subprocess.run(["sh", "-c", f"{lines[1]}\n{lines[2]} -sf"], env=place, capture_output=True, check=True)
+    assert json.loads(done.stdout)["items"] == []
+
+
+# --- a program of its own -------------------------------------------------------------------------------------
+
+
+def test_a_real_terminal_and_a_pipe_that_closes(filled: dict[str, str]) -> None:
+    """On a terminal there is a table; `| head -1` ends quietly."""
+    environment = {**os.environ, **filled}
+    main, side = pty.openpty()
+    subprocess.run([*COMMAND, "list"], stdout=side, env=environment, check=True)
+    os.close(side)
+    assert b"UPDATED" in os.read(main, 10_000)
+    os.close(main)
+    command = f"{' '.join(COMMAND)} list | head -1; {' '.join(COMMAND)} list 2>&1 >/dev/full"
+    done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
+    assert ID.match(done.stdout)
+    assert done.stderr == ""
+
+
+def test_ctrl_c_anywhere_is_one_line(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """A command that has no word of its own for it says that it was stopped."""
+
+    def stop(_: object) -> str:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(conversations, "store_url", stop)
+    assert run(env, "list", code=130).stderr == "Error: stopped\n"
+
+
+def test_ctrl_c_in_an_import_is_one_line(env: dict[str, str], tmp_path: Path) -> None:
+    """An import that waits for its input says how far it came, and what to do."""
+    os.mkfifo(tmp_path / "pipe")
+    with subprocess.Popen(
+        [*COMMAND, "import", "pipe"], env={**os.environ, **env}, stderr=subprocess.PIPE, text=True
+    ) as process:
+        with (tmp_path / "pipe").open("wb") as pipe:
+            pipe.write(SAMPLE.read_bytes())
+            pipe.flush()
+            while not (files := list(tmp_path.rglob("chat.db-wal"))) or not files[0].stat().st_size:
+                assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.stderr is not None
+            said = process.stderr.read()
+        assert process.wait(10) == 130
+    assert re.fullmatch(r"Error: stopped; run it again to go on\. Conversations so far: \d+ new, .*\n", said)
