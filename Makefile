@@ -4,19 +4,24 @@ export UV_COMPILE_BYTECODE := 1
 # The tests start hundreds of processes, which would each compile what they import, to be thrown away.
 unexport PYTHONDONTWRITEBYTECODE
 RUN := $(UV) run --frozen
+# What serving needs, and no more, in an environment of its own: that of the tests has four times as much, and stays.
+SERVING := UV_PROJECT_ENVIRONMENT=.tools/serving UV_COMPILE_BYTECODE=0 $(RUN) --no-default-groups --extra server
 
-.PHONY: demo test coverage apart lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill import-kills migration-drill turn-drill failover-drill turns retrieval mcp-conformance
+.PHONY: demo test check coverage apart lint bench openapi migrations crash fuzz load attacks recorder torture-mongodb backup-drill import-kills migration-drill turn-drill failover-drill turns retrieval mcp-conformance
 
 demo: $(UV)  ## import a sample and the documentation, serve them, and say what to try
-	$(RUN) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
-	$(RUN) chatkeep ingest --database-url sqlite:///demo.db chatkeep docs --prune
-	$(RUN) chatkeep serve --database-url sqlite:///demo.db
+	$(SERVING) chatkeep import --database-url sqlite:///demo.db examples/conversations.jsonl
+	$(SERVING) chatkeep ingest --database-url sqlite:///demo.db chatkeep docs --prune
+	$(SERVING) chatkeep serve --database-url sqlite:///demo.db
 
 test: $(UV)  ## the tests but those marked long, three at a time: each waits a third of its time
 	$(RUN) pytest -n 3 --dist worksteal --durations=25 -m "not long and not apart"
 
 coverage: $(UV)  ## all tests, with the lines that they run
 	COVERAGE_CORE=sysmon $(RUN) pytest -n 3 --dist worksteal --durations=25 -m "not apart" --cov --cov-report=term-missing:skip-covered
+
+check: $(UV)  ## all tests
+	$(RUN) pytest -n 3 --dist worksteal --durations=25 -m "not apart"
 
 apart: $(UV)  ## the tests of what stands in for others in tests, and of a few more stores: 3 minutes that no change needs
 	$(RUN) pytest -n 3 --dist worksteal -m apart
@@ -80,6 +85,7 @@ turns: $(UV)  ## what turns write and cost on PostgreSQL, and 500 streams of one
 
 retrieval: $(UV)  ## how well a search in documents finds, on labelled sets, and how fast, among 100,000 passages
 	$(RUN) python -m benchmarks.retrieval
+	CHATKEEP_ALL_PAGES=1 $(RUN) pytest tests/retrieval/test_same_ranking.py
 	$(RUN) python -m benchmarks.search --database sqlite
 	$(RUN) python -m benchmarks.search --database postgresql
 

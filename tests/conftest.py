@@ -41,7 +41,7 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     """Say which servers the stores are tested on. A database that cannot be had fails the run: none is skipped."""
     lines = [databases().version(), mongo_databases().version(), pgbouncer.version(), redis.version()]
     if config.option.markexpr.startswith("not long"):
-        lines.append("left out: the tests marked `long`, named at the end; `make coverage` and .ci/run run them")
+        lines.append("left out: the tests marked `long`, named at the end; `make check` and .ci/run run them")
     return lines
 
 
@@ -65,10 +65,24 @@ APART, SERVERS = ("test_going_on", "test_strict_roles"), ("postgres", "mongodb")
 """Those that run on servers only in `make apart`: they use of a store what its contract has."""
 
 
+TOO_MUCH_TO_EMULATE = (
+    "test_writing_all_through_renames",
+    "test_many_conversations_name_the_replacement",
+    "test_paging_2500_messages_while_others_append",
+    "test_lists_by_labels",
+    "test_deep_alternation",
+)
+"""Contract tests with thousands of documents, or of races, of 10 to 120 s on MongoDB's emulator, which is no judge of
+either: on it they run in `make apart`. On a real MongoDB they always run."""
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
     """Mark such tests on the other stores `long`, or `apart`."""
     for item in items:
+        name, _, parameters = item.name.partition("[")
+        if name in TOO_MUCH_TO_EMULATE and parameters.startswith("mongodb") and mongo_databases().emulated:
+            item.add_marker(pytest.mark.apart)
         stores = SHORT_STORES.get(item.path.stem) or SHORT_STORES.get(item.path.parent.name)
         given = getattr(item, "callspec", None)
         store = given.params.get("store_url", stores[0]) if stores and given else None

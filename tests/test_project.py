@@ -3,8 +3,6 @@
 import ast
 import re
 import statistics
-import subprocess
-import sys
 import tomllib
 from collections.abc import Iterator, Mapping
 from graphlib import CycleError, TopologicalSorter
@@ -22,6 +20,7 @@ LAYERS = (
     {
         *(
             "errors",
+            "extras",
             "ids",
             "validation",
             "values",
@@ -197,17 +196,3 @@ def test_only_the_settings_read_the_environment() -> None:
     """os.environ and os.getenv appear in one module of the package."""
     for name, source in sources().items():
         assert name == "settings" or not re.search(r"os\.environ|os\.getenv", source), name
-
-
-def test_the_readme_runs(tmp_path: Path) -> None:
-    """The library example of the README is a program that works, and so is it with the recorder in place of append."""
-    example, recorder = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text("utf-8"), re.DOTALL)
-    (append,) = re.findall(r" {8}await store.append.*\n", example)
-    recording = "".join(f"        {line}\n" for line in recorder.splitlines())
-    second = example.replace(append, recording).replace("import New", "import Recorder, New")
-    for program, said in ((example, 1), (second, 2)):
-        done = subprocess.run(
-            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
-        )
-        lines = "".join(f"{number} user How hot should tea be?\n" for number in range(1, said + 1))
-        assert (done.returncode, done.stdout) == (0, lines), done.stderr

@@ -214,7 +214,9 @@ def assert_only_mistakes(found: set[tuple[str, int]], output: str) -> None:
 @pytest.mark.timeout(900)
 def test_mypy_takes_what_is_documented(programs: Path) -> None:
     """`mypy --strict`, without a plugin, has no error in an example, and one in each mistake."""
-    output = run(programs, "mypy", "--strict", "--config-file=", f"--cache-dir={programs / '.cache'}", ".")
+    options = ["--strict", "--config-file=", f"--cache-dir={programs / '.cache'}"]
+    options += ["--disable-error-code=untyped-decorator"]  # Pipecat's have no types
+    output = run(programs, "mypy", *options, ".")
     found = re.findall(r"^(\S+?):(\d+): error", output, re.MULTILINE)
     assert_only_mistakes({(name, int(line)) for name, line in found}, output)
 

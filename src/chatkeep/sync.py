@@ -89,12 +89,15 @@ class Access(Port):
     list_keys = blocking(AsyncAccess.list_keys)
     revoke_key = blocking(AsyncAccess.revoke_key)
     key_used = blocking(AsyncAccess.key_used)
+    list_owners = blocking(AsyncAccess.list_owners)
     begin_request = blocking(AsyncAccess.begin_request)
     finish_request = blocking(AsyncAccess.finish_request)
     abandon_request = blocking(AsyncAccess.abandon_request)
     forget_replies = blocking(AsyncAccess.forget_replies)
     forget_expired = blocking(AsyncAccess.forget_expired)
     forget_owner = blocking(AsyncAccess.forget_owner)
+    note_erasure = blocking(AsyncAccess.note_erasure)
+    erased_at = blocking(AsyncAccess.erased_at)
     rename_owner = blocking(AsyncAccess.rename_owner)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from chatkeep import open_store
 from chatkeep.access import Reply
-from chatkeep.api.server import sweep
+from chatkeep.api.idempotency import sweep
 from chatkeep.values import now
 from servers.api import Api, assert_problem, serving
 
@@ -68,7 +68,7 @@ async def test_expired_replies_are_swept(store_url: str, monkeypatch: pytest.Mon
         monkeypatch.undo()
         for module in ("access_sql", "mongo.access"):
             monkeypatch.setattr(f"chatkeep.stores.{module}.FORGET_SLICE", 2)
-        monkeypatch.setattr("chatkeep.api.server.SWEEP_SECONDS", 0.01)
+        monkeypatch.setattr("chatkeep.api.idempotency.SWEEP_SECONDS", 0.01)
         sweeping = asyncio.create_task(sweep(access))
         await asyncio.sleep(0.5)
         sweeping.cancel()

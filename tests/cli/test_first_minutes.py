@@ -26,7 +26,7 @@ from chatkeep.cli.calls import calls_of
 from chatkeep.cli.ids import conversation_of
 from chatkeep.errors import InvalidInput, NotFound
 from chatkeep.model import ImportedMessage
-from chatkeep.recorder.journal import insert_entries, mark_dead, open_journal
+from chatkeep.recorder.journal import Dead, Entry, insert_dead, insert_entries, open_journal
 
 ID = re.compile(r"[0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
@@ -130,8 +130,9 @@ def test_json(filled: dict[str, str]) -> None:
 def test_a_journal(env: dict[str, str], tmp_path: Path) -> None:
     """`recorder status` shows whole ids and reasons, and is JSON if that is asked for; the exit code is 1."""
     journal, id_ = open_journal(tmp_path / "voice.journal", create=True), uuid4()
-    insert_entries(journal, [("ada", id_.bytes, "{}", 2, 1_000_000)] * 2)
-    mark_dead(journal, 1, "Conflict", "said otherwise before")
+    one, two = (Entry(rid, "ada", id_.bytes, "{}", 2, 1_000_000, None).sealed() for rid in (1, 2))
+    insert_entries(journal, [two])
+    insert_dead(journal, [Dead(one, 1_000_000, "Conflict", "said otherwise before")])
     journal.close()
     assert f"\t{id_}\tada\tConflict: said" in run(env, "recorder", "status", "voice.journal", code=1).stdout
     found = json.loads(run(env, "recorder", "status", "voice.journal", "--json", code=1).stdout)
@@ -278,8 +279,8 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a driver": (["list", "--database-url", "postgresql+asyncpg://u:zq7@h/x"], r"mean postgresql://, without .*\?$"),
     "a scheme": (["list", "--database-url", "mongo://u:zq7@h/x"], r"did you mean mongodb://\?"),
     "a path": (["list", "--database-url", "chat.db"], "a file is sqlite:///FILE"),
-    "no journal": (["recorder", "status", "."], r"cannot open \. as a journal: unable to open"),
-    "no name": (["ingest", "", "."], r"^Error: name: "),
+    "no journal": (["recorder", "status", "."], "the journal cannot be opened: unable to open"),
+    "no name": (["ingest", "", "."], "^Error: name must not be empty"),
     "a scope": (["keys", "create", "ada", "--scope", "all"], r"the scopes are chatkeep:read, .* \(got 'all'\)"),
     "an open server": (["serve", "--host", "0.0.0.0"], r"^Error: --host: other machines .* Set CHATKEEP_AUTH=jwt"),
     "nothing to search": (["search", "-", "--database-url", "memory://"], "word"),

@@ -207,7 +207,7 @@ def test_serve_makes_it_answer(tmp_path: Path, models: ModelServer) -> None:
         ids.add(found[-1]["id"])
     assert len(ids) == 1
     shown = run(env, "providers", "list").stdout
-    assert re.search(rf"{ids.pop()} +openai-chat +qwen3 +default +{re.escape(models.url)}\n", shown)
+    assert re.search(rf"{ids.pop()}\tdefault\topenai-chat\tqwen3\t\t{re.escape(models.url)}\n", shown)
 
 
 def test_a_listed_provider_shows_no_key(tmp_path: Path, models: ModelServer) -> None:
@@ -219,7 +219,7 @@ def test_a_listed_provider_shows_no_key(tmp_path: Path, models: ModelServer) -> 
             body = {"provider_name": "openai-chat", "model_name": "qwen3", "api_config": config}
             httpx2.post(f"{base}/api/llm-providers", json=body).raise_for_status()
     shown = run(env, "providers", "list").stdout
-    assert re.search(r"CHATKEEP_PROVIDER_X\n", shown)
+    assert re.search(r"\tCHATKEEP_PROVIDER_X\t", shown)
     assert "CHATKEEP_PROVIDER_Y (not set)" in shown
     assert "zq7" not in shown
 

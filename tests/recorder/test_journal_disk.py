@@ -4,13 +4,14 @@ import asyncio
 import logging
 import resource
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import pytest
+from waiting import PATIENCE, until
 
 from chatkeep import Message, NewConversation, NewMessage, Recorder, RecorderStats, StoreOptions, StoreUnavailable
 from chatkeep.recorder.journal import open_journal, standing
@@ -18,7 +19,6 @@ from chatkeep.stores.memory.store import MemoryStore
 from chatkeep.testing import whole_log
 
 OWNER = "ada"
-PATIENCE = 20.0
 IDS = [UUID(int=1), UUID(int=2), UUID(int=3)]
 
 
@@ -75,14 +75,6 @@ class Speaker:
         for _ in range(count):
             self._recorder.record(OWNER, IDS[self.count % 3], "user", f"{self.count} {'word ' * 200}")
             self.count += 1
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 async def stored(store: Away) -> list[int]:
@@ -263,3 +255,35 @@ async def test_the_oldest_make_room(store: Away, journal: Path) -> None:
         numbers = await stored(store)
     assert numbers == list(range(630 - len(numbers), 630))
     assert recorder.stats().dropped == 630 - len(numbers)
+
+
+class Raising(logging.Handler):
+    """A handler that raises to the code that logs, as those of some applications do."""
+
+    said = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.said += 1
+        raise OSError(28, "No space left on device")
+
+
+async def test_a_log_that_raises_ends_nothing(store: Away, journal: Path) -> None:
+    """Whatever is said of the full disk and the store cannot be said: all the same, everything arrives."""
+    handler = Raising()
+    logging.getLogger("chatkeep.recorder").addHandler(handler)
+    try:
+        async with Recorder(store, journal) as recorder:
+            speaker = Speaker(recorder)
+            with full_disk():
+                store.away = True
+                speaker.speak(100)
+                recorder.record(OWNER, IDS[0], "user", "x" * 10_001)
+                await until(lambda: recorder.stats().journal_failure and recorder.stats().retried > 1)
+                store.away = False
+                await recorder.flush(PATIENCE)
+            speaker.speak(10)
+            await until(lambda: recorder.stats().journal_failure is None)
+        assert await stored(store) == list(range(110))
+    finally:
+        logging.getLogger("chatkeep.recorder").removeHandler(handler)
+    assert handler.said > 3

@@ -29,6 +29,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from typer.testing import CliRunner
+from waiting import PATIENCE, until
 
 from chatkeep import (
     Conversation,
@@ -58,8 +59,6 @@ from chatkeep.recorder.writer import JournalWriter
 from chatkeep.testing import whole_log
 
 OWNER = "ada"
-PATIENCE = 20.0
-"""Seconds that a test waits for a delivery, on a machine that does other things."""
 
 
 @pytest.fixture
@@ -96,14 +95,6 @@ def down(folder: Path) -> Any:
 def contents(messages: list[Message]) -> list[str]:
     """What was said, in order."""
     return [message.content for message in messages]
-
-
-async def until(condition: Any) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 def letters(journal: Path) -> list[Dead]:
@@ -1385,7 +1376,7 @@ def test_the_command_line_says_what_is_no_journal(tmp_path: Path) -> None:
 # --- the page about it ---------------------------------------------------------------------------------------
 
 PAGE = (Path(__file__).parents[2] / "docs" / "recorder.md").read_text("utf-8")
-LIBRARY, THREADED, FASTAPI, _HANDLER = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
+_, _, FASTAPI, _ = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)
 
 
 async def test_the_pages_fastapi_example_works(tmp_path: Path, journal: Path) -> None:
@@ -1408,24 +1399,3 @@ async def test_the_pages_fastapi_example_works(tmp_path: Path, journal: Path) ->
     async with open_store(url) as store:
         (message,) = await whole_log(store, OWNER, id_)
     assert (str(message.id), message.content) == (reply.json()["id"], "hello")
-
-
-def test_the_pages_other_examples_are_the_library(tmp_path: Path) -> None:
-    """The first and the threaded example run, on files of this test's."""
-    url, id_ = f"sqlite:///{tmp_path}/chat.db", uuid4()
-
-    async def create() -> None:
-        async with open_store(url) as store:
-            await store.create_conversation(OWNER, NewConversation(id=id_))
-
-    asyncio.run(create())
-    first = LIBRARY.replace("postgresql://user@host/chat", url).replace("/var/lib/myapp/voice.journal", f"{tmp_path}/v")
-    program = "import asyncio\nasync def main():\n" + "".join(f"    {line}\n" for line in first.splitlines())
-    exec(program + "asyncio.run(main())", {"conversation_id": id_})
-    exec(THREADED.replace("sqlite:///chat.db", url).replace("agent.journal", f"{tmp_path}/a"), {"conversation_id": id_})
-
-    async def read() -> int:
-        async with open_store(url) as store:
-            return (await store.get_conversation(OWNER, id_)).last_seq
-
-    assert asyncio.run(read()) == 2

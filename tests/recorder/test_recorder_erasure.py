@@ -1,14 +1,14 @@
 """An owner is erased while a journal holds what they said: it is refused and removed, and they may come back."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 from uuid import UUID, uuid4
 
 import pytest
 from typer.testing import CliRunner
+from waiting import PATIENCE, until
 
 from chatkeep import NewConversation, Recorder, Store, open_store
 from chatkeep.cli.app import app
@@ -16,7 +16,6 @@ from chatkeep.recorder.journal import dead_letters, open_journal, standing
 from chatkeep.testing import whole_log
 
 OWNER = "ada"
-PATIENCE = 20.0
 SECRET = "a word that nobody else says"
 
 
@@ -44,14 +43,6 @@ async def left_behind(store: Store, journal: Path, conversation_id: UUID, count:
 def has_secret(journal: Path) -> bool:
     """Whether the words are anywhere in the journal's files."""
     return any(SECRET.encode() in path.read_bytes() for path in journal.parent.glob(f"{journal.name}*"))
-
-
-async def until(condition: Callable[[], object]) -> None:
-    """Wait until something is so."""
-    end = time.monotonic() + PATIENCE
-    while not condition():
-        assert time.monotonic() < end, "it did not happen in time"
-        await asyncio.sleep(0.01)
 
 
 @pytest.mark.parametrize("create_missing", [True, False])

@@ -15,12 +15,12 @@ from uuid import UUID
 
 import pytest
 from benchmarks import backlog
+from waiting import PATIENCE
 
 from chatkeep import NewConversation, Recorder, open_store
 from chatkeep.testing import whole_log
 
 OWNER = "ada"
-PATIENCE = 20.0
 STOPPED = float(os.environ.get("CHATKEEP_STOPPED_SECONDS", "1"))
 HOUR_NS = 3_600 * 10**9
 

@@ -96,13 +96,15 @@ async def rankings(url: str, corpus: Corpus, seed: int) -> list[list[object]]:
 
 
 def rays() -> Corpus:
-    """The questions of Ray's users, and the pages that answer them, or all (CHATKEEP_ALL_PAGES): 452."""
+    """Every third question of Ray's users, and the pages that answer them; with CHATKEEP_ALL_PAGES all: 165 and 452."""
     if not DATA.exists():
         pytest.skip(f"{DATA} is not there: the labelled retrieval sets are not part of the repository")
     found = ray(DATA)
-    wanted = frozenset[str]().union(*(question.pages for question in found.questions))
-    pages = {path: text for path, text in found.pages.items() if path in wanted or os.environ.get("CHATKEEP_ALL_PAGES")}
-    return Corpus(pages, [question.text for question in found.questions])
+    if os.environ.get("CHATKEEP_ALL_PAGES"):
+        return Corpus(found.pages, [question.text for question in found.questions])
+    some = found.questions[::3]
+    wanted = frozenset[str]().union(*(question.pages for question in some))
+    return Corpus({path: found.pages[path] for path in wanted}, [question.text for question in some])
 
 
 async def check(corpus: Corpus, tmp_path: Path) -> list[list[object]]:
@@ -124,7 +126,8 @@ async def test_rankings_are_the_same(tmp_path: Path) -> None:
 @pytest.mark.long
 @pytest.mark.timeout(600)
 async def test_rankings_of_real_questions_are_the_same(tmp_path: Path) -> None:
-    """So it is with 165 questions of real users."""
-    found = await check(rays(), tmp_path)
-    assert len(found) == 330
+    """So it is with questions of real users."""
+    corpus = rays()
+    found = await check(corpus, tmp_path)
+    assert len(found) == 2 * len(corpus.questions) >= 110
     assert all(found)

@@ -1,10 +1,14 @@
 """The HTTP application: the one place where routes, errors, middleware and the store come together."""
 
+import asyncio
 import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from datetime import timedelta
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
+from urllib.parse import quote
 
 from fastapi import FastAPI, Request, Response
 from fastapi.middleware.cors import CORSMiddleware
@@ -20,8 +24,8 @@ from chatkeep.api.body_budget import BodyBudget
 from chatkeep.api.client_address import ClientAddress
 from chatkeep.api.document_services import DocumentServices
 from chatkeep.api.errors import add_handlers
-from chatkeep.api.idempotency import REPLAYED
-from chatkeep.api.middleware import RequestMiddleware, Shutdown
+from chatkeep.api.idempotency import REPLAYED, sweep
+from chatkeep.api.middleware import MOUNT, RequestMiddleware, Shutdown
 from chatkeep.api.openapi import DESCRIPTION, document
 from chatkeep.api.providing import provider_of
 from chatkeep.api.rate_limit import RateLimiters, rate_limiters
@@ -86,8 +90,7 @@ def create_app(
     """Return the application that serves `store`, and with embedders makes vectors.
 
     A provider makes the answers instead of what the settings say. The caller opens and closes the store, and in between
-    starts and closes the turns in `app.state.turns`, and closes their provider, `app.state.uploads` and
-    `app.state.documents`. What the settings do not say of turns and replies is in `limits` and `times`.
+    has the application `running`. What the settings do not say of turns and replies is in `limits` and `times`.
     """
     app = Api(
         title="chatkeep",
@@ -101,6 +104,7 @@ def create_app(
         generate_unique_id_function=lambda route: route.name,
     )
     app.state.store = store
+    app.state.drain_seconds = settings.drain_seconds
     app.state.max_json_values = settings.max_json_values
     app.state.has_strict_roles = settings.has_strict_roles
     limiters = rate_limiters(settings)
@@ -116,6 +120,28 @@ def create_app(
     store.observer = metrics.StoreMetrics()
     _add_routes(app, settings)
     return app
+
+
+@asynccontextmanager
+async def running(app: FastAPI, *, drain: float | None = None) -> AsyncIterator[None]:
+    """Make the answers of an application of `create_app`, and close what it has opened at the end.
+
+    Enter it in the lifespan of your own application, once, while the store is open: an application that is mounted has
+    no lifespan. At the end answers have `drain` seconds to be finished, or CHATKEEP_DRAIN; others are interrupted.
+    """
+    state = app.state
+    sweeping = asyncio.create_task(sweep(state.store.access), name="chatkeep-sweep")
+    state.turns.start()
+    try:
+        yield
+    finally:
+        state.shutdown.begin()
+        sweeping.cancel()
+        await state.turns.aclose(state.drain_seconds if drain is None else drain)
+        if state.turns.provider is not None:
+            await state.turns.provider.aclose()
+        for each in (state.uploads, state.documents, state.admission):
+            await each.aclose()
 
 
 def _runner(store: Store, settings: Settings, provider: Provider | None, limits: TurnLimits) -> TurnRunner:
@@ -147,10 +173,21 @@ def _add_routes(app: FastAPI, settings: Settings) -> None:
         app.include_router(module.router)
     app.include_router(documents.uploads)
     app.add_api_route("/api/openapi.json", _openapi, include_in_schema=False)
+    app.add_api_route("/", _to_docs, include_in_schema=False)
 
 
 async def _openapi(request: Request) -> Response:
-    return Response(request.app.openapi_bytes, media_type="application/json")
+    document: bytes = request.app.openapi_bytes
+    if mount := request.scope.get(MOUNT):  # its paths are below the one of the mount
+        document = (
+            b'{"servers":' + json.dumps([{"url": quote(mount)}], separators=(",", ":")).encode() + b"," + document[1:]
+        )
+    return Response(document, media_type="application/json")
+
+
+async def _to_docs() -> Response:
+    """Lead to the documentation of the API."""
+    return Response(status_code=307, headers={"Location": "/api/docs"})
 
 
 def _add_middleware(app: FastAPI, store: Store, settings: Settings, limiters: RateLimiters) -> None:

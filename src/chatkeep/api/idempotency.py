@@ -1,6 +1,9 @@
 """Idempotency keys: the first request with a key is executed, its repetitions get the kept reply."""
 
+import asyncio
 import hashlib
+import logging
+import random
 from collections.abc import Awaitable, Callable
 from typing import Annotated
 from uuid import NAMESPACE_OID, UUID, uuid5
@@ -9,9 +12,14 @@ from fastapi import Header, Request, Response
 
 from chatkeep.access import DELETED, Access, Reply
 from chatkeep.api.negotiation import JSON
-from chatkeep.errors import NotFound
+from chatkeep.errors import NotFound, StoreUnavailable
+
+logger = logging.getLogger(__name__)
 
 REPLAYED = "Idempotency-Replayed"
+
+SWEEP_SECONDS = 600.0
+"""How often replies that expired are removed; each worker does it, at a time of its own."""
 
 IdempotencyKey = Annotated[
     str | None,
@@ -71,3 +79,14 @@ def _reply(response: Response) -> Reply:
 def _replayed(kept: Reply) -> Response:
     headers = {REPLAYED: "true", **({"Location": kept.location} if kept.location else {})}
     return Response(kept.body, kept.status, headers=headers, media_type=JSON)
+
+
+async def sweep(access: Access) -> None:
+    """Remove replies that expired, at random moments every SWEEP_SECONDS on average, until cancelled."""
+    while True:
+        await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
+        try:
+            while await access.forget_expired():
+                pass
+        except StoreUnavailable as error:
+            logger.warning("replies that expired were not removed: %s", error.detail)

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple
+from urllib.parse import quote
 
 from fastapi import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -55,6 +56,11 @@ PAGE_POLICY = (
 
 EVENT_STREAM = b"text/event-stream"
 
+MOUNT = "chatkeep.mount"
+"""Where a scope has the path below which another application has mounted this one."""
+
+type Headers = list[tuple[bytes, bytes]]
+
 RECONNECT = b"retry: 1000\n\n"
 """The last words of a stream that the server ends: the client comes back after so many milliseconds."""
 
@@ -74,7 +80,9 @@ class Shutdown:
         """The tasks of requests that are answered with an event stream, which may never end by itself; their owners."""
 
     def begin(self) -> None:
-        """Refuse new requests, and end the event streams."""
+        """Refuse new requests, and end the event streams. Idempotent."""
+        if self.has_begun:
+            return
         self.has_begun = True
         for task in self.streams:
             task.cancel()
@@ -127,6 +135,7 @@ class RequestMiddleware:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
+        scope = below_mount(scope)
         response, started_at = _ResponseWriter(scope, send, self._shutdown, self._max_streams), time.perf_counter()
         self._requests += 1
         with span(scope["method"], scope["headers"]) as traced:
@@ -232,6 +241,24 @@ class RequestMiddleware:
             "owner": owner_hash(principal.owner) if principal else "-",
         }
         requests_logger.info("answered", extra={FIELDS: fields})
+
+
+def below_mount(scope: Scope) -> Scope:
+    """Return the scope with the path below which the application is mounted apart, in MOUNT.
+
+    What is checked here and what the router matches have to be the same path, whatever is before it.
+    """
+    mount, path = scope.get("root_path", ""), scope["path"]
+    if not mount:
+        return scope
+    below = path.removeprefix(mount) if path == mount or path.startswith(f"{mount}/") else path
+    return {**scope, "path": below or "/", "root_path": "", MOUNT: mount}
+
+
+def _with_mount(headers: Headers, mount: str) -> Headers:
+    """Return the headers with a Location that begins with the path of the mount."""
+    before = quote(mount).encode()
+    return [(name, before + value if before and name == b"location" else value) for name, value in headers]
 
 
 def stopping() -> Response:
@@ -342,6 +369,7 @@ class _ResponseWriter:
                     await self._refuse_stream()
                     return
             self.started, self.status = True, message["status"]
+            headers = _with_mount(headers, self._scope.get(MOUNT, ""))
             message = {**message, "headers": [*headers, *self._extra_headers(headers)]}
         else:
             self._ended = not message.get("more_body", False)

@@ -3,7 +3,6 @@
 import asyncio
 import logging
 import multiprocessing
-import random
 import resource
 import signal
 import socket
@@ -17,11 +16,9 @@ import uvicorn
 from starlette.types import ASGIApp
 from uvicorn.supervisors.multiprocess import Multiprocess, Process
 
-from chatkeep.access import Access
 from chatkeep.answers.runner import TurnRunner
 from chatkeep.api.logs import configure
 from chatkeep.api.protocol import Config, watch
-from chatkeep.errors import StoreUnavailable
 from chatkeep.settings import Settings, share_metrics
 from chatkeep.store import Store, open_store
 
@@ -32,9 +29,6 @@ if TYPE_CHECKING:
     from chatkeep.retrieval.embedding import Embedders
 
 logger = logging.getLogger(__name__)
-
-SWEEP_SECONDS = 600.0
-"""How often replies that expired are removed; each worker does it, at a time of its own."""
 
 CLOSE_SECONDS = 0.5
 """How long closing the store may take at least, also if requests took all the time of the shutdown."""
@@ -62,17 +56,14 @@ class HttpServer(uvicorn.Server):
 
     async def serve(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve the application until a signal arrives, and finish the requests that have come."""
+        from chatkeep.api.app import running
+
         watching = asyncio.create_task(watch(self.server_state))
-        self._turns.start()
         try:
-            await super().serve(sockets)
+            async with running(self._app, drain=0):  # what there is to drain is drained by the shutdown
+                await super().serve(sockets)
         finally:
             watching.cancel()
-            await self._turns.aclose()
-            if self._turns.provider is not None:
-                await self._turns.provider.aclose()
-            for each in (self._app.state.uploads, self._app.state.documents):
-                await each.aclose()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Refuse new requests, end event streams, and wait for the other requests, and for the answers."""
@@ -113,15 +104,12 @@ class Server(HttpServer):
         configure(self._settings.log_format, self._settings.log_level)
         self._allow_connections()
         async with self._opened_store() as store:
-            app = create_app(store, self._settings, embedders=embedders_of(self._settings))
-            self.config.app = app
-            beside = [asyncio.create_task(work) for work in (self._stop_when_orphaned(), sweep(store.access))]
+            self.config.app = create_app(store, self._settings, embedders=embedders_of(self._settings))
+            watching = asyncio.create_task(self._stop_when_orphaned())
             try:
                 await super().serve(sockets)
             finally:
-                for task in beside:
-                    task.cancel()
-                await app.state.admission.aclose()
+                watching.cancel()
 
     @asynccontextmanager
     async def _opened_store(self) -> AsyncIterator[Store]:
@@ -187,17 +175,6 @@ def raise_open_files() -> int:
     except (OSError, ValueError) as error:  # macOS has a lower limit, which it does not tell
         logger.warning("the limit of %d open files could not be raised: %s", soft, error)
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-
-
-async def sweep(access: Access) -> None:
-    """Remove replies that expired, at random moments every SWEEP_SECONDS on average, until cancelled."""
-    while True:
-        await asyncio.sleep(SWEEP_SECONDS * random.uniform(0.5, 1.5))  # noqa: S311 - not a secret
-        try:
-            while await access.forget_expired():
-                pass
-        except StoreUnavailable as error:
-            logger.warning("replies that expired were not removed: %s", error.detail)
 
 
 class Worker(Process):

@@ -103,8 +103,11 @@ class Warnings(logging.Handler):
 
     @override
     def emit(self, record: logging.LogRecord) -> None:
-        if record.levelno < logging.ERROR or record.name not in DATABASES:
-            note(f"Warning: {record.getMessage()}", "yellow")
+        try:
+            if record.levelno < logging.ERROR or record.name not in DATABASES:
+                note(f"Warning: {record.getMessage()}", "yellow")
+        except Exception:  # noqa: BLE001 - as every handler: nothing is raised to the code that logs
+            self.handleError(record)
 
 
 DATABASES = {f"chatkeep.stores.{name}.database" for name in ("sqlite", "postgres", "mongo")}

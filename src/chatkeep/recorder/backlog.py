@@ -68,6 +68,8 @@ class Backlog:
 
     def count(self) -> None:
         """Count what the file holds: it was opened, or another process has changed it."""
+        if self._connection is None:
+            return
         found = standing(self.connection)
         self._next_rid = max(self._next_rid, newest_rid(self.connection) + 1)
         self._counters.recount(found.entries - len(self._removed), found.size)

@@ -16,6 +16,7 @@ from chatkeep.errors import ChatkeepError, Conflict, InvalidInput, NotFound, Not
 from chatkeep.model import NewConversation, NewMessage
 from chatkeep.recorder.backlog import Backlog
 from chatkeep.recorder.journal import ConversationKey, Entry
+from chatkeep.recorder.log import say
 from chatkeep.recorder.stats import Counters
 from chatkeep.recorder.writer import CLOSED, BacklogOperation, JournalWriter
 from chatkeep.store import Store
@@ -216,14 +217,19 @@ class Delivery:
 
         An erasure that begins after the last look at it removes the conversation.
         """
-        for is_created in (False, True):
-            erased = await self._erased_at(key[0])
-            if any(entry.recorded_at <= erased for entry in batch):
-                if is_created and (await self._store.get_conversation(*key)).last_seq == 0:
-                    await self._store.delete_conversation(*key)
-                raise _Erased
-            if not is_created:
-                await self._store.create_conversation(key[0], NewConversation(id=key[1]))
+        await self._check_erasure(key, batch)
+        await self._store.create_conversation(key[0], NewConversation(id=key[1]))
+        try:
+            await self._check_erasure(key, batch)
+        except _Erased:
+            if (await self._store.get_conversation(*key)).last_seq == 0:
+                await self._store.delete_conversation(*key)
+            raise
+
+    async def _check_erasure(self, key: ConversationKey, batch: Sequence[Entry]) -> None:
+        erased = await self._erased_at(key[0])
+        if any(entry.recorded_at <= erased for entry in batch):
+            raise _Erased
 
     # --- what no longer waits -----------------------------------------------------------------------------
 
@@ -238,12 +244,12 @@ class Delivery:
     async def _bury(self, key: ConversationKey, entry: Entry, error: str, reason: str) -> None:
         await self.submit(partial(Backlog.bury, entry=entry, error=error, reason=reason))
         self.note_settled()
-        logger.error("a message for conversation %s was refused for good: %s: %s", key[1], error, reason)
+        say(logger, logging.ERROR, "a message for conversation %s was refused for good: %s: %s", key[1], error, reason)
         if self._on_dead is not None:
             try:
                 self._on_dead(DeadLetter(*key, entry.message, error, reason))
-            except Exception:
-                logger.exception("the callback for dead letters failed")
+            except Exception as failed:  # noqa: BLE001 - the application's
+                say(logger, logging.ERROR, "the callback for dead letters failed", error=failed)
 
     async def _without_erased(self, key: ConversationKey, entries: Sequence[Entry]) -> Sequence[Entry]:
         """Remove entries that were recorded before their owner was erased; return the others."""
@@ -251,7 +257,12 @@ class Delivery:
         gone = [entry for entry in entries if entry.recorded_at <= erased]
         if gone:
             await self.submit(partial(Backlog.remove, entries=gone, outcome="erased"))
-            logger.warning("%d messages are removed from the journal, as their owner was erased", len(gone))
+            say(
+                logger,
+                logging.WARNING,
+                "%d messages are removed from the journal, as their owner was erased",
+                len(gone),
+            )
             self.note_settled()
         return [entry for entry in entries if entry.recorded_at > erased]
 
@@ -266,15 +277,15 @@ class Delivery:
             try:
                 for owner in await self.submit(Backlog.owners_of_dead):
                     await self._drop_erased(owner)
-            except Exception as error:
-                logger.debug("dead letters of erased owners are looked for later", exc_info=error)
+            except Exception as error:  # noqa: BLE001 - it is tried again
+                say(logger, logging.DEBUG, "dead letters of erased owners are looked for later", error=error)
             await asyncio.sleep(ERASURE_SECONDS)
 
     async def _drop_erased(self, owner: str) -> None:
         if erased := await self._erased_at(owner):
             dropped = await self.submit(partial(Backlog.drop_dead_of, owner=owner, before=erased))
             if dropped:
-                logger.warning("%d dead letters are removed, as their owner was erased", dropped)
+                say(logger, logging.WARNING, "%d dead letters are removed, as their owner was erased", dropped)
 
     # --- failures -----------------------------------------------------------------------------------------
 
@@ -282,15 +293,21 @@ class Delivery:
         self._counters.retried += 1
         if not self._failing:
             reason = error.detail if isinstance(error, ChatkeepError) else type(error).__name__
-            logger.warning("messages cannot be delivered, and are kept in %s: %s", self._journal.path, reason)
-            logger.debug("the fault", exc_info=error)
+            say(
+                logger,
+                logging.WARNING,
+                "messages cannot be delivered, and are kept in %s: %s",
+                self._journal.path,
+                reason,
+            )
+            say(logger, logging.DEBUG, "the fault", error=error)
         self._failing.add(key)
 
     def _note_success(self, key: ConversationKey) -> None:
         if key in self._failing:
             self._failing.remove(key)
             if not self._failing:
-                logger.info("all conversations are delivered again")
+                say(logger, logging.INFO, "all conversations are delivered again")
 
 
 def to_message(entry: Entry) -> NewMessage:

@@ -30,6 +30,7 @@ from chatkeep.recorder.journal import (
     newest_rid,
     open_journal,
 )
+from chatkeep.recorder.log import say
 from chatkeep.recorder.salvage import Salvaged, log_pages, newer_entries, salvage
 from chatkeep.values import now
 
@@ -128,10 +129,11 @@ class JournalFiles:
         """Raise JournalDamaged, or an error of apsw, if the file or its log is damaged."""
         if self._connection is None or self._checkpointer is None:
             return
-        frames, _ = self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-        beyond = [page.content for page in islice(log_pages(_log_of(self.path)), frames, None)]
-        if any(newer_entries(beyond, newest_rid(self._connection), lambda _number: b"")):
-            raise JournalDamaged("its log has entries behind its end, as a write was cut off or overwritten")
+        with suppress(apsw.BusyError):  # another process looks at the journal
+            frames, _ = self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+            beyond = [page.content for page in islice(log_pages(_log_of(self.path)), frames, None)]
+            if any(newer_entries(beyond, newest_rid(self._connection), lambda _number: b"")):
+                raise JournalDamaged("its log has entries behind its end, as a write was cut off or overwritten")
         found = self._connection.execute("PRAGMA integrity_check(1)").get
         if found != "ok":
             raise JournalDamaged(str(found).splitlines()[0])
@@ -149,7 +151,13 @@ class JournalFiles:
             try:
                 self._move_aside(error)
             except OSError as refused:
-                logger.error("the journal %s is damaged, and cannot be moved: %s", self.path, refused.strerror)  # noqa: TRY400
+                say(
+                    logger,
+                    logging.ERROR,
+                    "the journal %s is damaged, and cannot be moved: %s",
+                    self.path,
+                    refused.strerror,
+                )
                 return False
             with suppress(Exception):  # it is tried again with the next write, which says why it fails
                 self._open()
@@ -169,7 +177,13 @@ class JournalFiles:
     def recover(self) -> None:
         """Read what can be read of the file that was moved aside, if there is one."""
         if self._aside.exists() and self._salvaged is None:
-            logger.warning("the journal %s is damaged, and is being recovered: %s", self.path, self._damage)
+            say(
+                logger,
+                logging.WARNING,
+                "the journal %s is damaged, and is being recovered: %s",
+                self.path,
+                self._damage,
+            )
             self._salvaged = salvage(self._aside)
             self._lost = self._backlog.restore(self._salvaged)
 
@@ -181,9 +195,11 @@ class JournalFiles:
         try:
             kept = self._put_away()
         except OSError as error:
-            logger.error("%s cannot be renamed, and will be read again: %s", self._aside, error.strerror)  # noqa: TRY400
+            say(logger, logging.ERROR, "%s cannot be renamed, and will be read again: %s", self._aside, error.strerror)
             return
-        logger.error(
+        say(
+            logger,
+            logging.ERROR,
             "the journal %s was damaged: %s; %d messages and %d dead letters were recovered, %d messages are lost;"
             " delete %s, which holds what people said, if nobody needs it",
             *(self.path, self._damage, len(found.entries), len(found.dead), self._lost, kept),

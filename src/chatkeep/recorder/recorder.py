@@ -31,6 +31,7 @@ from chatkeep.model import ROLES, NewMessage, Role, Status
 from chatkeep.recorder.backlog import Backlog
 from chatkeep.recorder.delivery import DeadLetter, Delivery
 from chatkeep.recorder.journal import ConversationKey
+from chatkeep.recorder.log import say
 from chatkeep.recorder.stats import Counters, RecorderStats
 from chatkeep.recorder.writer import CLOSED, JournalWriter
 from chatkeep.store import Store
@@ -207,7 +208,9 @@ class Recorder:
         moment = time.monotonic()
         if moment - self._drop_logged >= 1.0:
             self._drop_logged = moment
-            logger.error(
+            say(
+                logger,
+                logging.ERROR,
                 "the recorder is full: %d messages were dropped so far; the store does not keep up",
                 self._counters.dropped,
             )
@@ -261,12 +264,14 @@ class Recorder:
             if self._delivery.loop is not None:
                 await self.flush(timeout)
         except TimeoutError:
-            logger.warning("the store did not take all messages within %g s", timeout)
+            say(logger, logging.WARNING, "the store did not take all messages within %g s", timeout)
+        except StoreUnavailable as error:
+            say(logger, logging.ERROR, "what waits for the store cannot be read: %s", error)
         finally:
             await self._delivery.stop()
             await asyncio.to_thread(self._journal.close)
             if kept := self._counters.kept:
-                logger.warning("%d messages stay in %s for the next run", kept, self._journal.path)
+                say(logger, logging.WARNING, "%d messages stay in %s for the next run", kept, self._journal.path)
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until `flush` is done. For threads other than the event loop's."""

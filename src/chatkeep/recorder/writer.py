@@ -28,6 +28,7 @@ from chatkeep.errors import ChatkeepError, StoreUnavailable
 from chatkeep.recorder.backlog import COMMIT_ENTRIES, Backlog
 from chatkeep.recorder.files import JournalFiles
 from chatkeep.recorder.journal import ConversationKey, JournalDamaged, NewEntry, is_damage
+from chatkeep.recorder.log import say
 from chatkeep.recorder.stats import Counters
 
 logger = logging.getLogger(__name__)
@@ -109,7 +110,12 @@ class JournalWriter:
         try:
             self.submit(lambda _backlog: None).result(OPEN_SECONDS)
         except FutureTimeout:
-            logger.warning("the journal %s is still being read; what it holds is delivered afterwards", self.path)
+            say(
+                logger,
+                logging.WARNING,
+                "the journal %s is still being read; what it holds is delivered afterwards",
+                self.path,
+            )
 
     def oldest_age(self) -> float:
         """Return the age of the oldest entry in seconds, as of a quarter of a second ago; 0 without entries."""
@@ -176,9 +182,9 @@ class JournalWriter:
     def _guarded(self, step: Callable[..., None], *arguments: Any) -> None:
         try:
             step(*arguments)
-        except Exception:
+        except Exception as error:  # noqa: BLE001
             # A bug in chatkeep. The thread has to survive it: without the thread nothing is saved any more.
-            logger.exception("a step of the journal's thread failed")
+            say(logger, logging.ERROR, "a step of the journal's thread failed", error=error)
 
     def _pause(self, *, idle: bool) -> None:
         if not self._closing:
@@ -197,9 +203,10 @@ class JournalWriter:
         return entries, operations
 
     def _take(self, entries: Sequence[NewEntry], operations: Sequence[_Pending]) -> None:
-        """Take new entries, run operations, and write what has changed."""
+        """Write new entries, run operations, and write what those have changed: no entry waits for an operation."""
         for entry in entries:
             self._add(entry)
+        self._write()
         outcomes = [(one.result, self._outcome(one.operation)) for one in operations]
         self._write()
         for result, outcome in outcomes:
@@ -211,9 +218,9 @@ class JournalWriter:
     def _add(self, new: NewEntry) -> None:
         try:
             self._backlog.add(new)
-        except Exception:
+        except Exception as error:  # noqa: BLE001
             # A bug in chatkeep, which must not take others with it.
-            logger.exception("a message is lost: it could not be made an entry of the journal")
+            say(logger, logging.ERROR, "a message is lost: it could not be made an entry", error=error)
             self._counters.settle("lost", [new[2]], [], new[3])
 
     def _outcome(self, operation: BacklogOperation[Any]) -> Any:
@@ -251,7 +258,9 @@ class JournalWriter:
 
     def _note_failure(self, error: Exception) -> None:
         if self.failure is None:
-            logger.error(
+            say(
+                logger,
+                logging.ERROR,
                 "the journal %s cannot be written: %s; trying again, and delivering from memory",
                 self.path,
                 type(error).__name__,
@@ -262,7 +271,7 @@ class JournalWriter:
 
     def _note_success(self) -> None:
         if self.failure is not None:
-            logger.warning("the journal %s can be written again", self.path)
+            say(logger, logging.WARNING, "the journal %s can be written again", self.path)
         self.failure, self._pause_after_failure = None, COMMIT_BACKOFF_SECONDS[0]
         with self._dirty:
             if self._dirty_since is None:
@@ -271,17 +280,22 @@ class JournalWriter:
 
     def _check(self) -> None:
         """Look for damage, count what waits, and read what can be read of a file that was found damaged."""
-        for is_last in (False, True):
-            try:
-                self._files.check()
-                self._backlog.count()
-            except Exception as error:
-                if is_last or not self._replaced(error):
-                    raise
-            else:
-                break
+        while not self._is_checked() and not self._closing:
+            time.sleep(self._pause_after_failure)
         self._files.recover()
         self._oldest = self._backlog.oldest_at()
+
+    def _is_checked(self) -> bool:
+        """Check and count, without which new entries would get numbers that are taken; return whether it is done."""
+        try:
+            self._files.check()
+            self._backlog.count()
+        except Exception as error:  # noqa: BLE001 - it is repeated
+            if not self._replaced(error):
+                self._note_failure(error)
+            return False
+        self.failure = None
+        return True
 
     def _keep_house(self) -> None:
         """Note the oldest entry, deliver dead letters that another process moved back, and free space."""
@@ -293,7 +307,7 @@ class JournalWriter:
             self._files.shrink()
             if self._backlog.is_written:
                 self._files.finish_recovery()
-        except apsw.Error as error:
+        except Exception as error:  # noqa: BLE001 - the file is replaced, or it is repeated
             if not self._replaced(error):
                 self._note_failure(error)
 
@@ -305,7 +319,9 @@ class JournalWriter:
         self._files.finish_recovery()
         entries, dead = self._backlog.give_up()
         if entries or dead:
-            logger.error(
+            say(
+                logger,
+                logging.ERROR,
                 "%d messages and %d dead letters are lost: %s could not be written until the recorder closed: %s",
                 *(entries, dead, self.path, self.failure),
             )
@@ -325,7 +341,7 @@ class JournalWriter:
             except (OSError, apsw.Error) as error:
                 # A second fdatasync cannot make up for one that failed: the failure is counted and logged.
                 self.sync_failures += 1
-                logger.error("the journal %s cannot be synced: %s", self.path, error)  # noqa: TRY400 - says it all
+                say(logger, logging.ERROR, "the journal %s cannot be synced: %s", self.path, error)
             time.sleep(SYNC_INTERVAL_SECONDS)
 
     def _sync(self, since: float | None) -> None:

@@ -11,7 +11,12 @@ from functools import partial
 from typing import NamedTuple, Protocol
 from uuid import UUID
 
-import numpy as np
+from chatkeep.extras import missing
+
+try:
+    import numpy as np
+except ModuleNotFoundError as error:
+    raise missing(error, "chatkeep.retrieval.search", "documents") from error
 
 from chatkeep.documents import Chunk, ChunkRange, Content, Nearest
 from chatkeep.errors import InvalidInput, StoreUnavailable

@@ -22,9 +22,11 @@ from chatkeep.access import (
     new_lease,
     owner_hash,
 )
-from chatkeep.errors import Conflict
+from chatkeep.errors import Conflict, SchemaMismatch
 from chatkeep.stores.mongo.database import Database, Document, View
 from chatkeep.stores.mongo.documents import micros
+from chatkeep.stores.mongo.schema import revision
+from chatkeep.stores.revisions import NEEDS_UPGRADE
 from chatkeep.values import from_micros, now
 
 # The server's clock, as for leases of turns: it tells milliseconds, so that the last microsecond of this one is taken.
@@ -143,6 +145,8 @@ class MongoAccess(Access):
 
     async def note_erasure(self, owner: str) -> datetime:
         known = owner_hash(owner)
+        if (await self._database.read(revision)).revision is None:  # MongoDB would make the collection by itself
+            raise SchemaMismatch(NEEDS_UPGRADE, got=self._database.name)
         return from_micros(await self._database.write_one(lambda view: _noted(view, known)))
 
     async def erased_at(self, owner: str) -> datetime | None:
