@@ -71,6 +71,7 @@ TOO_MUCH_TO_EMULATE = (
     "test_paging_2500_messages_while_others_append",
     "test_lists_by_labels",
     "test_deep_alternation",
+    "test_erasure_beside_other_owners",
 )
 """Contract tests with thousands of documents, or of races, of 10 to 120 s on MongoDB's emulator, which is no judge of
 either: on it they run in `make apart`. On a real MongoDB they always run."""
