@@ -12,6 +12,7 @@ from waiting import PATIENCE, until
 
 from chatkeep import NewConversation, Recorder, Store, open_store
 from chatkeep.cli.app import app
+from chatkeep.recorder.delivery import FRESH_SECONDS
 from chatkeep.recorder.journal import dead_letters, open_journal, standing
 from chatkeep.testing import whole_log
 
@@ -74,6 +75,7 @@ async def test_the_same_conversation_made_again_gets_nothing_old(store: Store, j
     await left_behind(store, journal, old.id)
     await store.erase_owner(OWNER)
     await store.create_conversation(OWNER, NewConversation(id=old.id))
+    await asyncio.sleep(FRESH_SECONDS)
     async with Recorder(store, journal) as recorder:
         await recorder.flush(PATIENCE)
         assert recorder.stats().erased == 40

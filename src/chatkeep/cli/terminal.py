@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.text import Text
 
 from chatkeep.errors import ChatkeepError
+from chatkeep.validation import first_wrong
 
 out = Console(highlight=False)
 err = Console(stderr=True, highlight=False)
@@ -63,8 +64,7 @@ def errors_as_sentences() -> Iterator[None]:
     except ChatkeepError as error:
         reason: object = error
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        reason = f"{'.'.join(map(str, first['loc']))}: {first['msg'].removeprefix('Value error, ')}"
+        reason = first_wrong(error)
     except ModuleNotFoundError as error:
         if not error.name or error.name.startswith("chatkeep"):
             raise

@@ -146,20 +146,17 @@ class JournalWriter:
                 if isinstance(one, _Pending):
                     _settle(one.result, StoreUnavailable(CLOSED))
 
-    def close(self) -> tuple[int, int]:
-        """Write and sync what was queued, and close the files. Idempotent; blocks on the disk.
-
-        Returns how many entries the file holds, and how many messages are lost, as the disk refused them.
-        """
-        if not self._closing:
-            self._closing = True
-            atexit.unregister(self.close)
-            self._writer.join()
-            with self._dirty:
-                self._dirty.notify()
-            self._syncer.join()
-            self._files.close()
-        return self._counters.kept, self._counters.lost
+    def close(self) -> None:
+        """Write and sync what was queued, and close the files. Idempotent; blocks on the disk."""
+        if self._closing:
+            return
+        self._closing = True
+        atexit.unregister(self.close)
+        self._writer.join()
+        with self._dirty:
+            self._dirty.notify()
+        self._syncer.join()
+        self._files.close()
 
     # --- the writer's thread ------------------------------------------------------------------------------
 
