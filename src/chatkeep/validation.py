@@ -88,7 +88,8 @@ def wrong(error: Mapping[str, Any], record: Any = None, whole: str = "the value"
     field = ".".join(path) or whole
     cause = error.get("ctx", {}).get("error")
     if error["type"] == "extra_forbidden" and inner is not None:
-        message = f"has an unknown field; known are {', '.join(inner.model_fields)}"
+        noun = "parameter" if whole == "query" else "field"
+        message = f"has an unknown {noun}; known are {', '.join(inner.model_fields)}"
         return Wrong(loc, field, message, not path, str(loc[-1])[:MAX_NAME_CHARS], type=error["type"])
     return Wrong(loc, field, _message(error), not path, _got(error), cause, error["type"])
 

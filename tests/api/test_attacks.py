@@ -15,8 +15,9 @@ pytestmark = [pytest.mark.long, pytest.mark.timeout(180)]
 WORST_SECONDS = 1.0
 """Longest wait of another owner. On a quiet machine it is a fraction; machines that run tests are not quiet."""
 
-REWRITE_SECONDS = 10.0
-"""As WORST_SECONDS, while a SQLite file of 300 MB is rewritten: nobody writes meanwhile, which takes 2.7 s."""
+REWRITE_SECONDS = 30.0
+"""As WORST_SECONDS, while a SQLite file of 300 MB is rewritten: nobody writes meanwhile, which takes 2.7 s on a quiet
+machine, and took 11 s on a slow one beside all other tests."""
 
 MEMORY_MB = 300
 """Most memory that an attack may add."""

@@ -177,7 +177,7 @@ async def test_locked_row_stalls_nobody_else(url: str, store: Store) -> None:
         assert not any(task.done() for task in waiting)
     stored = await asyncio.gather(*waiting)
     assert sorted(batch[0].seq for batch in stored) == list(range(1, 21))
-    assert slowest < 0.5, "200 ms are the promise; a busy machine gets more here"
+    assert slowest < 1, "200 ms are the promise; a busy machine gets more here, but not the 1.5 s of the lock"
 
 
 async def test_exhausted_pool_is_said(url: str) -> None:

@@ -178,6 +178,17 @@ async def test_files_that_are_removed_or_replaced(
             await again.append("bob", (await again.create_conversation("bob", NewConversation())).id, [user("hello")])
 
 
+async def test_database_that_is_removed_as_a_reader_opens_it(path: Path) -> None:
+    """SQLite's error of a connection that is half open says what happened, too, and not that the disk is at fault."""
+    for _ in range(3):
+        async with open_store(f"sqlite:///{path}", readers=1) as store:
+            await store.create_conversation(OWNER, NewConversation())
+            await remove(path)
+            await asyncio.sleep(2 * CHECK_SECONDS)
+            with pytest.raises(StoreUnavailable, match=REPLACED):
+                await store.ping()
+
+
 async def test_file_that_a_link_names(path: Path, tmp_path: Path) -> None:
     """A store that was opened by a link works, and notices when the link names another file."""
     await make(path)

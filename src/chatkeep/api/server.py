@@ -7,10 +7,11 @@ import resource
 import signal
 import socket
 import tempfile
+import time
 from collections.abc import AsyncIterator, Generator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, cast, override
 
 import uvicorn
 from starlette.types import ASGIApp
@@ -177,13 +178,26 @@ def raise_open_files() -> int:
     return resource.getrlimit(resource.RLIMIT_NOFILE)[0]
 
 
+STARTING_SECONDS = 30.0
+"""For how long a new worker need not answer its supervisor. Importing the application takes more than uvicorn's 5 s on
+a busy machine: such workers were killed and started for ever."""
+
+
 class Worker(Process):
     """One of several server processes."""
 
     def __init__(self, settings: Settings, sockets: list[socket.socket], metrics: Path) -> None:
         self._settings = settings
         self._metrics = metrics
+        self._created = time.monotonic()
         super().__init__(uvicorn_config(settings), sockets)
+
+    @override
+    def is_alive(self, timeout: float = 5) -> bool:
+        """Whether it lives and, unless it may be starting, answers within a time in seconds."""
+        if time.monotonic() - self._created < STARTING_SECONDS:
+            return self.process.is_alive()
+        return super().is_alive(timeout)
 
     @property
     def server(self) -> uvicorn.Server:

@@ -30,7 +30,7 @@ from chatkeep.stores.group_commit import GroupCommit
 from chatkeep.stores.process import PROCESS, check_process
 from chatkeep.stores.revisions import NEEDS_UPGRADE, Schema, target_revision
 from chatkeep.stores.sqlite import schema
-from chatkeep.stores.sqlite.files import OpenFiles, create
+from chatkeep.stores.sqlite.files import MOVED, OpenFiles, create
 from chatkeep.stores.sqlite.reading import Reading
 from chatkeep.stores.time_limit import TimeLimit
 from chatkeep.values import from_micros, now
@@ -322,12 +322,7 @@ class SqliteFile:
     def _connect(self) -> apsw.Connection:
         if self._may_create:
             create(self.path)
-        try:
-            connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
-        except apsw.CantOpenError:
-            if self._connections:  # it was there before
-                self._files.check()
-            raise
+        connection = apsw.Connection(str(self.path), flags=apsw.SQLITE_OPEN_READWRITE)
         try:
             for pragma in PRAGMAS:
                 connection.execute(pragma)
@@ -570,6 +565,8 @@ class SqliteFile:
             return SchemaMismatch(NEEDS_UPGRADE, got=self.path)
         if not isinstance(error, apsw.InterruptError):  # that was asked for
             logger.error("SQLite failed on %s: %s: %s", self.path, type(error).__name__, error)
+        if isinstance(error, apsw.CantOpenError | apsw.IOError) and self._files.were_moved():
+            return StoreUnavailable(MOVED, got=self.path)
         meaning = next((text for kind, text in MEANINGS if isinstance(error, kind)), "SQLite refused the operation")
         return StoreUnavailable(meaning, got=f"{self.path}: {error}")
 

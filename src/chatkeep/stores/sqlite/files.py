@@ -77,6 +77,10 @@ class OpenFiles:
         if not self._opened or self._found() != self._opened:
             raise StoreUnavailable(MOVED, got=self._database)
 
+    def were_moved(self) -> bool:
+        """Whether a file that was open is no longer in its place: why an operation failed."""
+        return bool(self._opened) and self._found() != self._opened
+
     def check_written(self) -> None:
         """Raise it after a commit, unless all was well CHECK_SECONDS ago."""
         moment = time.monotonic()
