@@ -101,18 +101,18 @@ class Backlog:
     def _hold(self, entries: Iterable[Entry]) -> None:
         self._unwritten, self._by_conversation = {}, {}
         for entry in entries:
-            self._add(entry)
+            self._add(entry.key, entry)
 
     # --- writing ------------------------------------------------------------------------------------------
 
     def add(self, new: NewEntry) -> None:
         """Take a message that was recorded."""
-        self._add(new_entry(self._next_rid, new))
+        self._add(new[0], new_entry(self._next_rid, new))
         self._next_rid += 1
 
-    def _add(self, entry: Entry) -> None:
+    def _add(self, key: ConversationKey, entry: Entry) -> None:
         self._unwritten[entry.rid] = entry
-        self._by_conversation.setdefault(entry.key, {})[entry.rid] = entry
+        self._by_conversation.setdefault(key, {})[entry.rid] = entry
 
     @property
     def is_written(self) -> bool:

@@ -125,8 +125,8 @@ class Entry(NamedTuple):
 
 def checksum_of(rid: int, owner: str, conversation_id: bytes, message: str, size: int, recorded_at: int) -> int:
     """Return the CRC-32 of an entry."""
-    numbers = f"{rid} {size} {recorded_at} {owner}\0".encode()
-    return zlib.crc32(message.encode(), zlib.crc32(conversation_id, zlib.crc32(numbers)))
+    values = (rid, size, recorded_at, conversation_id, owner.encode(), message.encode())
+    return zlib.crc32(b"%d %d %d %b%b\0%b" % values)
 
 
 class Standing(NamedTuple):
@@ -349,7 +349,8 @@ def entries_of(connection: apsw.Connection, key: ConversationKey, gone: Collecti
         (key[0], key[1].bytes, limit + len(gone)),
     )
     entries = list(islice((entry for entry in map(Entry._make, found.fetchall()) if entry.rid not in gone), limit))
-    if not all(entry.is_whole and entry.key == key for entry in entries):
+    columns = (key[0], key[1].bytes)
+    if not all(entry.is_whole and entry[1:3] == columns for entry in entries):  # a UUID takes as long as the checksum
         raise JournalDamaged("an entry is not what was written")
     return entries
 

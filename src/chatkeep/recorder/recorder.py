@@ -288,6 +288,7 @@ class Recorder:
     def stats(self) -> RecorderStats:
         """Return the counters and what is held. Thread-safe and cheap."""
         counters, journal = self._counters, self._journal
+        journal_lag = journal.lag()
         return RecorderStats(
             recorded=counters.recorded,
             sent=counters.sent,
@@ -299,8 +300,8 @@ class Recorder:
             unsent=counters.queued + counters.kept,
             unsent_bytes=counters.queued_bytes + counters.kept_bytes,
             queued=counters.queued,
-            oldest_unsent=max(journal.oldest_age(), journal.lag()),
-            journal_lag=journal.lag(),
+            oldest_unsent=max(journal.oldest_age(), journal_lag),
+            journal_lag=journal_lag,
             highest_journal_lag=journal.highest_lag,
             lag=self._delivery.lag,
             highest_lag=self._delivery.highest_lag,
