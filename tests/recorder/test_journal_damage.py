@@ -26,7 +26,8 @@ from chatkeep.cli.app import app
 from chatkeep.recorder.backlog import Backlog
 from chatkeep.recorder.delivery import to_message
 from chatkeep.recorder.journal import PAGE_BYTES, Entry, dead_letters, insert_entries, open_journal
-from chatkeep.recorder.salvage import salvage
+from chatkeep.recorder.salvage import Salvaged, _payload, salvage
+from chatkeep.recorder.stats import Counters
 from chatkeep.testing import whole_log
 
 OWNERS = ("ada", "bob")
@@ -284,6 +285,30 @@ async def test_damage_while_it_is_used(tmp_path: Path, caplog: pytest.LogCapture
 def release_memory(backlog: Backlog) -> None:
     """Have the pages be read from the file again."""
     backlog.connection.execute("PRAGMA shrink_memory").fetchall()
+
+
+def test_a_chain_of_pages_that_is_a_ring() -> None:
+    """A row that goes on and on, in pages that name each other, is none; before, it filled the memory."""
+    pages = {1: (2).to_bytes(4), 2: (1).to_bytes(4)}
+    with pytest.raises(IndexError, match="a ring"):
+        _payload(lambda number: pages[number] + bytes(PAGE_BYTES - 4), b"\0\0\0\1" * 1_024, 0, 1 << 40)
+
+
+def test_what_was_in_flight_as_its_file_was_lost(journals: list[Journal], tmp_path: Path) -> None:
+    """Entries that were read before the damage, and are stored after it, are not counted as lost."""
+    counters = Counters()
+    backlog = Backlog(counters)
+    backlog.use(open_journal(copied(journals[0], tmp_path)))
+    backlog.count()
+    entries, _ = backlog.oldest((OWNERS[0], UUID(int=1)), 12, 1 << 30)
+    waiting = counters.kept
+    backlog.connection.close()
+    backlog.use(open_journal(tmp_path / "new", create=True))
+    assert backlog.restore(Salvaged()) == waiting
+    backlog.remove(entries, "sent")
+    backlog.write()
+    assert (counters.sent, counters.lost) == (12, waiting - 12)
+    assert (counters.kept, counters.kept_bytes, counters.queued) == (0, 0, 0)
 
 
 async def test_a_recovery_that_was_killed_is_done_again(journals: list[Journal], tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ from chatkeep.recorder.journal import (
     oldest_entry,
     oldest_rids,
     owners_of_dead,
+    present,
     sizes,
     standing,
     transaction,
@@ -52,6 +53,7 @@ class Backlog:
         """Entries of the file that no longer wait."""
         self._dead: list[Dead] = []
         """Dead letters that the file does not have yet."""
+        self._lost_some = False
 
     # --- the file -----------------------------------------------------------------------------------------
 
@@ -97,6 +99,7 @@ class Backlog:
         since = entries[0].recorded_at if entries else 0
         self._counters.put_back(len(entries), sum(entry.size for entry in entries), since)
         self._counters.lose(lost)
+        self._lost_some |= lost > 0
 
     def _hold(self, entries: Iterable[Entry]) -> None:
         self._unwritten, self._by_conversation = {}, {}
@@ -200,9 +203,17 @@ class Backlog:
         """Remove entries, which wait no longer. If the process is killed first, they are delivered again."""
         queued = [entry for entry in entries if entry.rid in self._unwritten]
         kept = [entry for entry in entries if entry.rid not in self._unwritten]
+        if self._lost_some:
+            self._count_found(kept)
         self._forget(queued)
         self._removed.update(entry.rid for entry in kept)
         self._settle(outcome, queued, [entry.size for entry in kept])
+
+    def _count_found(self, entries: Sequence[Entry]) -> None:
+        """Count entries as kept that were counted as lost: they were being delivered while the file was replaced."""
+        there = present(self.connection, [entry.rid for entry in entries]) if self._connection else ()
+        found = [entry.size for entry in entries if entry.rid not in there and entry.rid not in self._removed]
+        self._counters.find(len(found), sum(found))
 
     def bury(self, entry: Entry, error: str, reason: str) -> None:
         """Make an entry a dead letter."""

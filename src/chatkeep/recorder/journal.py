@@ -371,6 +371,12 @@ def delete_entries(connection: apsw.Connection, rids: Sequence[int]) -> None:
         connection.execute(f"DELETE FROM entries WHERE rid IN ({','.join('?' * len(part))})", part)  # noqa: S608
 
 
+def present(connection: apsw.Connection, rids: Sequence[int]) -> set[int]:
+    """Return those of some rids that the file has."""
+    found = connection.execute(f"SELECT rid FROM entries WHERE rid IN ({','.join('?' * len(rids))})", rids)  # noqa: S608
+    return {rid for (rid,) in cast("list[tuple[int]]", found.fetchall())}
+
+
 def sizes(connection: apsw.Connection) -> Iterator[tuple[int, int]]:
     """Return the rid and the size of each entry, the oldest first."""
     return cast("Iterator[tuple[int, int]]", connection.execute("SELECT rid, size FROM entries ORDER BY rid"))

@@ -270,14 +270,20 @@ def _payload(page_of: PageOf, page: bytes, start: int, size: int) -> bytes:
         return page[start : start + size]
     local = SMALLEST_LOCAL + (size - SMALLEST_LOCAL) % (PAGE_BYTES - 4)
     local = local if local <= LARGEST_LOCAL else SMALLEST_LOCAL
-    pieces, left, next_page = [page[start : start + local]], size - local, page[start + local : start + local + 4]
+    pieces, left, number = [page[start : start + local]], size - local, _number(page, start + local)
+    seen = set[int]()
     while left > 0:
-        more = page_of(int.from_bytes(next_page))
-        if not more:
-            raise IndexError("the chain is broken")
+        more = page_of(number)
+        if not more or number in seen:
+            raise IndexError("the chain is broken, or a ring")
+        seen.add(number)
         pieces.append(more[4 : 4 + left])
-        left, next_page = left - len(pieces[-1]), more[:4]
+        left, number = left - len(pieces[-1]), _number(more, 0)
     return b"".join(pieces)
+
+
+def _number(page: bytes, offset: int) -> int:
+    return int.from_bytes(page[offset : offset + 4])
 
 
 def _varint(data: bytes, offset: int) -> tuple[int, int]:

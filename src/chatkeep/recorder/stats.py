@@ -96,6 +96,13 @@ class Counters:
         with self.lock:
             self.lost += count
 
+    def find(self, count: int, size: int) -> None:
+        """Count messages as kept that were counted as lost."""
+        with self.lock:
+            self.lost -= count
+            self.kept += count
+            self.kept_bytes += size
+
     def _unqueue(self, count: int, size: int, since: int) -> None:
         self.queued -= count
         self.queued_bytes -= size
