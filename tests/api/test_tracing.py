@@ -8,6 +8,7 @@ import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -290,6 +291,32 @@ async def main():
 
 asyncio.run(main())
 """
+
+
+@pytest.mark.long  # importing all that the tests have installed takes seconds
+def test_the_documented_command(tmp_path: Path) -> None:
+    """What the extra brings is what OpenTelemetry's own defaults need, whose logs and counts go to nobody here."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [str(Path(sys.executable).with_name("opentelemetry-instrument")), sys.executable, "-m", "chatkeep"]
+    given = {"OTEL_TRACES_EXPORTER": "console", "CHATKEEP_DATABASE_URL": f"sqlite:///{tmp_path}/chat.db"}
+    with (tmp_path / "said").open("w+") as said:
+        process = subprocess.Popen(
+            [*command, "serve", "--port", str(port)], stdout=said, stderr=said, env={**os.environ, **given}
+        )
+        try:
+            transport = httpx2.HTTPTransport(retries=9)  # with a backoff: two minutes at most
+            with httpx2.Client(transport=transport) as client:
+                assert client.get(f"http://127.0.0.1:{port}/api/conversations").status_code == 200
+            process.terminate()
+            process.wait(60)
+        finally:
+            process.kill()
+            process.wait()
+        said.seek(0)
+        text = said.read()
+    assert "Failed to auto initialize" not in text
+    assert '"http.route": "/api/conversations"' in text
 
 
 def test_the_sdk_may_be_absent() -> None:
