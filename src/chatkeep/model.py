@@ -5,7 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from datetime import datetime
 from enum import StrEnum
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 from uuid import UUID
 
 from pydantic import (
@@ -63,13 +63,13 @@ LABELS = (
 class Record(CheckedModel):
     """A frozen value. Its constructor raises InvalidInput, which never repeats what was given: it may be private."""
 
-    model_config = ConfigDict(frozen=True, hide_input_in_errors=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(frozen=True, hide_input_in_errors=True)
 
 
 class Given(Record):
     """A record from the caller. Unknown fields are errors."""
 
-    model_config = ConfigDict(extra="forbid")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
 
 def stored[R: Record](kind: type[R], fields_set: set[str], values: dict[str, Any]) -> R:

@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
 from pathlib import Path
-from typing import Annotated, Literal, Self, get_args
+from typing import Annotated, ClassVar, Literal, Self, get_args
 from urllib.parse import urlsplit
 
 from platformdirs import user_data_path
@@ -58,7 +58,9 @@ Items = Annotated[list[str], NoDecode, BeforeValidator(_listed)]
 class Settings(BaseSettings):
     """Each setting is read from the environment variable with the prefix CHATKEEP_, such as CHATKEEP_DATABASE_URL."""
 
-    model_config = SettingsConfigDict(env_prefix="CHATKEEP_", frozen=True, hide_input_in_errors=True)
+    model_config: ClassVar[SettingsConfigDict] = SettingsConfigDict(
+        env_prefix="CHATKEEP_", frozen=True, hide_input_in_errors=True
+    )
 
     database_url: str | None = Field(
         default=None,

@@ -388,7 +388,7 @@ def _to_utc(time_: datetime) -> datetime:
         raise ValueError("is outside the years 1 to 9999") from error
 
 
-Clean = BeforeValidator(_clean)
+Clean: BeforeValidator = BeforeValidator(_clean)
 """Text without lone surrogates."""
 
 Text = Annotated[str, Clean]

@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, ClassVar, Self
 from urllib.parse import urlsplit
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -68,7 +68,7 @@ type Word = Annotated[str, Field(max_length=10_000), AfterValidator(_without_nul
 class McpServer(BaseModel):
     """A server of tools: a program that is started, or a URL. Its representation shows no secrets."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="forbid", strict=True, frozen=True, hide_input_in_errors=True)
 
     name: str
     command: Annotated[Word, Field(min_length=1)] | None = None

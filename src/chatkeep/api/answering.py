@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractAsyncContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, ClassVar, Literal
 from uuid import UUID
 
 from fastapi import Depends, Request, Response
@@ -55,7 +55,7 @@ class Answered(Record):
 class BusyQuery(Given):
     """What to do while another question is answered. Other parameters are ignored."""
 
-    model_config = ConfigDict(extra="ignore")
+    model_config: ClassVar[ConfigDict] = ConfigDict(extra="ignore")
 
     on_busy: Literal["wait"] | None = Field(
         default=None,

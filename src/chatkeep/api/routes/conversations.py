@@ -1,7 +1,7 @@
 """Conversations over HTTP."""
 
 from functools import partial
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 from uuid import UUID
 
 from fastapi import APIRouter, Body, Path, Query, Request, Response
@@ -44,7 +44,7 @@ TWO_IDS: JsonDict = {
 class ConversationRequest(NewConversation):
     """A conversation to create, or what names the one to return."""
 
-    model_config = ConfigDict(json_schema_extra={"not": TWO_IDS})
+    model_config: ClassVar[ConfigDict] = ConfigDict(json_schema_extra={"not": TWO_IDS})
 
     reuse_latest: StrictBool = Field(
         default=False,

@@ -1,7 +1,7 @@
 """The messages of a conversation over HTTP."""
 
 from collections.abc import Sequence
-from typing import Annotated, Self
+from typing import Annotated, ClassVar, Self
 from uuid import UUID, uuid5
 
 from fastapi import APIRouter, Body, Path, Request, Response
@@ -80,7 +80,7 @@ NOT_ASKED: JsonDict = {
 class MessageRequest(NewMessage):
     """A message to append, or a question to answer."""
 
-    model_config = ConfigDict(json_schema_extra={"not": NOT_ASKED})
+    model_config: ClassVar[ConfigDict] = ConfigDict(json_schema_extra={"not": NOT_ASKED})
 
     role: Role = Field(default=Role.USER, description="Absent: the message is a question, unless `answer` is false.")
     answer: StrictBool | None = Field(
