@@ -17,6 +17,7 @@ from chatkeep.recorder.journal import (
     NewEntry,
     delete_entries,
     drop_dead_of,
+    entries_among,
     entries_of,
     insert_dead,
     insert_entries,
@@ -25,7 +26,6 @@ from chatkeep.recorder.journal import (
     oldest_entry,
     oldest_rids,
     owners_of_dead,
-    present,
     sizes,
     standing,
     transaction,
@@ -72,9 +72,9 @@ class Backlog:
         """Count what the file holds: it was opened, or another process has changed it."""
         if self._connection is None:
             return
-        found = standing(self.connection)
+        found, gone = standing(self.connection), entries_among(self.connection, list(self._removed))
         self._next_rid = max(self._next_rid, newest_rid(self.connection) + 1)
-        self._counters.recount(found.entries - len(self._removed), found.size)
+        self._counters.recount(found.entries - len(gone), found.size - sum(gone.values()))
 
     def restore(self, found: Salvaged) -> int:
         """Hold what was read of a damaged file, as if it was not written yet, before what is held.
@@ -137,6 +137,18 @@ class Backlog:
         if part:
             self._forget(part)
             self._counters.keep(len(part), sum(entry.size for entry in part), self._since(part))
+
+    @property
+    def can_start_over(self) -> bool:
+        """Whether the file has entries, and neither one of them waits nor a dead letter."""
+        if not self._removed or self._connection is None:
+            return False
+        found = standing(self.connection)
+        return not found.dead and found.entries == len(entries_among(self.connection, list(self._removed)))
+
+    def start_over(self) -> None:
+        """Take it that the file has nothing any more."""
+        self._removed.clear()
 
     def _forget(self, entries: Sequence[Entry]) -> None:
         """Remove entries from memory."""
@@ -211,7 +223,7 @@ class Backlog:
 
     def _count_found(self, entries: Sequence[Entry]) -> None:
         """Count entries as kept that were counted as lost: they were being delivered while the file was replaced."""
-        there = present(self.connection, [entry.rid for entry in entries]) if self._connection else ()
+        there = entries_among(self.connection, [entry.rid for entry in entries]) if self._connection else ()
         found = [entry.size for entry in entries if entry.rid not in there and entry.rid not in self._removed]
         self._counters.find(len(found), sum(found))
 

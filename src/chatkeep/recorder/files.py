@@ -213,6 +213,21 @@ class JournalFiles:
         self._aside.rename(kept)
         return kept
 
+    # --- a full disk --------------------------------------------------------------------------------------
+
+    def start_over(self) -> None:
+        """Replace the file, in which nothing waits, by an empty one. Raises the errors of opening it, and OSError.
+
+        A full disk has no room for the log of emptying it, and the file itself may be what fills the disk.
+        """
+        with self._mutex:
+            self._close()
+            for path in (_log_of(self.path), self.path):  # in this order: a log would be copied to a new file
+                path.unlink(missing_ok=True)
+            self.path.with_name(f"{self.path.name}-shm").unlink(missing_ok=True)
+            self._backlog.start_over()
+            self._open()
+
     # --- housekeeping -------------------------------------------------------------------------------------
 
     def changed_by_others(self) -> bool:

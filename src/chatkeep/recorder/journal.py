@@ -25,7 +25,7 @@ INSERT_ROWS = 64
 """Most rows of one INSERT. Python's interpreter lock is released once for all of them."""
 
 DELETE_ROWS = 500
-"""Most rows of one DELETE."""
+"""Most rids that one statement names."""
 
 LOG_BYTES = 8 << 20
 """Size to which the write-ahead log is truncated when it starts over."""
@@ -371,10 +371,14 @@ def delete_entries(connection: apsw.Connection, rids: Sequence[int]) -> None:
         connection.execute(f"DELETE FROM entries WHERE rid IN ({','.join('?' * len(part))})", part)  # noqa: S608
 
 
-def present(connection: apsw.Connection, rids: Sequence[int]) -> set[int]:
-    """Return those of some rids that the file has."""
-    found = connection.execute(f"SELECT rid FROM entries WHERE rid IN ({','.join('?' * len(rids))})", rids)  # noqa: S608
-    return {rid for (rid,) in cast("list[tuple[int]]", found.fetchall())}
+def entries_among(connection: apsw.Connection, rids: Sequence[int]) -> dict[int, int]:
+    """Return those of some rids that the file has, with the sizes of their entries."""
+    found = dict[int, int]()
+    for start in range(0, len(rids), DELETE_ROWS):
+        part = rids[start : start + DELETE_ROWS]
+        those = f"SELECT rid, size FROM entries WHERE rid IN ({','.join('?' * len(part))})"  # noqa: S608
+        found.update(cast("Iterator[tuple[int, int]]", connection.execute(those, part)))
+    return found
 
 
 def sizes(connection: apsw.Connection) -> Iterator[tuple[int, int]]:

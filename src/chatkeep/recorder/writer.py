@@ -242,7 +242,7 @@ class JournalWriter:
                 self._files.touch()
             self._backlog.write()
         except (apsw.Error, ChatkeepError, JournalDamaged) as error:
-            if self._replaced(error):
+            if self._replaced(error) or self._started_over(error):
                 self._write()
             else:
                 self._note_failure(error)
@@ -252,6 +252,14 @@ class JournalWriter:
     def _replaced(self, error: Exception) -> bool:
         """Whether the file is damaged, and another one took its place; a new file that is so is no help."""
         return is_damage(error) and self._files.replace(error)
+
+    def _started_over(self, error: Exception) -> bool:
+        """Whether the disk is full of what no longer waits, and an empty file took its place."""
+        if not isinstance(error, apsw.FullError) or not self._backlog.can_start_over:
+            return False
+        with suppress(OSError, apsw.Error, ChatkeepError, JournalDamaged):  # the next write says why it fails
+            self._files.start_over()
+        return True
 
     def _note_failure(self, error: Exception) -> None:
         if self.failure is None:
