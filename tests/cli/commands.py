@@ -18,11 +18,15 @@ COMMAND = [sys.executable, "-m", "chatkeep"]
 
 
 def run(env: dict[str, str], *arguments: str | Path, code: int = 0, stdin: bytes = b"") -> Result:
-    """Run a command to its end and check its exit code. `import` tunes the garbage collector, which is the tests'."""
+    """Run a command to its end and check its exit code.
+
+    `import` tunes the garbage collector, which is the tests', and freezes what there is: no garbage of theirs may be
+    among it.
+    """
     threshold = gc.get_threshold()
+    gc.collect()
     done = CliRunner().invoke(app, list(map(str, arguments)), input=stdin, env=env)
     gc.set_threshold(*threshold)
-    gc.unfreeze()
     if done.exception and not isinstance(done.exception, SystemExit):
         raise done.exception
     assert done.exit_code == code, done.output
