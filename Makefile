@@ -35,7 +35,7 @@ bench: $(UV)  ## the speed table, into benchmarks/RESULTS.md
 	$(RUN) --group bench python -m benchmarks
 
 crash: $(UV)  ## 50 rounds of SIGKILL in the middle of appends, 40 restarts of PostgreSQL under load
-	CHATKEEP_CRASH_ROUNDS=50 $(RUN) pytest tests/contract/test_crash.py -m long
+	CHATKEEP_CRASH_ROUNDS=50 $(RUN) pytest tests/contract/test_crash.py -m apart
 	CHATKEEP_CRASH_ROUNDS=20 $(RUN) pytest tests/stores/test_postgres.py -k restarts
 
 fuzz: $(UV)  ## schemathesis, and the corpus of hostile texts and bodies, at full length on each database

@@ -77,7 +77,8 @@ stores is in their contract."""
 
 
 APART, SERVERS = ("test_going_on", "test_strict_roles"), ("postgres", "mongodb")
-"""Those that run on servers only in `make apart`: they use of a store what its contract has."""
+"""Those that run on servers only in `make apart`: they use of a store what its contract has. On MongoDB's
+emulator, which is slow, so do all of SHORT_STORES."""
 
 
 TOO_MUCH_TO_EMULATE = (
@@ -87,9 +88,18 @@ TOO_MUCH_TO_EMULATE = (
     "test_lists_by_labels",
     "test_deep_alternation",
     "test_erasure_beside_other_owners",
+    "test_offsets_over_2500_messages_while_others_append",
+    "test_seqs_over_2500_messages_while_others_append",
+    "test_cancelled_deletion_is_done_whole_or_not_at_all",
+    "test_large_conversation_is_deleted_whole",
+    "test_random_trees_read_like_their_parents",
+    "test_readers_while_a_document_is_replaced",
+    "test_changing_the_space",
+    "test_chunks_of_a_document",
+    "test_cancelled_uploads",
 )
-"""Contract tests with thousands of documents, or of races, of 10 to 120 s on MongoDB's emulator, which is no judge of
-either: on it they run in `make apart`. On a real MongoDB they always run."""
+"""Contract tests with thousands of documents or reads, or of races, of 5 to 120 s on MongoDB's emulator, which is no
+judge of either: on it they run in `make apart`. On a real MongoDB they always run."""
 
 
 @pytest.hookimpl(tryfirst=True)
@@ -103,8 +113,12 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
         given = getattr(item, "callspec", None)
         store = given.params.get("store_url", stores[0]) if stores and given else None
         if stores and store is not None and store not in stores:
-            is_apart = item.path.stem in APART and store in SERVERS
-            item.add_marker(pytest.mark.apart if is_apart else pytest.mark.long)
+            item.add_marker(pytest.mark.apart if is_apart(item, store) else pytest.mark.long)
+
+
+def is_apart(item: pytest.Item, store: str) -> bool:
+    """Whether a test of what is above the stores is left to `make apart` on this one."""
+    return (item.path.stem in APART and store in SERVERS) or (store == "mongodb" and mongo_databases().emulated)
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:

@@ -1,6 +1,7 @@
 """Schemathesis against the whole OpenAPI document, and a corpus of hostile texts and bodies, on a real server.
 
-`make fuzz` runs both at length; here it is a short run with fixed cases, on SQLite alone in `make test`.
+`make fuzz` runs both at length; here it is a short run with fixed cases, on SQLite alone in `make test`, and the corpus
+on PostgreSQL, too, in `make check`.
 """
 
 import json
@@ -91,10 +92,10 @@ UNSAID = (
 )
 """Why a request that fits the document may be 422: what a schema cannot say, or could only by repeating itself."""
 
-LONG = [pytest.param(name, marks=pytest.mark.long) for name in ("postgres", "mongodb")]
+SERVERS = [pytest.param(name, marks=pytest.mark.apart) for name in ("postgres", "mongodb")]
 
 
-@pytest.fixture(params=["sqlite", *LONG])
+@pytest.fixture(params=["sqlite", pytest.param("postgres", marks=pytest.mark.long), SERVERS[1]])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """A database of each kind that a server of its own can use."""
     return STORES[request.param](tmp_path)
@@ -135,6 +136,7 @@ def sent(report: Path) -> Iterator[Sent]:
 
 
 @pytest.mark.timeout(3_600)
+@pytest.mark.parametrize("url", ["sqlite", *SERVERS], indirect=True)
 def test_no_case_breaks_the_document(tmp_path: Path, url: str) -> None:
     """No 5xx, no status and no body that the document does not name, nothing let in without a token.
 

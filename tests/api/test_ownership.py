@@ -72,6 +72,14 @@ def test_the_matrix_is_whole() -> None:
     assert len(MATRIX) == (6 + 3 * 4) * with_id + 9 * (len(ROUTES) - with_id)
 
 
+MODES = [
+    pytest.param(store, mode, marks=pytest.mark.apart if (store, mode) == ("postgres", "hidden") else ())
+    for store, mode in product(("memory", "sqlite", "postgres", "mongodb"), ("shown", "hidden"))
+]
+"""Stores with what they say of others' ids. A server's matrix of both is for `make apart`; who has an id is asked for
+where that is shown."""
+
+
 @pytest.fixture(params=["shown", "hidden"])
 def hides(request: pytest.FixtureRequest) -> bool:
     """Whether the server says that something is somebody else's."""
@@ -208,6 +216,7 @@ def untouched(owner: str) -> tuple[Any, ...]:
     return [("secret 0", {}), ("secret 1", {})], f"secret of {owner}", ["secret.md"], "secret"
 
 
+@pytest.mark.parametrize(("store_url", "hides"), MODES, indirect=True)
 async def test_matrix(world: World, *, hides: bool) -> None:
     """Every cell has the status that it should, and whoever is not let in learns and changes nothing."""
     wrong, changed = [], True

@@ -10,7 +10,10 @@ from benchmarks.attack_server import Checkout
 from benchmarks.drill_places import place
 from benchmarks.import_kills import SAMPLE, Content, Trial, differences, kills, seeded_file, without_times
 
-LONG = [pytest.param(kind, 3, marks=pytest.mark.long) for kind in ("sqlite", "postgresql")]
+LONG = [
+    pytest.param("postgresql", 1, marks=pytest.mark.long),
+    *(pytest.param(kind, 3, marks=pytest.mark.apart) for kind in ("sqlite", "postgresql")),
+]
 
 
 @pytest.mark.parametrize(("kind", "count"), [("sqlite", 1), *LONG])

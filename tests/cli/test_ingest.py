@@ -180,7 +180,12 @@ def large(root: Path, files: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("files", "kills"), [(20, 1), pytest.param(200, 20, marks=pytest.mark.long)], ids=["short", "long"]
+    ("files", "kills"),
+    [
+        pytest.param(20, 1, id="short"),
+        pytest.param(60, 4, marks=pytest.mark.long, id="long"),
+        pytest.param(200, 20, marks=pytest.mark.apart, id="full"),
+    ],
 )
 def test_killed_and_run_again_it_ends_as_one_run(url: str, tmp_path: Path, files: int, kills: int) -> None:
     """Killed at any moment, a run goes on where the one before was, and nothing is half there meanwhile."""

@@ -1,7 +1,7 @@
 """Processes are killed in the middle of their writes. Run as a script, this file is their parent.
 
-CHATKEEP_CRASH_ROUNDS says how many rounds the long run has on one database, 6 unless told; `make crash` runs 50.
-The short run has 2.
+CHATKEEP_CRASH_ROUNDS says how many rounds the long run has on one database, 6 unless told: `make apart` runs these, and
+`make crash` 50. The short run has 2.
 """
 
 import asyncio
@@ -202,7 +202,7 @@ def database(request: pytest.FixtureRequest, tmp_path: Path) -> Place:
 
 @pytest.mark.timeout(60 + 10 * ROUNDS)
 @pytest.mark.parametrize(
-    "rounds", [pytest.param(ROUNDS, marks=pytest.mark.long, id="long"), pytest.param(2, id="short")]
+    "rounds", [pytest.param(ROUNDS, marks=pytest.mark.apart, id="long"), pytest.param(2, id="short")]
 )
 async def test_nothing_acknowledged_is_lost(database: Place, rounds: int) -> None:
     """After SIGKILL at a random moment every acknowledged message is there, once, in its place; nothing by halves."""

@@ -387,13 +387,18 @@ async def opened(url: str) -> Store:
     return await open_store(url)
 
 
+def marks_of(store: str, share: int) -> pytest.MarkDecorator | tuple[()]:
+    """Which runs make a test's parameters a part of."""
+    if share == 1 and store in ("postgres", "mongodb"):
+        return pytest.mark.apart
+    return () if (store, share) == ("memory", 5) else pytest.mark.long
+
+
 @pytest.mark.timeout(600)  # where there is a difference, hypothesis takes its time to find the shortest way to it
 @pytest.mark.parametrize(
     ("store_url", "share"),
     [
-        pytest.param(
-            name, share, id=f"{name}-{share}", marks=() if (name, share) == ("memory", 5) else pytest.mark.long
-        )
+        pytest.param(name, share, id=f"{name}-{share}", marks=marks_of(name, share))
         for name in STORES
         for share in (1, 5)
     ],
@@ -403,7 +408,7 @@ def test_documents_never_differ_from_the_model(store_url: str, share: int) -> No
     """Whatever two owners do, in whatever order, killed or not: every result and every error is the plain model's.
 
     The short run has a fifth of the examples, and is always made in memory; on MongoDB both have a fourth of that: its
-    emulator is slow.
+    emulator is slow. That with all is in `make apart` on servers.
     """
     if store_url.startswith("mongodb"):
         share *= 4

@@ -20,9 +20,9 @@ ALL = [
     ("sqlite", "kills"),
     pytest.param("postgres", "cuts", marks=pytest.mark.long),
     pytest.param("postgres", "kills", marks=pytest.mark.long),
-    pytest.param("mongodb", "kills", marks=pytest.mark.long),
+    pytest.param("mongodb", "kills", marks=pytest.mark.apart),
     pytest.param("postgres", "stop", marks=pytest.mark.long),
-    pytest.param("mongodb", "stop", marks=pytest.mark.long),
+    pytest.param("mongodb", "stop", marks=pytest.mark.apart),
     pytest.param("sqlite", "term", marks=pytest.mark.long),
 ]
 

@@ -41,6 +41,7 @@ from chatkeep.model import RunningAnswer, StreamPlace
 from chatkeep.testing import assistant, dense, seqs, someone, user, whole_log
 from chatkeep.testing.turn_steps import AT_ONCE
 from chatkeep.turns import Ending, Turn, TurnKey, TurnPlace, TurnState, TurnWrite, answer_id
+from conftest import STORES
 
 LONG = timedelta(hours=1)
 """A lease that no test outlives."""
@@ -568,11 +569,23 @@ async def opened(url: str) -> Store:
 
 
 @pytest.mark.timeout(600)  # where there is a difference, hypothesis takes its time to find the shortest way to it
-@pytest.mark.parametrize("share", [pytest.param(1, marks=pytest.mark.long, id="long"), pytest.param(4, id="short")])
+@pytest.mark.parametrize(
+    ("store_url", "share"),
+    [
+        pytest.param(name, 4 if length == "short" else 1, id=f"{name}-{length}", marks=marks)
+        for name in STORES
+        for length, marks in (
+            ("long", pytest.mark.apart if name in ("postgres", "mongodb") else pytest.mark.long),
+            ("short", ()),
+        )
+    ],
+    indirect=["store_url"],
+)
 def test_turns_never_differ_from_the_model(store_url: str, share: int) -> None:
     """Whatever two owners and two workers do, in whatever order: every answer and every error is the plain model's.
 
-    The short run has a fourth of the examples, and on MongoDB both have a fourth of that: its emulator is slow.
+    The short run has a fourth of the examples, and on MongoDB both have a fourth of that: its emulator is slow. That
+    with all is in `make apart` on servers.
     """
     if store_url.startswith("mongodb"):
         share *= 4

@@ -1,6 +1,6 @@
 """Pipecat: whole sessions of speech and typed text, with interruptions and a hang-up, compared with what the model saw.
 
-CHATKEEP_VOICE_ROUNDS says how many random sessions, else there is 1, and 4 marked `long`.
+CHATKEEP_VOICE_ROUNDS says how many random sessions, else there is 1, and 4 in `make apart`.
 """
 
 import asyncio
@@ -29,7 +29,7 @@ from pipecat_voice import OWNER, Loudspeaker, ScriptedModel, Synthesis, Voice, s
 from chatkeep import Message
 
 GIVEN = os.environ.get("CHATKEEP_VOICE_ROUNDS")
-ROUNDS = [int(GIVEN)] if GIVEN else [1, pytest.param(4, marks=pytest.mark.long)]
+ROUNDS = [int(GIVEN)] if GIVEN else [1, pytest.param(4, marks=pytest.mark.apart)]
 SECONDS_PER_WORD = 0.03
 ASIDE = "One moment."
 

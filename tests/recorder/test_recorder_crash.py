@@ -1,6 +1,6 @@
 """A recording process is killed again and again, while its database comes and goes.
 
-CHATKEEP_RECORDER_ROUNDS says how many rounds, else there are 2, and 5 marked `long`; `make recorder` runs 50. Run as
+CHATKEEP_RECORDER_ROUNDS says how many rounds, else there are 2, and 5 in `make apart`; `make recorder` runs 50. Run as
 a script, this file is the parent of the processes that are killed.
 """
 
@@ -28,7 +28,7 @@ if __name__ != "__main__":
 OWNER = "ada"
 CONVERSATIONS = 20
 GIVEN = os.environ.get("CHATKEEP_RECORDER_ROUNDS")
-ROUNDS = [int(GIVEN)] if GIVEN else [2, pytest.param(5, marks=pytest.mark.long)]
+ROUNDS = [int(GIVEN)] if GIVEN else [2, pytest.param(5, marks=pytest.mark.apart)]
 WINDOW_MS = 20 if GIVEN else 100
 """A message that was recorded so long before the kill has to arrive. The short run shares its processors with the
 other tests; `make recorder` has them for itself."""

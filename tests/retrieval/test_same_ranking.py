@@ -96,13 +96,13 @@ async def rankings(url: str, corpus: Corpus, seed: int) -> list[list[object]]:
 
 
 def rays() -> Corpus:
-    """Every third question of Ray's users, and the pages that answer them; with CHATKEEP_ALL_PAGES all: 165 and 452."""
+    """Every ninth question of Ray's users, and the pages that answer them; with CHATKEEP_ALL_PAGES all: 165 and 452."""
     if not DATA.exists():
         pytest.skip(f"{DATA} is not there: the labelled retrieval sets are not part of the repository")
     found = ray(DATA)
     if os.environ.get("CHATKEEP_ALL_PAGES"):
         return Corpus(found.pages, [question.text for question in found.questions])
-    some = found.questions[::3]
+    some = found.questions[::9]
     wanted = frozenset[str]().union(*(question.pages for question in some))
     return Corpus({path: found.pages[path] for path in wanted}, [question.text for question in some])
 
@@ -129,5 +129,5 @@ async def test_rankings_of_real_questions_are_the_same(tmp_path: Path) -> None:
     """So it is with questions of real users."""
     corpus = rays()
     found = await check(corpus, tmp_path)
-    assert len(found) == 2 * len(corpus.questions) >= 110
+    assert len(found) == 2 * len(corpus.questions) >= 36
     assert all(found)

@@ -93,7 +93,7 @@ async def test_processes_that_migrate_at_once(url: str) -> None:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("attempt", range(4))
+@pytest.mark.parametrize("attempt", [0, *(pytest.param(number, marks=pytest.mark.apart) for number in (1, 2, 3))])
 async def test_processes_that_find_what_is_left_of_an_index(url: str, attempt: int) -> None:
     """Of several one drops it and one builds it anew: nobody drops what another is building, or has built."""
     async with raw(url) as connection, raw(url) as reader:

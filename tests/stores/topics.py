@@ -1,7 +1,7 @@
 """The contract of the port, divided for the ways to PostgreSQL that share most of its store.
 
-Behind PgBouncer and on Citus only some operations take a way of their own. Their topics run in `make test`, the
-others are marked `long`.
+Behind PgBouncer and on Citus only some operations take a way of their own. Their topics run in `make test` or `make
+check`, the others in `make apart`.
 """
 
 import pytest
@@ -50,7 +50,7 @@ class DifferentTopics(
     """Append, get-or-create, removal and search."""
 
 
-@pytest.mark.long
+@pytest.mark.apart
 class SharedTopics(
     PortContract,
     ContextContract,
@@ -80,7 +80,7 @@ class DifferentTurnTopics(TurnStartContract, TurnEventContract, TurnResumptionCo
     """Turns that begin, go on, also elsewhere, and end."""
 
 
-@pytest.mark.long
+@pytest.mark.apart
 class SharedTurnTopics(TurnReadContract, TurnOwnerContract, TurnStatsContract):
     """Everything else of turns."""
 
