@@ -15,8 +15,8 @@ import pytest
 ATTACKS = Path(__file__).parents[1] / "servers" / "attacks.py"
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("CHATKEEP_")}
 
-SECONDS = 6.0
-"""How long an attack lasts: longer than most need to show in memory."""
+SECONDS, SHORT, QUIET = 6.0, 3.0, 1.0
+"""How long an attack lasts, how long one that shows in memory within a second, and how long there is none."""
 
 MOST_WAIT, TIMES_QUIET = 2.0, 4.0
 """Longest wait of another client, in seconds, or in times of what it was before the attack on a machine that is busy
@@ -92,7 +92,7 @@ def megabytes(pid: int) -> int:
     return total
 
 
-def others(pid: int, port: int, seconds: float = SECONDS) -> tuple[float, int]:
+def others(pid: int, port: int, seconds: float) -> tuple[float, int]:
     """What another client sees: the longest wait for a response but for one, and the most memory of the server."""
     waits, most, end = [], 0, time.monotonic() + seconds
     while time.monotonic() < end:
@@ -105,14 +105,14 @@ def others(pid: int, port: int, seconds: float = SECONDS) -> tuple[float, int]:
     return sorted(waits)[-2], most
 
 
-def see_no_attack(kinds: Iterable[str], pid: int, port: int) -> int:
+def see_no_attack(kinds: Iterable[str], pid: int, port: int, seconds: float = SHORT) -> int:
     """Attack in all these ways; another client must not wait for it. Return by how many MB the server grew."""
     before = megabytes(pid)
-    quiet, _ = others(pid, port, SECONDS / 2)
+    quiet, _ = others(pid, port, QUIET)
     with ExitStack() as stack:
         for kind in kinds:
             stack.enter_context(attacked(kind, port))
-        wait, most = others(pid, port)
+        wait, most = others(pid, port, seconds)
     assert wait < max(MOST_WAIT, TIMES_QUIET * quiet)
     return most - before
 
@@ -120,15 +120,23 @@ def see_no_attack(kinds: Iterable[str], pid: int, port: int) -> int:
 KINDS = (
     "header_flood", "silent", "slow_heads", "slow_bodies", "small_slow_bodies", "trailer_flood", "pipelining", "deaf",
 )  # fmt: skip
-"""Attacks that last ten seconds each."""
+"""Each in a test of its own."""
+
+GROWING = ("silent", "deaf")
+"""Those whose connections, or answers, become more for some seconds."""
+
+LENGTHS = [
+    *(pytest.param(kind, SECONDS if kind in GROWING else SHORT, id=kind) for kind in KINDS),
+    *(pytest.param(kind, SECONDS, id=f"{kind} long", marks=pytest.mark.apart) for kind in KINDS if kind not in GROWING),
+]
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("kind", KINDS)
-def test_others_are_served(tmp_path: Path, kind: str) -> None:
+@pytest.mark.parametrize(("kind", "seconds"), LENGTHS)
+def test_others_are_served(tmp_path: Path, kind: str, seconds: float) -> None:
     """Whatever somebody without a token does, others wait less than a second, and the memory is bounded."""
     with served(tmp_path, "-Sn 1024") as (pid, port):
-        assert see_no_attack([kind], pid, port) < MOST_GROWTH
+        assert see_no_attack([kind], pid, port, seconds) < MOST_GROWTH
     assert "Traceback" not in (tmp_path / "log").read_text()
     assert "as 1024 files" not in (tmp_path / "log").read_text()
 
