@@ -76,9 +76,12 @@ SHORT_STORES = {
 stores is in their contract."""
 
 
-APART, SERVERS = ("test_going_on", "test_strict_roles"), ("postgres", "mongodb")
-"""Those that run on servers only in `make apart`: they use of a store what its contract has. On MongoDB's
-emulator, which is slow, so do all of SHORT_STORES."""
+LONG_STORES = {
+    "test_ownership": ("postgres",),
+    "test_going_on": ("sqlite",),
+    "test_strict_roles": ("sqlite",),
+}
+"""The stores on which they run in `make check`, too. On all others they run in `make apart`."""
 
 
 TOO_MUCH_TO_EMULATE = (
@@ -113,12 +116,8 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
         given = getattr(item, "callspec", None)
         store = given.params.get("store_url", stores[0]) if stores and given else None
         if stores and store is not None and store not in stores:
-            item.add_marker(pytest.mark.apart if is_apart(item, store) else pytest.mark.long)
-
-
-def is_apart(item: pytest.Item, store: str) -> bool:
-    """Whether a test of what is above the stores is left to `make apart` on this one."""
-    return (item.path.stem in APART and store in SERVERS) or (store == "mongodb" and mongo_databases().emulated)
+            is_long = store in LONG_STORES.get(item.path.stem, ())
+            item.add_marker(pytest.mark.long if is_long else pytest.mark.apart)
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:

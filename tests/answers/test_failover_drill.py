@@ -18,9 +18,12 @@ URLS: dict[str, Callable[[Path], str]] = {
 
 
 @pytest.mark.parametrize(
-    "database",
-    [pytest.param(name, marks=pytest.mark.long if name == "postgres" else pytest.mark.apart) for name in URLS],
+    ("database", "kills"),
+    [
+        pytest.param("postgres", 1, marks=pytest.mark.long),
+        *(pytest.param(name, 2, marks=pytest.mark.apart) for name in URLS),
+    ],
 )
-def test_another_server_goes_on(database: str, tmp_path: Path) -> None:
+def test_another_server_goes_on(database: str, kills: int, tmp_path: Path) -> None:
     """Every character once, and one answer begun, whenever a server is killed."""
-    assert asyncio.run(failover(URLS[database](tmp_path), 2, tmp_path)) == 0
+    assert asyncio.run(failover(URLS[database](tmp_path), kills, tmp_path)) == 0

@@ -18,7 +18,7 @@ from test_server import log_of, served
 
 from conftest import STORES
 
-LONG = [pytest.param("postgres", marks=pytest.mark.long)]
+LONG = [pytest.param("postgres", marks=pytest.mark.apart)]
 ASYNC = {"Prefer": "respond-async"}
 SILENT = "Which tea? rate=0 silence=2"
 

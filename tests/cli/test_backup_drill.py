@@ -26,7 +26,7 @@ LONG = replace(SHORT, rounds=2)
     ("kind", "plan"),
     [
         pytest.param("sqlite", SHORT, id="sqlite"),
-        pytest.param("sqlite", LONG, id="sqlite long", marks=pytest.mark.long),
+        pytest.param("sqlite", LONG, id="sqlite long", marks=pytest.mark.apart),
         pytest.param("postgresql", LONG, id="postgresql", marks=pytest.mark.long),
     ],
 )

@@ -109,7 +109,10 @@ def test_a_killed_migration_that_runs_again_loses_nothing(kind: str, tmp_path: P
         assert drill.kill(reference, 2).faults == []
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "kind",
+    [pytest.param("sqlite", marks=pytest.mark.apart), pytest.param("postgresql", marks=pytest.mark.long)],
+)
 def test_two_servers_of_one_database_agree(kind: str, tmp_path: Path) -> None:
     """What one server has acknowledged the other one reads, and a message that is sent to both is there once."""
     here = Checkout.at(None)

@@ -75,8 +75,9 @@ class TestSharedTurnTopics(OnPgBouncer, SharedTurnTopics):
     """The others."""
 
 
+@pytest.mark.apart
 class TestDocumentTopics(OnPgBouncer, DocumentTopics):
-    """Projects and documents."""
+    """Projects and documents, of which a test below is made for the pooler."""
 
 
 async def test_pooler_does_what_the_store_is_kept_from(url: str) -> None:
