@@ -17,13 +17,13 @@ demo: $(UV)  ## import a sample and the documentation, serve them, and say what 
 test: $(UV)  ## the tests but those marked long, three at a time: each waits a third of its time
 	$(RUN) pytest -n 3 --dist worksteal --durations=25 -m "not long and not apart"
 
-coverage: $(UV)  ## all tests, with the lines that they run
+coverage: $(UV)  ## all tests but those apart, with the lines that they run
 	COVERAGE_CORE=sysmon $(RUN) pytest -n 3 --dist worksteal --durations=25 -m "not apart" --cov --cov-report=term-missing:skip-covered
 
-check: $(UV)  ## all tests
+check: $(UV)  ## all tests but those apart
 	$(RUN) pytest -n 3 --dist worksteal --durations=25 -m "not apart"
 
-apart: $(UV)  ## the tests of what stands in for others in tests, and of a few more stores: 3 minutes that no change needs
+apart: $(UV)  ## what make check proves on one store or in short, on the others and at length, and what stands in for others: 20 minutes
 	$(RUN) pytest -n 3 --dist worksteal -m apart
 
 lint: $(UV)  ## format, lint and types

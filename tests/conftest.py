@@ -65,7 +65,8 @@ SHORT_STORES = {
     "test_api_turns": ("sqlite",),
     "test_turn_streams": ("sqlite",),
     "test_mcp_server": ("memory", "sqlite"),
-    "test_ownership": ("memory", "sqlite"),
+    "test_ownership": ("sqlite",),
+    "test_recorder_erasure": ("memory", "sqlite"),
     "test_llm_providers": ("sqlite",),
     "test_strict_roles": ("memory",),
     "test_sourced_answers": ("sqlite",),
@@ -100,8 +101,11 @@ TOO_MUCH_TO_EMULATE = (
     "test_changing_the_space",
     "test_chunks_of_a_document",
     "test_cancelled_uploads",
+    "test_cancelled_deletion_of_a_project",
+    "test_different_texts_at_once",
+    "test_replacements_that_are_deleted_at_once",
 )
-"""Contract tests with thousands of documents or reads, or of races, of 5 to 120 s on MongoDB's emulator, which is no
+"""Contract tests with thousands of documents or reads, or of races, of 3 to 120 s on MongoDB's emulator, which is no
 judge of either: on it they run in `make apart`. On a real MongoDB they always run."""
 
 

@@ -47,6 +47,9 @@ FIXTURES = Path(__file__).parents[1] / "fixtures" / "databases"
 COMMITS = sorted(file.parent.name for file in FIXTURES.glob("*/sqlite.expected.json"))
 KINDS = ("sqlite", "postgres", "mongodb")
 
+BETWEEN = ("07e9ee1",)
+"""Commits between the oldest and the newest one: what they wrote on servers is used in `make apart`."""
+
 BEYOND = {"digits": "at most 4,300 digits"}
 """Whose metadata is beyond limits that did not exist when it was stored, and what its refusal says now."""
 
@@ -82,7 +85,13 @@ class Old:
         return found
 
 
-@pytest.fixture(params=[f"{commit}/{kind}" for commit in COMMITS for kind in KINDS])
+def param(commit: str, kind: str) -> Any:
+    """A parameter of the fixture below."""
+    is_apart = kind != "sqlite" and commit in BETWEEN
+    return pytest.param(f"{commit}/{kind}", marks=pytest.mark.apart if is_apart else ())
+
+
+@pytest.fixture(params=[param(commit, kind) for commit in COMMITS for kind in KINDS])
 def old(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Old]:
     """A database of each released commit and kind."""
     commit, kind = request.param.split("/")

@@ -1,7 +1,7 @@
 """The synchronous store keeps the contract of every port.
 
 All of it, on each store, in `make apart`. Otherwise what calls each method and what the threads might break: on SQLite
-in `make test`, on servers in long runs.
+in `make test`, on PostgreSQL in long runs.
 """
 
 import asyncio
@@ -34,7 +34,7 @@ TESTS = {
 
 def marks_of(store: str, topic: str, test: str) -> list[pytest.MarkDecorator]:
     """When a test runs on a store."""
-    if store == "memory" or (topic not in TOPICS and test not in TESTS):
+    if store in ("memory", "mongodb") or (topic not in TOPICS and test not in TESTS):
         return [pytest.mark.apart]
     return [] if store == "sqlite" else [pytest.mark.long]
 
