@@ -125,8 +125,11 @@ KINDS = (
 GROWING = ("silent", "deaf")
 """Those whose connections, or answers, become more for some seconds."""
 
+ALIKE = ("trailer_flood", "slow_heads", "small_slow_bodies", "pipelining")
+"""Those that are much like others here; the limits that bound them have tests in test_connections."""
+
 LENGTHS = [
-    *(pytest.param(kind, SECONDS if kind in GROWING else SHORT, id=kind) for kind in KINDS),
+    *(pytest.param(kind, SECONDS if kind in GROWING else SHORT, id=kind) for kind in KINDS if kind not in ALIKE),
     *(pytest.param(kind, SECONDS, id=f"{kind} long", marks=pytest.mark.apart) for kind in KINDS if kind not in GROWING),
 ]
 

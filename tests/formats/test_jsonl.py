@@ -475,8 +475,8 @@ def test_ids_are_mapped_the_same_way_for_ever() -> None:
     [
         "oasst1_en",
         "tau_bench_airline",
-        pytest.param("mtrag_un", marks=pytest.mark.long),
-        pytest.param("arena_hard", marks=pytest.mark.long),
+        pytest.param("mtrag_un", marks=pytest.mark.apart),
+        pytest.param("arena_hard", marks=pytest.mark.apart),
     ],
 )
 async def test_real_conversations_survive(name: str, tmp_path: Path) -> None:

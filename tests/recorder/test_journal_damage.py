@@ -1,6 +1,6 @@
 """A damaged journal: never a hang, never another text, and what can be read of it is delivered once and in order.
 
-CHATKEEP_FAULTS says how many faults are tried, else there are 25, and 200 marked `long`.
+CHATKEEP_FAULTS says how many faults are tried, else there are 25, and 200 in `make apart`.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ from chatkeep.testing import whole_log
 
 OWNERS = ("ada", "bob")
 GIVEN = os.environ.get("CHATKEEP_FAULTS")
-FAULTS = [range(int(GIVEN))] if GIVEN else [range(25), pytest.param(range(25, 200), marks=pytest.mark.long)]
+FAULTS = [range(int(GIVEN))] if GIVEN else [range(25), pytest.param(range(25, 200), marks=pytest.mark.apart)]
 FRAME = 24 + PAGE_BYTES
 
 

@@ -392,7 +392,7 @@ async def test_migration_that_was_cut_off_is_finished(empty_url: str) -> None:
     assert set(objects(empty_url)) == {*VALIDATORS, "chatkeep_schema"}
 
 
-@pytest.mark.parametrize("processes", [3, pytest.param(6, marks=pytest.mark.long)])
+@pytest.mark.parametrize("processes", [3, pytest.param(6, marks=pytest.mark.apart)])
 def test_processes_migrate_at_once(empty_url: str, processes: int) -> None:
     """Of several that begin together each ends well."""
     command = [sys.executable, "-m", "chatkeep", "db", "upgrade", "--database-url", empty_url]
@@ -1054,7 +1054,7 @@ async def test_cancelled_callers_disturb_nobody(store: Store, talk: Conversation
 
 
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.parametrize("rounds", [1, pytest.param(2, marks=pytest.mark.apart)])
 async def test_torture_in_short(url: str, rounds: int) -> None:
     """Processes append to the same conversations, some messages twice at once, and one is killed: nothing is lost.
 

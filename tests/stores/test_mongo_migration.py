@@ -191,11 +191,16 @@ async def full(url: str) -> UUID:
 EVENTS = [TurnEvent(n, *event) for n, event in enumerate((text("$a "), reasoning("hm"), text("herb")), 1)]
 
 
+def every_second(count: int) -> list[Any]:
+    """The numbers of steps that are cut off: the odd ones in `make apart`."""
+    return [pytest.param(step, marks=pytest.mark.apart if step % 2 else ()) for step in range(count)]
+
+
 class Killed(BaseException):
     """The process ends here."""
 
 
-@pytest.mark.parametrize("step", range(14))
+@pytest.mark.parametrize("step", every_second(14))
 @pytest.mark.parametrize("way", ["up", "down"])
 async def test_migration_that_is_killed(url: str, monkeypatch: pytest.MonkeyPatch, way: str, step: int) -> None:
     """After any command the database is of one of the two revisions, and the migration ends when it is made again."""
@@ -246,7 +251,7 @@ async def kill(url: str, target: str, step: int, monkeypatch: pytest.MonkeyPatch
     return done
 
 
-@pytest.mark.parametrize("step", range(12))
+@pytest.mark.parametrize("step", every_second(12))
 @pytest.mark.parametrize("target", ["0003", "0002"])
 async def test_turns_end_with_the_revision(url: str, monkeypatch: pytest.MonkeyPatch, target: str, step: int) -> None:
     """An earlier revision has the answer as far as it was made, to be indexed; also if the migration is killed."""

@@ -33,9 +33,9 @@ def low_limits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def shared(*names: str) -> list[ParameterSet]:
-    """Stores with a fourth of the examples for those named, whose full number is marked `long`."""
+    """Stores with a fourth of the examples for those named, whose full number is for `make apart`."""
     short = [pytest.param(name, 4 if name in names else 1, id=name) for name in STORES]
-    return short + [pytest.param(name, 1, id=f"{name} long", marks=pytest.mark.long) for name in names]
+    return short + [pytest.param(name, 1, id=f"{name} long", marks=pytest.mark.apart) for name in names]
 
 
 @pytest.mark.usefixtures("low_limits")

@@ -75,7 +75,6 @@ class TestSharedTurnTopics(OnPgBouncer, SharedTurnTopics):
     """The others."""
 
 
-@pytest.mark.apart
 class TestDocumentTopics(OnPgBouncer, DocumentTopics):
     """Projects and documents, of which a test below is made for the pooler."""
 

@@ -1,7 +1,7 @@
 """The contract of the port, divided for the ways to PostgreSQL that share most of its store.
 
-Behind PgBouncer and on Citus only some operations take a way of their own. Their topics run in `make test` or `make
-check`, the others in `make apart`.
+Behind PgBouncer and on Citus only some operations take a way of their own. Their topics run in `make test`, those of
+turns in `make check`, and the others in `make apart`.
 """
 
 import pytest
@@ -85,7 +85,7 @@ class SharedTurnTopics(TurnReadContract, TurnOwnerContract, TurnStatsContract):
     """Everything else of turns."""
 
 
-@pytest.mark.long
+@pytest.mark.apart
 class DocumentTopics(DocumentContract):
     """Projects and documents."""
 
