@@ -38,13 +38,20 @@ SHORT_SECONDS = 3.0
 
 ALIKE = ("text-user", "text-stored", "text-phrase-8", "auth-issuer")
 
+ELSEWHERE = ("text-user", "erase-again")
+"""What other tests have in a smaller size: the texts of test_fuzz, and test_erase_load."""
+
 LENGTHS = [
     *(
         pytest.param(name, SHORT_SECONDS if name in ALIKE else ATTACKS[name].seconds, id=name)
         for name in BOUNDS
-        if name != "text-user"  # the texts of test_fuzz are like it
+        if name not in ELSEWHERE
     ),
-    *(pytest.param(name, ATTACKS[name].seconds, id=f"{name} long", marks=pytest.mark.apart) for name in ALIKE),
+    *(
+        pytest.param(name, ATTACKS[name].seconds, id=f"{name} long", marks=pytest.mark.apart)
+        for name in BOUNDS
+        if name in (*ALIKE, *ELSEWHERE)
+    ),
 ]
 
 

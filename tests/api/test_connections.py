@@ -227,7 +227,7 @@ async def test_a_kept_connection_is_closed() -> None:
         await wire.send(GET + b"\r\n")
         assert (await wire.answer())[0] == 200
         await wire.send(GET)
-        await asyncio.sleep(3)
+        await asyncio.sleep(2)
         await wire.send(b"\r\n")
         assert (await wire.answer())[0] == 200
         await wire.end()
@@ -282,7 +282,7 @@ async def test_a_client_that_does_not_read() -> None:
             await wire.send(b"GET /api/events HTTP/1.1\r\nHost: localhost\r\n\r\n")
         streams = api.app.state.shutdown.streams
         began = time.monotonic()
-        while time.monotonic() - began < 8:
+        while time.monotonic() - began < 5:
             await slow.reader.read(256 << 10)
             await asyncio.sleep(0.05)
         assert len(streams) == 1
