@@ -43,6 +43,8 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     lines = [databases().version(), mongo_databases().version(), pgbouncer.version(), redis.version()]
     if config.option.markexpr.startswith("not long"):
         lines.append("left out: the tests marked `long`, named at the end; `make check` and .ci/run run them")
+    if "not apart" in config.option.markexpr:
+        lines.append("left out: the tests marked `apart`, which prove more of the same; `make apart` runs them")
     return lines
 
 
@@ -126,7 +128,8 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
     """Remember which long tests this run leaves out."""
-    left_out.update(item.nodeid for item in items if item.get_closest_marker("long"))
+    long = [item for item in items if item.get_closest_marker("long") and not item.get_closest_marker("apart")]
+    left_out.update(item.nodeid for item in long)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

@@ -162,10 +162,10 @@ async def opened(name: str, folder: Path) -> AsyncIterator[Store]:
 
 
 def pairs() -> Iterator[ParameterSet]:
-    """Each store beside itself and before the next one; the other pairs are marked `long`."""
+    """Each store beside itself and before the next one; the other pairs are for `make apart`."""
     following = dict(pairwise([*STORES, *STORES]))
     for source, target in product(STORES, STORES):
-        yield pytest.param(source, target, marks=() if target in (source, following[source]) else pytest.mark.long)
+        yield pytest.param(source, target, marks=() if target in (source, following[source]) else pytest.mark.apart)
 
 
 @pytest.mark.parametrize(("source", "target"), list(pairs()))

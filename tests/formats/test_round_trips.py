@@ -24,10 +24,15 @@ LINES = int(os.environ.get("CHATKEEP_ROUND_TRIP_LINES", FEW))
 """Conversations that are taken of each data set: the emulator of MongoDB takes a millisecond for a message."""
 
 
+LONG = ("oasst1_en", "tau_bench_airline")
+"""Trees, and calls of tools."""
+
+
 def sources() -> Iterator[ParameterSet]:
-    """The sample, and the real data sets where they are: one of them, and the others marked `long`."""
+    """The sample, and the real data sets where they are: three of them, and the others in `make apart`."""
     for path in (SAMPLE, *sorted(DATA.glob("*.jsonl.gz"))):
-        marks = () if path.name.startswith(("conversations", "crosswoz")) else pytest.mark.long
+        name = path.name.partition(".")[0]
+        marks = () if name in ("conversations", "crosswoz") else pytest.mark.long if name in LONG else pytest.mark.apart
         yield pytest.param(path, id=path.name, marks=marks)
 
 
