@@ -62,7 +62,7 @@ async def test_nobody_waits_behind_a_step_that_waits(url: str) -> None:
         assert not migrating.done()
         await transaction.rollback()
         assert await migrating == HEAD
-        assert 0.1 < max(waits) < 1.0
+        assert 0.1 < max(waits) < 2.0  # behind a step it would be for ever: the transaction ends after these reads
 
 
 async def test_what_is_left_of_an_index_is_built_anew(url: str) -> None:
