@@ -1,6 +1,7 @@
 """An event loop in a thread of its own, which runs coroutines for threads that have none."""
 
 import asyncio
+import sys
 import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -153,6 +154,8 @@ class LoopThread:
     def _check(self) -> None:
         check_process(self._forks)
         self._check_thread()
+        if sys.is_finalizing():  # daemon threads have been stopped: nobody would answer
+            raise StoreUnavailable(EXITING)
         if self._is_closed:
             raise StoreUnavailable(CLOSED)
 

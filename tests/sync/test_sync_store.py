@@ -460,6 +460,35 @@ def test_a_thread_that_goes_on_after_the_main_thread(tmp_path: Path) -> None:
     assert "join your threads" in done.stdout
 
 
+LAST = """
+from chatkeep import NewConversation, StoreUnavailable
+from chatkeep.sync import open_store
+
+class Saves:
+    def __init__(self, store):
+        self.store = store
+
+    def __del__(self):
+        try:
+            self.store.create_conversation("ada", NewConversation())
+        except StoreUnavailable as error:
+            print(error)
+
+saves = Saves(open_store(sys.argv[1]))
+"""
+
+
+@pytest.mark.parametrize("url", ["memory://", "sqlite:///chat.db"])
+def test_an_object_that_uses_the_store_when_the_interpreter_drops_it(
+    url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is told that the interpreter exits: the store's thread does not run any more, and would never answer."""
+    monkeypatch.chdir(tmp_path)
+    done = run(LAST, url)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "the interpreter is exiting" in done.stdout
+
+
 FORKING = """
 import os
 from chatkeep import NewConversation, StoreUnavailable
