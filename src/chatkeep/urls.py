@@ -17,10 +17,17 @@ ENCODE = "in a user name and a password, percent-encode all but letters and digi
 
 _HOST = r"(?:\[[0-9A-Fa-f:.%]+\]|[\w.%-]*)(?::[0-9]{0,5})?"
 _AUTHORITY = re.compile(rf"(?:[^@]*@)?{_HOST}(?:,{_HOST})*")
+_PORTS = re.compile(r":([0-9]{1,5})(?=,|$)")
+
+MAX_PORT = 65_535
 
 
 def split_url(url: str) -> SplitResult:
     """Return the parts of a store's URL. Raises InvalidInput, which holds nothing of the URL."""
+    try:
+        url.encode()  # a file's name in another encoding than UTF-8 is no text, and no database takes it
+    except UnicodeEncodeError:
+        raise InvalidInput("a store's URL must be text of valid Unicode") from None
     try:
         parts = urlsplit(url)
     except ValueError:  # its message may hold the host
@@ -34,6 +41,8 @@ def split_url(url: str) -> SplitResult:
         raise InvalidInput(
             f"the store's URL must look like {parts.scheme}://USER:PASSWORD@HOST:PORT/NAME?OPTION=VALUE; {ENCODE}"
         )
+    if parts.scheme in SERVER_SCHEMES and any(int(port) > MAX_PORT for port in _PORTS.findall(parts.netloc)):
+        raise InvalidInput(f"a port in the store's URL must be at most {MAX_PORT}")
     return parts
 
 
