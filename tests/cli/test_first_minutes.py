@@ -278,6 +278,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     ),
     "a driver": (["list", "--database-url", "postgresql+asyncpg://u:zq7@h/x"], r"mean postgresql://, without .*\?$"),
     "a scheme": (["list", "--database-url", "mongo://u:zq7@h/x"], r"did you mean mongodb://\?"),
+    "a port": (["list", "--database-url", "postgresql://u:zq7@localhost:99999/x"], "must be at most 65535"),
+    "an empty variable": (["list", "--database-url", ""], "a store's URL must begin with"),
+    "bytes of another encoding": (["list", "--database-url", "sqlite:///a\udcff.db"], "must be text of valid Unicode"),
     "a path": (["list", "--database-url", "chat.db"], "a file is sqlite:///FILE"),
     "no journal": (["recorder", "status", "."], "the journal cannot be opened: unable to open"),
     "no name": (["ingest", "", "."], "^Error: name must not be empty"),
@@ -373,6 +376,73 @@ def test_a_server_with_tokens_says_how_to_get_a_key(env: dict[str, str]) -> None
     assert json.loads(done.stdout)["items"] == []
 
 
+FORGED = "Tea\nError: forged\x1b[2J"
+
+
+def test_what_others_wrote_stays_in_its_line(env: dict[str, str]) -> None:
+    """Titles, owners, names of files and of fields neither end the line that tells them nor reach the terminal."""
+    one, two = (f"abcdef00-0000-0000-0000-00000000000{n}" for n in (1, 2))
+    talks = [{"id": id_, "title": FORGED, "messages": []} for id_ in (one, two)]
+    field = {"id": "x", "messages": [{"id": "1", "role": "user", "content": "", FORGED: 1}]}
+    lines = "\n".join(map(json.dumps, [*talks, field]))
+    Path("folder").mkdir()
+    (Path("folder") / "a.\n\x1b[2J").touch()
+    said = [
+        run(env, "import", "-", "--owner", FORGED, stdin=lines.encode(), code=1).stderr,
+        run(env, "show", "abcdef", "--owner", FORGED, code=1).stderr,
+        run(env, "show", "abcdef", code=1).stderr,
+        run(env, "delete", one, "--owner", FORGED, code=1).stderr,
+        run(env, "delete", one, "--owner", FORGED, "--yes").stdout,
+        run(env, "show", two, "--owner", FORGED).stdout,
+        run(env, "erase", FORGED, code=1).stderr,
+        run(env, "ingest", "Tea", "folder").stderr,
+    ]
+    assert [text for text in said if "\x1b" in text or "\nError: forged" in text or "␊" not in text] == []
+
+
+def test_a_command_to_be_pasted_is_quoted(env: dict[str, str]) -> None:
+    """An owner's name is one argument of the command that goes on after it."""
+    for owner in ("x'; reboot; '", "y"):
+        run(env, "import", "-", "--owner", owner, stdin=b'{"id": "1", "messages": []}')
+    assert """--after 'x'"'"'; reboot; '"'"'', or""" in run(env, "owners", "list", "--limit", "1").stderr
+
+
+@pytest.mark.parametrize("command", ["owners list --after", "keys revoke", "keys create ada --name", "backup"])
+def test_an_argument_that_is_no_text(filled: dict[str, str], command: str) -> None:
+    """Bytes that are not UTF-8 are said to be none."""
+    done = run(filled, *command.split(), "\udcff\udcff", code=1)
+    assert done.stderr == "Error: an argument has bytes that are not text; give it in UTF-8\n"
+
+
+def test_an_expiry_that_no_calendar_has(filled: dict[str, str]) -> None:
+    """The most days are said."""
+    done = run(filled, "keys", "create", "ada", "--days", "3000000", code=2)
+    assert done.stderr == "Error: --days: a key lasts at most 36,500 days; without the option it does not expire\n"
+
+
+def test_the_export_of_a_misspelt_owner(filled: dict[str, str]) -> None:
+    """It says that it is empty, and who there is."""
+    done = run(filled, "export", "--owner", "locla")
+    assert done.stdout == ""
+    assert done.stderr == "locla has no conversation to export; --owner names another one: local\n"
+
+
+def test_what_is_beyond_the_highest_limit(env: dict[str, str]) -> None:
+    """No limit is advised that would be refused."""
+    messages = [{"id": str(n), "role": "user", "content": "tea"} for n in range(1_001)]
+    lines = [{"id": str(n), "messages": []} for n in range(1_000)]
+    talks = "\n".join(map(json.dumps, [*lines, {"id": "long", "messages": messages}]))
+    run(env, "import", "-", stdin=talks.encode())
+    for command in ("list", "search tea", f"show {run(env, 'search', 'tea').stdout[:36]}"):
+        assert "--limit shows more" in run(env, *command.split(), "--limit", "999").output
+        assert "`chatkeep export` has all" in run(env, *command.split(), "--limit", "1000").output
+
+
+def test_help_is_wrapped_by_the_terminal_alone(env: dict[str, str]) -> None:
+    """Lines of the source do not end lines of the help."""
+    assert "2 not understood; 130 Ctrl-C." in run(env, "--help").stdout
+
+
 # --- a program of its own -------------------------------------------------------------------------------------
 
 
@@ -388,6 +458,36 @@ def test_a_real_terminal_and_a_pipe_that_closes(filled: dict[str, str]) -> None:
     done = subprocess.run(["bash", "-c", command], env=environment, capture_output=True, text=True, check=False)
     assert ID.match(done.stdout)
     assert done.stderr == ""
+
+
+@pytest.mark.parametrize("command", ["list", "list --json", "show 8072", "show 8072 --json", "db status", "export"])
+def test_standard_output_that_cannot_be_written(filled: dict[str, str], command: str) -> None:
+    """A reader that has gone is 141, as documented; a full disk and a closed output are sentences."""
+    chatkeep, environment = " ".join([*COMMAND, command]), {**os.environ, **filled}
+    for ending, said in {
+        "| true; exit ${PIPESTATUS[0]}": (141, ""),
+        ">/dev/full": (1, "Error: cannot write standard output: No space left on device\n"),
+        ">&-": (1, "Error: standard output is closed\n"),
+    }.items():
+        if ending == ">&-" and not command.endswith(("--json", "export")):
+            continue  # text is written to nowhere
+        done = subprocess.run(
+            ["bash", "-c", f"{chatkeep} {ending}"], env=environment, stderr=subprocess.PIPE, text=True, check=False
+        )
+        assert (done.returncode, done.stderr) == said
+
+
+def test_characters_that_the_encoding_lacks(filled: dict[str, str]) -> None:
+    """They are shown by their numbers; what has an encoding of its own is not changed."""
+    environment = {**os.environ, **filled, "PYTHONIOENCODING": "latin-1"}
+    shown = {
+        arguments: subprocess.run(
+            [*COMMAND, *arguments.split()], env=environment, capture_output=True, check=True
+        ).stdout
+        for arguments in ("list", "list --json")
+    }
+    assert rb"\u4fdd\u5b58\u5bf9\u8bdd" in shown["list"]
+    assert "保存对话".encode() in shown["list --json"]
 
 
 def test_ctrl_c_anywhere_is_one_line(env: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,8 +10,16 @@ from chatkeep.cli import conversations, data, db, keys, owners, providers, recor
 from chatkeep.cli.backup import backup
 from chatkeep.cli.ingest import ingest
 from chatkeep.cli.mcp import mcp
+from chatkeep.cli.output import printing
 from chatkeep.cli.serve import serve
-from chatkeep.cli.terminal import INTERRUPTED, errors_as_sentences, out, print_error, print_warnings
+from chatkeep.cli.terminal import (
+    INTERRUPTED,
+    errors_as_sentences,
+    out,
+    print_error,
+    print_warnings,
+    show_all_characters,
+)
 
 
 class Commands(TyperGroup):
@@ -20,15 +28,22 @@ class Commands(TyperGroup):
     @override
     def invoke(self, ctx: Any) -> Any:
         print_warnings()
+        show_all_characters()
         try:
-            with errors_as_sentences():
+            with printing(), errors_as_sentences():
                 return super().invoke(ctx)
         except KeyboardInterrupt:
             print_error("stopped")
             raise typer.Exit(INTERRUPTED) from None
 
 
-app = typer.Typer(cls=Commands, no_args_is_help=True, add_completion=False, pretty_exceptions_show_locals=False)
+app = typer.Typer(
+    rich_markup_mode="markdown",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_show_locals=False,
+)
 for command in (
     serve,
     mcp,

@@ -10,12 +10,16 @@ from chatkeep.cli.ids import HELP, conversation_of, project_of
 from chatkeep.cli.options import DatabaseUrl, Owner, open_existing, store_url
 from chatkeep.cli.owners import who_there_is
 from chatkeep.cli.tables import AsJson, print_json, print_table
-from chatkeep.cli.terminal import confirm, escaped, local_time, note, out, run, say
+from chatkeep.cli.terminal import confirm, escaped, local_time, note, one_line, out, run, say
 from chatkeep.model import Conversation, Message, Page, SearchHit
 from chatkeep.settings import LOCAL_OWNER
 from chatkeep.urls import without_secrets
 
 UNTITLED = "(no title)"
+
+MOST = 1_000
+"""What --limit may be at most."""
+
 ConversationId = Annotated[str, typer.Argument(help=f"The conversation's id, as `list` shows it, {HELP}.")]
 
 
@@ -28,7 +32,7 @@ def list_(
     label: Annotated[
         list[str] | None, typer.Option(help="Only conversations with this label; '!archived' leaves out. Repeatable.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most conversations to list.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, help="Most conversations to list.")] = 20,
     owner: Owner = LOCAL_OWNER,
     as_json: AsJson = False,
 ) -> None:
@@ -56,7 +60,12 @@ async def _list(
         such = "such conversation" if project or any(filters.values()) else "conversation"
         note(f"{owner} has no {such} in {without_secrets(url)}{others}")
     elif page.total and page.total > len(page.items):
-        note(f"{len(page.items)} of {page.total:,}; --limit shows more", "dim")
+        note(f"{len(page.items):,} of {page.total:,}; {_more(limit)}", "dim")
+
+
+def _more(limit: int) -> str:
+    """How to see what is beyond a limit."""
+    return "--limit shows more" if limit < MOST else "`chatkeep export` has all"
 
 
 class Shown(Conversation):
@@ -68,7 +77,7 @@ class Shown(Conversation):
 def show(
     conversation_id: ConversationId,
     database_url: DatabaseUrl = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Number of messages, counted from the newest.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, help="Number of messages, counted from the newest.")] = 50,
     owner: Owner = LOCAL_OWNER,
     as_json: AsJson = False,
 ) -> None:
@@ -85,13 +94,13 @@ async def _show(url: str, owner: str, given: str, limit: int, *, as_json: bool) 
         return
     _print_head(conversation, page.total or 0)
     if page.next is not None:
-        say("… earlier messages: --limit", "dim")
+        say(f"… there are earlier messages; {_more(limit)}", "dim")
     for message in page.items:
         _print_message(message)
 
 
 def _print_head(conversation: Conversation, length: int) -> None:
-    say(conversation.title or UNTITLED, "bold")
+    say(one_line(conversation.title or UNTITLED), "bold")
     others = conversation.last_seq - length
     more = f"; {others:,} more on other branches or deleted" if others else ""
     say(f"{length:,} messages, updated {local_time(conversation.updated_at)}{more}; id {conversation.id}", "dim")
@@ -115,7 +124,7 @@ def search(
     ],
     database_url: DatabaseUrl = None,
     conversation: Annotated[str | None, typer.Option(help=f"Only in the conversation with this id, {HELP}.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=1000, help="Most messages to show.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=MOST, help="Most messages to show.")] = 20,
     owner: Owner = LOCAL_OWNER,
     as_json: AsJson = False,
 ) -> None:
@@ -142,14 +151,14 @@ async def _search(url: str, owner: str, query: str, given: str | None, limit: in
     if not page.items:
         note(f"no message of {owner} has all of these words{others}")
     elif page.next is not None:
-        note("there are more; --limit shows them", "dim")
+        note(f"there are more; {_more(limit)}", "dim")
 
 
 def _print_hit(hit: SearchHit) -> None:
     message = hit.message
     line = escaped(str(message.conversation_id), "yellow")
     line.append(f"  {local_time(message.sent_at or message.created_at)}  {message.role}  ", style="dim")
-    line.append_text(escaped(hit.title or UNTITLED, "bold"))
+    line.append(one_line(hit.title or UNTITLED), style="bold")
     say(line)
     say(f"  {' '.join(hit.snippet.split())}")
 
@@ -169,7 +178,7 @@ def delete(
     """Delete a conversation with all its messages. It cannot be undone."""
     url = store_url(database_url)
     found = run(_found(url, owner, conversation_id))
-    named = f"{found.id} ({escaped(found.title or UNTITLED).plain}, {found.last_seq:,} messages)"
+    named = f"{found.id} ({one_line(found.title or UNTITLED)}, {found.last_seq:,} messages)"
     if not yes:
         confirm(f"Delete {named} of {owner}?")
     run(_delete(url, owner, found))

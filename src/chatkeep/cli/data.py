@@ -13,7 +13,8 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from chatkeep.cli.input import MAX_LINE_BYTES, open_input, read_lines
 from chatkeep.cli.options import DatabaseUrl, Owner, check_file, open_existing, store_url
 from chatkeep.cli.output import opened_target, refuse_own_file, stoppable
-from chatkeep.cli.terminal import INTERRUPTED, err, out, print_error, run
+from chatkeep.cli.owners import who_there_is
+from chatkeep.cli.terminal import INTERRUPTED, err, note, out, print_error, run
 from chatkeep.formats.jsonl import Imported, export_lines, import_lines
 from chatkeep.model import UPDATABLE
 from chatkeep.settings import LOCAL_OWNER
@@ -114,7 +115,7 @@ async def _import_file(store: Store, file: Path, options: _Options, totals: _Tot
     def report(number: int | None, reason: str) -> None:
         totals.refused += 1
         place = name if number is None else f"{name}:{number}"
-        err.print(f"{place}: {reason}", style="red", markup=False, soft_wrap=True)
+        note(f"{place}: {reason}", "red")
 
     with raw:
         shown = started
@@ -131,7 +132,7 @@ async def _import_file(store: Store, file: Path, options: _Options, totals: _Tot
 def _count(result: Imported, totals: _Totals, name: str, *, update: bool) -> None:
     if result.error is not None:
         totals.refused += 1
-        err.print(f"{name}:{result.number}: {result.error}", style="red", markup=False, soft_wrap=True)
+        note(f"{name}:{result.number}: {result.error}", "red")
     if (receipt := result.receipt) is None:
         return
     totals.messages += receipt.messages
@@ -146,7 +147,7 @@ def _count(result: Imported, totals: _Totals, name: str, *, update: bool) -> Non
         updatable = [each for each in left if each in UPDATABLE and not update]
         hint = f"; --update takes over {' and '.join(updatable)}" if updatable else ""
         said = f"{name}:{result.number}: {' and '.join(left)} {verb} here{hint}"
-        err.print(said, style="yellow", markup=False, soft_wrap=True)
+        note(said, "yellow")
 
 
 def _update(progress: Progress, task: TaskID, messages: int, started: float, position: int | None) -> None:
@@ -182,14 +183,17 @@ async def _export(target: BinaryIO, url: str, owner: str) -> int:
 
 async def _write(store: Store, owner: str, target: BinaryIO) -> int:
     """Write an export, name what cannot be read, and count that."""
-    failures = 0
+    failures, is_empty = 0, True
 
     def failed(id_: UUID, error: Exception) -> None:
         nonlocal failures
         failures += 1
-        err.print(f"{id_}: not exported: {error}", style="red", markup=False, soft_wrap=True)
+        note(f"{id_}: not exported: {error}", "red")
 
     async for piece in export_lines(store, owner, failed=failed):
         target.write(piece)
+        is_empty = False
     target.flush()
+    if is_empty and not failures:
+        note(f"{owner} has no conversation to export{await who_there_is(store, owner)}")
     return failures

@@ -6,6 +6,7 @@ from uuid import UUID
 
 from chatkeep.access import ApiKey
 from chatkeep.cli.owners import who_there_is
+from chatkeep.cli.terminal import one_line
 from chatkeep.cursor import encode_cursor
 from chatkeep.errors import InvalidId, InvalidInput, NotFound, NotYours
 from chatkeep.ids import valid_id
@@ -40,7 +41,7 @@ async def conversation_of(store: Store, owner: str, given: str) -> Conversation:
         found = []
     if not found:
         raise NotFound(f"{owner} has no conversation {given}{await who_there_is(store, owner)}")
-    return _only(found, given, [f"{each.id}  {each.title or '(no title)'}" for each in found])
+    return _only(found, given, [f"{each.id}  {one_line(each.title or '(no title)')}" for each in found])
 
 
 async def _beginning(store: Store, owner: str, start: str) -> Sequence[Conversation]:
@@ -67,7 +68,7 @@ async def project_of(store: Store, owner: str, given: str) -> UUID:
     if not found:
         among = f" among the {PROJECTS:,} newest" if page.next else ""
         raise NotFound(f"{owner} has no project {given}{among}; give its name, its id, {HELP}")
-    return _only(found, given, [f"{each.id}  {each.name}" for each in found]).id
+    return _only(found, given, [f"{each.id}  {one_line(each.name)}" for each in found]).id
 
 
 async def key_of(store: Store, given: str) -> ApiKey:
@@ -78,7 +79,7 @@ async def key_of(store: Store, given: str) -> ApiKey:
     found = [key for key in await store.access.list_keys() if key.id.startswith(_start(start))]
     if not found:
         raise NotFound("there is no API key with this id; `chatkeep keys list` shows them", got=start)
-    return _only(found, start, [f"{key.id}  {key.name} of {key.owner_id}" for key in found])
+    return _only(found, start, [f"{key.id}  {one_line(f'{key.name} of {key.owner_id}')}" for key in found])
 
 
 def _start(given: str) -> str:

@@ -15,7 +15,7 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from chatkeep.cli.options import DatabaseUrl, EmbedderName, Owner, check_file, load_settings, store_url
-from chatkeep.cli.terminal import INTERRUPTED, err, out, print_error, run
+from chatkeep.cli.terminal import INTERRUPTED, err, note, out, print_error, run
 from chatkeep.documents import ProjectLimits, document_path
 from chatkeep.errors import ChatkeepError, Conflict, InvalidId, InvalidInput, ProjectFull, StoreUnavailable
 from chatkeep.ids import valid_id
@@ -183,7 +183,7 @@ async def _ingest(options: Options, paths: Sequence[Path], totals: Totals) -> No
             if embedders.configured is not None:
                 await _make_vectors(vectors, project)
     for kind, count in walk.left_out.most_common():
-        err.print(f"left out: {count:,} {kind}", style="dim", markup=False)
+        note(f"left out: {count:,} {kind}", "dim")
 
 
 async def _make_vectors(vectors: "VectorMaker", project: Project) -> None:
@@ -201,7 +201,7 @@ async def _make_vectors(vectors: "VectorMaker", project: Project) -> None:
         except EmbeddingFailed as error:
             raise StoreUnavailable(f"no vectors: {error.reason}; the documents are stored, run it again") from None
     if filled in NOT_FILLED:
-        err.print(NOT_FILLED[filled], style="yellow", markup=False, soft_wrap=True)
+        note(NOT_FILLED[filled], "yellow")
 
 
 async def _project(store: Store, options: Options) -> Project:
@@ -216,7 +216,7 @@ async def _project(store: Store, options: Options) -> Project:
     if named:
         return named[0]
     made = await store.projects.create_project(options.owner, NewProject(name=options.project))
-    err.print(f"new project {made.id}", style="dim", markup=False)
+    note(f"new project {made.id}", "dim")
     return made
 
 
@@ -255,7 +255,7 @@ async def _store(ingest_: "Ingest", owner: str, project_id: UUID, found: Found, 
         raise ProjectFull(f"{error.detail}, or set CHATKEEP_MAX_DOCUMENTS or CHATKEEP_MAX_CHUNKS higher") from None
     except (InvalidInput, Conflict) as error:
         totals.refused += 1
-        err.print(f"{found.path}: {error.detail}", style="red", markup=False, soft_wrap=True)
+        note(f"{found.path}: {error.detail}", "red")
         return
     totals.changes[change] += 1
     totals.passages += 0 if change == "unchanged" else document.chunks

@@ -9,8 +9,11 @@ from chatkeep.access import ApiKey
 from chatkeep.cli.ids import HELP, key_of
 from chatkeep.cli.options import DatabaseUrl, OwnerName, open_existing, store_url
 from chatkeep.cli.tables import AsJson, Cell, print_json, print_table
-from chatkeep.cli.terminal import note, run, say
+from chatkeep.cli.terminal import note, one_line, refused, run, say
 from chatkeep.keys import READ, SCOPES, WRITE, make_key
+
+MAX_DAYS = 36_500
+"""Most days until a key expires: a hundred years."""
 
 app = typer.Typer(no_args_is_help=True, help="API keys, for scripts.")
 
@@ -31,6 +34,8 @@ def create_key(
     A server with CHATKEEP_AUTH=jwt takes it in place of a token. Only the key is on standard output: KEY=$(chatkeep
     keys create ada) keeps it in a variable.
     """
+    if days is not None and days > MAX_DAYS:
+        raise refused("--days", f"a key lasts at most {MAX_DAYS:,} days; without the option it does not expire")
     run(_create_key(store_url(database_url), owner, name, tuple(scope or ()), days))
 
 
@@ -89,4 +94,4 @@ async def _revoke_key(url: str, key_id: str) -> None:
         key = await key_of(store, key_id)
         await store.access.revoke_key(key.id)
     named = f" ({key.name})" if key.name else ""
-    say(f"revoked {key.id}{named} of {key.owner_id}")
+    say(one_line(f"revoked {key.id}{named} of {key.owner_id}"))

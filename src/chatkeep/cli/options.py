@@ -58,7 +58,7 @@ def load_settings() -> Settings:
 
 def store_url(given: str | None) -> str:
     """Return the URL of --database-url, or of the settings."""
-    return given or load_settings().store_url
+    return load_settings().store_url if given is None else given
 
 
 @asynccontextmanager

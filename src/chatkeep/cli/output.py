@@ -1,5 +1,6 @@
 """Where `export` writes: standard output, a file that replaces another one, or a pipe or device as it is."""
 
+import errno
 import gzip
 import os
 import re
@@ -9,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import BinaryIO, cast
+from typing import IO, Any, BinaryIO, cast
 
 import typer
 
@@ -20,8 +21,34 @@ from chatkeep.stores.replacing import replacing
 
 STANDARD_OUTPUT = 1
 
+UNWRITABLE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO}
+"""Errors of what standard output leads to. A store and a file that is opened raise their own, or name the file."""
+
 NO_READER = 128 + signal.SIGPIPE
 """The exit code when whoever reads has gone: that of a program that SIGPIPE ends."""
+
+
+def standard_output() -> BinaryIO:
+    """The stream of bytes. Raises InvalidInput if whoever started the command closed it."""
+    if sys.stdout is None:
+        raise InvalidInput("standard output is closed")
+    return sys.stdout.buffer
+
+
+@contextmanager
+def printing() -> Iterator[None]:
+    """End the block quietly if nobody reads standard output any more, and with a sentence if it cannot be written."""
+    try:
+        yield
+    except BrokenPipeError:
+        _drop(sys.stdout)
+        raise typer.Exit(NO_READER) from None
+    except OSError as error:
+        if error.errno not in UNWRITABLE or error.filename is not None:
+            raise
+        _drop(sys.stdout)
+        print_error(f"cannot write standard output: {error.strerror}")
+        raise typer.Exit(1) from None
 
 
 @contextmanager
@@ -113,7 +140,7 @@ def _direct(target: Path | int, name: str) -> Iterator[BinaryIO]:
 
 def _stream(target: Path | int) -> AbstractContextManager[BinaryIO]:
     if target == STANDARD_OUTPUT:
-        return nullcontext(sys.stdout.buffer)
+        return nullcontext(standard_output())
     return cast("BinaryIO", open(target, "wb", closefd=not isinstance(target, int)))
 
 
@@ -124,9 +151,9 @@ def _packed(raw: BinaryIO, file: Path | None) -> AbstractContextManager[BinaryIO
     return cast("AbstractContextManager[BinaryIO]", gzip.GzipFile("", "wb", fileobj=raw, mtime=0))
 
 
-def _drop(stream: BinaryIO) -> None:
+def _drop(stream: IO[Any]) -> None:
     """Let what is still written to a stream vanish: closing it would fail as well, or wait for the pipe's reader."""
-    with suppress(OSError, ValueError):
+    with suppress(OSError, ValueError, AttributeError):  # the last if it was closed from the beginning
         nowhere = os.open(os.devnull, os.O_WRONLY)
         os.dup2(nowhere, stream.fileno())
         os.close(nowhere)

@@ -1,5 +1,6 @@
 """`chatkeep owners` and `chatkeep erase`: who has conversations, and all data of an owner."""
 
+from shlex import quote
 from typing import Annotated
 
 import typer
@@ -7,7 +8,7 @@ from pydantic import BaseModel
 
 from chatkeep.cli.options import DatabaseUrl, OwnerName, check_file, open_existing, store_url
 from chatkeep.cli.tables import AsJson, print_json, print_table
-from chatkeep.cli.terminal import confirm, note, out, run
+from chatkeep.cli.terminal import confirm, note, one_line, out, run
 from chatkeep.store import Store
 from chatkeep.urls import without_secrets
 
@@ -50,7 +51,7 @@ async def _list_owners(url: str, after: str, limit: int, *, as_json: bool) -> No
     if not lines:
         note(f"Nobody has a conversation in {without_secrets(url)}.")
     elif len(found) > limit:
-        note(f"There are more: --after '{lines[-1].owner_id}', or --limit.", "dim")
+        note(f"There are more: --after {quote(lines[-1].owner_id)}, or --limit.", "dim")
 
 
 async def _line(store: Store, owner: str) -> OwnerLine:
@@ -64,7 +65,7 @@ async def who_there_is(store: Store, owner: str) -> str:
     if not found:
         return "; there is no other owner in this database"
     more = ", and others: `chatkeep owners list`" if len(found) > NAMED else ""
-    return f"; --owner names another one: {', '.join(found[:NAMED])}{more}"
+    return f"; --owner names another one: {', '.join(map(one_line, found[:NAMED]))}{more}"
 
 
 @app.command("rename")

@@ -10,7 +10,8 @@ from pydantic import BaseModel
 from rich.cells import cell_len, set_cell_size
 from rich.text import Text
 
-from chatkeep.cli.terminal import escaped, local_time, out
+from chatkeep.cli.output import standard_output
+from chatkeep.cli.terminal import local_time, one_line, out
 
 AsJson = Annotated[
     bool, typer.Option("--json", help="Print JSON, a record in each line, with the fields that the HTTP API has.")
@@ -22,7 +23,6 @@ LEAST_CELLS = 10
 
 type Cell = str | int | datetime | None
 
-_ONE_LINE = {ord("\n"): "␊", ord("\t"): "␉"}
 _JSON = {code: f"\\u{code:04x}" for code in (0x7F, *range(0x80, 0xA0))}
 """What JSON may hold as it is, and some terminals execute."""
 
@@ -61,7 +61,7 @@ def _shown(cell: Cell) -> str:
             return "-"
         case int():
             return f"{cell:,}"
-    return escaped(cell).plain.translate(_ONE_LINE)
+    return one_line(cell)
 
 
 def _whole(cell: Cell) -> str:
@@ -70,12 +70,13 @@ def _whole(cell: Cell) -> str:
             return cell.astimezone().isoformat(timespec="seconds")
         case None:
             return ""
-    return escaped(str(cell)).plain.translate(_ONE_LINE)
+    return one_line(str(cell))
 
 
 def print_json(*records: BaseModel) -> None:
     """Print records as JSON, each in a line, in UTF-8 whatever the locale is."""
+    stream = standard_output()
     sys.stdout.flush()
     for record in records:
-        sys.stdout.buffer.write(f"{record.model_dump_json().translate(_JSON)}\n".encode())
-    sys.stdout.buffer.flush()
+        stream.write(f"{record.model_dump_json().translate(_JSON)}\n".encode())
+    stream.flush()

@@ -1,8 +1,10 @@
 """What a terminal and a pipe are given: escaped text, local times, questions, and errors without a traceback."""
 
 import asyncio
+import io
 import logging
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -16,19 +18,37 @@ from rich.text import Text
 from chatkeep.errors import ChatkeepError
 from chatkeep.validation import first_wrong
 
-out = Console(highlight=False)
-err = Console(stderr=True, highlight=False)
+
+class Output(Console):
+    """A console that leaves it to the caller what follows when its reader has gone."""
+
+    @override
+    def on_broken_pipe(self) -> None:
+        raise BrokenPipeError
+
+
+out = Output(highlight=False)
+err = Output(stderr=True, highlight=False)
+
+SURROGATES = "surrogates not allowed"
+"""Python's reason not to encode an argument whose bytes it could not decode."""
 
 INTERRUPTED = 128 + signal.SIGINT
 """The exit code after Ctrl-C."""
 
 _VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "␡"}
 _VISIBLE |= dict.fromkeys(range(0x80, 0xA0), "\ufffd")  # some terminals execute these, too
+_ONE_LINE = {**_VISIBLE, ord("\n"): "␊", ord("\t"): "␉"}
 
 
 def escaped(text: str, style: str = "") -> Text:
     """Return text whose control characters are shown as symbols, so that the terminal does not execute them."""
     return Text(text.translate(_VISIBLE), style=style)
+
+
+def one_line(text: str) -> str:
+    """Return what others wrote as a part of a line, which it cannot end: a second one would pass for chatkeep's."""
+    return text.translate(_ONE_LINE)
 
 
 def say(text: str | Text, style: str = "") -> None:
@@ -42,7 +62,13 @@ def say(text: str | Text, style: str = "") -> None:
 
 def note(text: str, style: str = "") -> None:
     """Print on standard error what is no data, in one line."""
-    err.print(escaped(text, style), soft_wrap=True)
+    err.print(Text(one_line(text), style=style), soft_wrap=True)
+
+
+def show_all_characters() -> None:
+    """Write `\\u4fdd` for a character that the encoding of standard output lacks, as Python does on standard error."""
+    if isinstance(sys.stdout, io.TextIOWrapper) and sys.stdout.errors in {"strict", "surrogateescape"}:
+        sys.stdout.reconfigure(errors="backslashreplace")
 
 
 def local_time(moment: datetime) -> str:
@@ -69,6 +95,10 @@ def errors_as_sentences() -> Iterator[None]:
         if not error.name or error.name.startswith("chatkeep"):
             raise
         reason = f"this needs {error.name}: pip install 'chatkeep[server]'"
+    except UnicodeEncodeError as error:
+        if error.reason != SURROGATES:
+            raise
+        reason = "an argument has bytes that are not text; give it in UTF-8"
     else:
         return
     print_error(reason)
@@ -76,8 +106,8 @@ def errors_as_sentences() -> Iterator[None]:
 
 
 def print_error(error: object) -> None:
-    """Print a message on stderr, without markup and line breaks of its own."""
-    note(f"Error: {error}", "red")
+    """Print a message on stderr, with no line breaks but its own."""
+    err.print(escaped(f"Error: {error}", "red"), soft_wrap=True)
 
 
 def refused(option: str, reason: str) -> typer.Exit:
@@ -89,7 +119,7 @@ def refused(option: str, reason: str) -> typer.Exit:
 def confirm(question: str) -> None:
     """Ask on standard error, and exit with code 1 unless the answer is yes."""
     try:
-        agreed = typer.confirm(question, err=True)
+        agreed = typer.confirm(one_line(question), err=True)
     except typer.Abort:  # Ctrl-C, or no input
         err.print()
         agreed = False
