@@ -5,22 +5,25 @@ import re
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any
+from pathlib import Path
+from typing import Any, cast
 from uuid import uuid4
 
 import httpx2
 import jwt
 import pytest
 from fastapi import FastAPI
+from fastapi.testclient import TestClient
 from pydantic import SecretStr
 
-from chatkeep import open_store
+from chatkeep import open_store, sync
 from chatkeep.api.app import create_app, running
 from chatkeep.settings import Settings
 from chatkeep.testing import ScriptedProvider
 from servers.api import assert_problem
 from servers.apps import app_served
 
+EMBEDDING = Path(__file__).parents[2] / "docs" / "embedding.md"
 SECRET = "zq7 " * 8
 
 
@@ -129,6 +132,38 @@ async def test_nothing_is_open_below_any_path(path: str) -> None:
         assert (await client.get(made.headers["location"], headers=headers)).json()["id"] == made.json()["id"]
         assert_problem(await client.get(made.headers["location"]), 401)
         assert (await client.get(f"{path}/api/docs")).status_code == 200
+
+
+async def test_an_application_runs_once_and_with_its_own_store() -> None:
+    """What would answer nothing, or not what is asked, is refused where it is written."""
+    async with open_store("memory://") as store:
+        chat = create_app(store, Settings())
+        async with running(chat):
+            with pytest.raises(RuntimeError, match="make another one"):
+                async with running(chat):
+                    pass
+        with pytest.raises(RuntimeError, match="make another one"):
+            async with running(chat):
+                pass
+        with pytest.raises(TypeError, match="that create_app returned"):
+            async with running(FastAPI()):
+                pass
+    for other in (open_store("memory://"), "memory://"):
+        with pytest.raises(TypeError, match="create_app takes a store"):
+            create_app(cast("Any", other), Settings())
+    with sync.open_store("memory://") as now, pytest.raises(TypeError, match=r"not chatkeep\.sync\.Store"):
+        create_app(cast("Any", now), Settings())
+
+
+def test_the_application_of_the_page_starts_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the tests of an application, which has a lifespan in each: the store of the first one is closed."""
+    monkeypatch.chdir(tmp_path)
+    program = re.findall(r"```python\n(# main\.py\n.*?)```", EMBEDDING.read_text(encoding="utf-8"), re.DOTALL)[0]
+    written: dict[str, Any] = {}
+    exec(program, written)
+    for _ in range(2):
+        with TestClient(written["app"], base_url="http://127.0.0.1") as own:
+            assert own.post("/chat/api/conversations", json={}).status_code == 201
 
 
 async def test_a_server_leads_to_its_documentation() -> None:

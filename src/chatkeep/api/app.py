@@ -66,6 +66,9 @@ MCP_HEADERS = ["MCP-Protocol-Version", "Mcp-Method", "Mcp-Name"]
 class Api(FastAPI):
     """The FastAPI application, with its own OpenAPI document."""
 
+    has_run = False
+    """Whether it is or has been `running`: afterwards it answers no questions any more."""
+
     def openapi(self) -> dict[str, Any]:
         """Return the document, made once."""
         if self.openapi_schema is None:
@@ -91,7 +94,12 @@ def create_app(
 
     A provider makes the answers instead of what the settings say. The caller opens and closes the store, and in between
     has the application `running`. What the settings do not say of turns and replies is in `limits` and `times`.
+    Raises TypeError for what is no opened, asynchronous store.
     """
+    if not isinstance(store, Store):
+        raise TypeError(
+            f"create_app takes a store, as `async with open_store(url) as store` has it, not {_name(store)}"
+        )
     app = Api(
         title="chatkeep",
         version=VERSION,
@@ -122,13 +130,23 @@ def create_app(
     return app
 
 
+def _name(value: object) -> str:
+    return f"{type(value).__module__}.{type(value).__qualname__}"
+
+
 @asynccontextmanager
 async def running(app: FastAPI, *, drain: float | None = None) -> AsyncIterator[None]:
     """Make the answers of an application of `create_app`, and close what it has opened at the end.
 
     Enter it in the lifespan of your own application, once, while the store is open: an application that is mounted has
     no lifespan. At the end answers have `drain` seconds to be finished, or CHATKEEP_DRAIN; others are interrupted.
+    Raises TypeError for another application, and RuntimeError the second time.
     """
+    if not isinstance(app, Api):
+        raise TypeError("`running` takes the application that create_app returned, not the one that it is mounted in")
+    if app.has_run:
+        raise RuntimeError("this application has been running; make another one with create_app")
+    app.has_run = True
     state = app.state
     sweeping = asyncio.create_task(sweep(state.store.access), name="chatkeep-sweep")
     state.turns.start()
