@@ -13,6 +13,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 from uuid import UUID, uuid4
 
@@ -20,7 +21,7 @@ import pytest
 from commands import COMMAND, SAMPLE, run, serving
 from rich.console import Console
 
-from chatkeep import NewConversation, NewMessage, open_store
+from chatkeep import NewConversation, NewMessage, __main__, open_store
 from chatkeep.cli import conversations, tables, terminal
 from chatkeep.cli.calls import calls_of
 from chatkeep.cli.ids import conversation_of
@@ -138,6 +139,8 @@ def test_a_journal(env: dict[str, str], tmp_path: Path) -> None:
     found = json.loads(run(env, "recorder", "status", "voice.journal", "--json", code=1).stdout)
     assert (found["pending"], found["pending_bytes"], found["oldest"]) == (1, 2, "1970-01-01T00:00:01Z")
     assert [(each["number"], each["conversation_id"]) for each in found["dead_letters"]] == [(1, str(id_))]
+    done = run(env, "recorder", "retry", "voice.journal", "--", "99999999999999999999", "-99999999999999999999", code=1)
+    assert (done.stdout, done.stderr.count("\n")) == ("0 dead letters are delivered again\n", 1)
 
 
 def test_a_list_that_is_empty_says_whose_it_is(env: dict[str, str]) -> None:
@@ -498,6 +501,19 @@ def test_ctrl_c_anywhere_is_one_line(env: dict[str, str], monkeypatch: pytest.Mo
 
     monkeypatch.setattr(conversations, "store_url", stop)
     assert run(env, "list", code=130).stderr == "Error: stopped\n"
+
+
+def test_ctrl_c_before_there_is_a_command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """While the packages are imported, which takes a moment, it is the same line."""
+
+    class Interrupted(ModuleType):
+        def __getattr__(self, name: str) -> object:
+            raise KeyboardInterrupt
+
+    monkeypatch.setitem(sys.modules, "chatkeep.cli.app", Interrupted("app"))
+    with pytest.raises(SystemExit) as ended:
+        __main__.main()
+    assert (ended.value.code, capsys.readouterr().err) == (130, "Error: stopped\n")
 
 
 def test_ctrl_c_in_an_import_is_one_line(env: dict[str, str], tmp_path: Path) -> None:

@@ -31,6 +31,9 @@ from chatkeep.values import from_micros
 DAMAGED = "{}: the journal is damaged; a recorder that is started with it recovers what can be read"
 STILL_THERE = "{} is left of a damaged journal, and may have messages of the owner; delete it if nobody needs it"
 
+MAX_NUMBER = 2**63 - 1
+"""Highest number that a journal can look for; no dead letter has it, nor 0."""
+
 app = typer.Typer(no_args_is_help=True, help="The journal of a recorder. Works while it records.")
 
 JournalFile = Annotated[Path, typer.Argument(help="The journal's file.")]
@@ -149,8 +152,9 @@ def erase(
 def _change(
     file: Path, numbers: list[int] | None, change: Callable[[apsw.Connection, list[int] | None], int], done: str
 ) -> None:
+    given = [max(0, min(each, MAX_NUMBER)) for each in numbers or ()]
     with _opened(file) as journal:
-        count = change(journal, numbers or None)
+        count = change(journal, given or None)
     out.print(f"{count:,} {done}")
     if numbers and count < len(set(numbers)):
         err.print("There is no dead letter with some of these numbers; `status` shows them.", style="red")
