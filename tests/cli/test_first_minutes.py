@@ -285,6 +285,9 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "an empty variable": (["list", "--database-url", ""], "a store's URL must begin with"),
     "bytes of another encoding": (["list", "--database-url", "sqlite:///a\udcff.db"], "must be text of valid Unicode"),
     "a path": (["list", "--database-url", "chat.db"], "a file is sqlite:///FILE"),
+    "no file to import": (["import", str(SAMPLE), "no.jsonl"], r"^Error: cannot read no\.jsonl: No such file"),
+    "a long name": (["import", str(SAMPLE), "x" * 300], "cannot read x+: File name too long"),
+    "a folder to import": (["import", str(SAMPLE), "."], r"^Error: cannot read \.: it is a folder"),
     "no journal": (["recorder", "status", "."], "the journal cannot be opened: unable to open"),
     "no name": (["ingest", "", "."], "^Error: name must not be empty"),
     "a scope": (["keys", "create", "ada", "--scope", "all"], r"the scopes are chatkeep:read, .* \(got 'all'\)"),
@@ -478,6 +481,13 @@ def test_standard_output_that_cannot_be_written(filled: dict[str, str], command:
             ["bash", "-c", f"{chatkeep} {ending}"], env=environment, stderr=subprocess.PIPE, text=True, check=False
         )
         assert (done.returncode, done.stderr) == said
+
+
+def test_standard_input_that_is_closed(env: dict[str, str]) -> None:
+    """It is said, and nothing is read."""
+    command = ["bash", "-c", f"{' '.join(COMMAND)} import - <&-"]
+    done = subprocess.run(command, env={**os.environ, **env}, stderr=subprocess.PIPE, text=True, check=False)
+    assert (done.returncode, done.stderr) == (1, "Error: cannot read standard input: it is closed\n")
 
 
 def test_characters_that_the_encoding_lacks(filled: dict[str, str]) -> None:

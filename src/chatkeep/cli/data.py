@@ -10,7 +10,7 @@ from uuid import UUID
 import typer
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from chatkeep.cli.input import MAX_LINE_BYTES, open_input, read_lines
+from chatkeep.cli.input import MAX_LINE_BYTES, check_inputs, open_input, read_lines
 from chatkeep.cli.options import DatabaseUrl, Owner, check_file, open_existing, store_url
 from chatkeep.cli.output import opened_target, refuse_own_file, stoppable
 from chatkeep.cli.owners import who_there_is
@@ -71,6 +71,7 @@ def import_(
     totals = _Totals()
     url = store_url(database_url)
     check_file(url, makes=True)
+    check_inputs(files)
     try:
         seconds = run(_import(files, url, _Options(owner, update, max_line_bytes), totals))
     except KeyboardInterrupt:

@@ -4,7 +4,8 @@ import gzip
 import io
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from tempfile import TemporaryFile
 from typing import BinaryIO, cast
@@ -30,6 +31,8 @@ type Report = Callable[[int | None, str], None]
 def open_input(file: Path) -> tuple[str, int | None, BinaryIO]:
     """Return the name, the size in bytes if it is known, and the stream. Raises InvalidInput."""
     if str(file) == "-":
+        if sys.stdin is None:
+            raise InvalidInput("cannot read standard input: it is closed")
         return "standard input", None, sys.stdin.buffer
     try:
         if file.is_dir():
@@ -38,6 +41,15 @@ def open_input(file: Path) -> tuple[str, int | None, BinaryIO]:
         return file.name, file.stat().st_size if file.is_file() else None, stream
     except OSError as error:
         raise InvalidInput(f"cannot read {file}: {error.strerror}") from None
+
+
+def check_inputs(files: Sequence[Path]) -> None:
+    """Raise InvalidInput for a file that is not there, before the first one is read. Opens none of the others."""
+    for file in files:
+        with suppress(OSError):  # opening it says the same
+            if str(file) == "-" or (file.exists() and not file.is_dir()):
+                continue
+        open_input(file)
 
 
 def read_lines(raw: BinaryIO, report: Report, max_bytes: int = MAX_LINE_BYTES) -> Iterator[bytes]:
