@@ -429,6 +429,13 @@ class Store(ABC):
         this version of chatkeep.
         """
 
+    async def _migrate_at_opening(self) -> None:
+        """Bring the schema to the newest revision, and go on with the search index in the background.
+
+        `open_store` calls it, so that a program does not wait for an index of all messages.
+        """
+        await self.migrate()
+
     @abstractmethod
     async def schema_revision(self) -> str | None:
         """Return the revision of the database's schema, None without one."""
@@ -529,7 +536,7 @@ class OpeningStore:
     async def _open(self) -> Store:
         try:
             if self._migrate:
-                await self._store.migrate()
+                await self._store._migrate_at_opening()
         except BaseException:
             await self._store.aclose()
             raise

@@ -127,6 +127,14 @@ def test_the_schema_is_managed(env: dict[str, str], url: str) -> None:
     )
 
 
+def test_an_upgrade_ends_with_a_whole_index(env: dict[str, str], url: str) -> None:
+    """Nothing is left to whoever opens the store next, and nothing is warned of."""
+    run(env, "import", SAMPLE, "--database-url", url)
+    run(env, "db", "downgrade", "0003", "--yes", "--database-url", url)
+    assert run(env, "db", "upgrade", "--database-url", url).stderr == ""
+    assert "keyboards" in run(env, "search", "keyboards", "--database-url", url).stdout
+
+
 @pytest.mark.parametrize("stop", [signal.SIGINT, pytest.param(signal.SIGTERM, marks=pytest.mark.long)])
 def test_what_was_acknowledged_survives_a_kill(env: dict[str, str], url: str, tmp_path: Path, stop: int) -> None:
     """A client stores over HTTP, the server is killed, a new one has everything, and stops cleanly when asked."""

@@ -112,6 +112,15 @@ async def test_a_new_database_has_todays_rule(kind: str, tmp_path: Path, again: 
     assert again == []
 
 
+async def test_an_upgrade_waits_for_the_index(url: str, again: list[Key], monkeypatch: pytest.MonkeyPatch) -> None:
+    """`migrate` returns when all is indexed by the new rule: whoever calls it, such as `db upgrade`, closes then."""
+    begin_rule(monkeypatch, RULE + 1)
+    async with open_store(url, migrate=False) as store:
+        await store.migrate()
+        assert await state_of(store) == WordIndex(RULE + 1)
+    assert len(again) == len(OWNERS) * len(IDS)
+
+
 async def test_a_new_rule_indexes_once(url: str, again: list[Key], monkeypatch: pytest.MonkeyPatch) -> None:
     """All that is stored is found by the new rule, nothing that was deleted; the next process has nothing to do."""
     begin_rule(monkeypatch, RULE + 1)

@@ -315,6 +315,15 @@ class RowStore[R: Rows](DocumentStore[R]):
         return count
 
     async def migrate(self, revision: str = "head") -> None:
+        indexing = await self._migrate_to(revision)
+        if indexing is not None:
+            await indexing
+
+    async def _migrate_at_opening(self) -> None:
+        await self._migrate_to("head")
+
+    async def _migrate_to(self, revision: str) -> asyncio.Task[None] | None:
+        """Migrate, and return what indexes messages anew in the background, if they have to be."""
         self._open()
         await self._migrate(revision)
         if revision in ("head", self.newest_revision):
@@ -323,7 +332,8 @@ class RowStore[R: Rows](DocumentStore[R]):
                 await self._purge_projects(owner)
                 await self._remove_all_rubbish(owner)
             await self._index()
-            await self._begin_rule()
+            return await self._begin_rule()
+        return None
 
     async def schema_revision(self) -> str | None:
         self._open()

@@ -39,11 +39,14 @@ class Maintenance[R: Rows](DatabaseStore[R]):
         while self._options.search and await self._write(lambda rows: rows.index_slice(), atomic=False):
             pass
 
-    async def _begin_rule(self) -> None:
+    async def _begin_rule(self) -> asyncio.Task[None] | None:
         """Index anew in the background what an older rule of words has indexed; a new database notes today's rule."""
-        if self._options.search and (await self._read(lambda rows: rows.word_index())).rule < RULE:
-            is_empty = not await self._read(lambda rows: rows.keys_above(None, 1))
-            await self._index_again() if is_empty else self._begin(self._index_again())
+        if not self._options.search or (await self._read(lambda rows: rows.word_index())).rule >= RULE:
+            return None
+        if await self._read(lambda rows: rows.keys_above(None, 1)):
+            return self._begin(self._index_again())
+        await self._index_again()
+        return None
 
     async def _index_again(self) -> None:
         """Index anew what an older rule of words has indexed. If it is cut off, the next process goes on."""
@@ -51,7 +54,8 @@ class Maintenance[R: Rows](DatabaseStore[R]):
             while self._options.search and await self._index_some_again():
                 pass
         except ChatkeepError as error:
-            logger.warning("messages are indexed anew when the store is opened again: %s", error)
+            level = logging.INFO if self._closed else logging.WARNING  # closing cuts it off, and nothing is wrong
+            logger.log(level, "messages are indexed anew when the store is opened again: %s", error)
 
     async def _index_some_again(self) -> bool:
         """Index some conversations by today's rule; False if all are, or if another version has a newer rule."""
