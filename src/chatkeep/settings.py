@@ -239,10 +239,17 @@ class Settings(BaseSettings):
 
     @cached_property
     def store_url(self) -> str:
-        """The URL of the store, or the default. Creates the folder of the default file."""
+        """The URL of the store, or the default, whose folder is made. Raises InvalidInput if it cannot be."""
         if self.database_url is not None:
             return self.database_url
-        return f"sqlite:///{user_data_path('chatkeep', ensure_exists=True) / 'chat.db'}"
+        folder = user_data_path("chatkeep")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidInput(
+                f"cannot make the folder of the default database, {folder}: {error.strerror}; set CHATKEEP_DATABASE_URL"
+            ) from None
+        return f"sqlite:///{folder / 'chat.db'}"
 
     @property
     def owner_rate_limit(self) -> str | None:

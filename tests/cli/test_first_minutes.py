@@ -284,6 +284,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "a port": (["list", "--database-url", "postgresql://u:zq7@localhost:99999/x"], "must be at most 65535"),
     "an empty variable": (["list", "--database-url", ""], "a store's URL must begin with"),
     "bytes of another encoding": (["list", "--database-url", "sqlite:///a\udcff.db"], "must be text of valid Unicode"),
+    "the home of nobody": (["list", "--database-url", "sqlite:///~nouser/x.db"], "cannot use ~nouser/x.db: Could not"),
     "a path": (["list", "--database-url", "chat.db"], "a file is sqlite:///FILE"),
     "no file to import": (["import", str(SAMPLE), "no.jsonl"], r"^Error: cannot read no\.jsonl: No such file"),
     "a long name": (["import", str(SAMPLE), "x" * 300], "cannot read x+: File name too long"),
@@ -338,6 +339,15 @@ def test_a_file_that_may_not_be_used(env: dict[str, str]) -> None:
                 done = run(env, "db", "upgrade", "--database-url", f"sqlite:///{place / file}", code=1)
                 assert said in done.stderr
                 assert done.stderr.count("\n") == 1
+
+
+def test_a_home_that_cannot_be_written(env: dict[str, str]) -> None:
+    """Without a folder for data, as a user of a container may be, a command says what to set."""
+    done = run({**env, "XDG_DATA_HOME": "/dev/null"}, "list", code=1)
+    said = (
+        "cannot make the folder of the default database, /dev/null/chatkeep: Not a directory; set CHATKEEP_DATABASE_URL"
+    )
+    assert done.stderr == f"Error: {said}\n"
 
 
 def test_a_port_that_is_taken(env: dict[str, str]) -> None:

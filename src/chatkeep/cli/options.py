@@ -77,11 +77,12 @@ def check_file(url: str, *, makes: bool = False) -> None:
     """
     if split_url(url).scheme != "sqlite" or not (name := file_path(url)):
         return
-    file = Path(name).expanduser().absolute()
+    file = Path(name)
     try:
+        file = file.expanduser().absolute()
         exists, is_folder = file.exists(), file.is_dir()
-    except OSError as error:
-        raise InvalidInput(f"cannot use {file}: {error.strerror}") from None
+    except (OSError, RuntimeError) as error:  # the second for ~NAME if there is no such user
+        raise InvalidInput(f"cannot use {file}: {getattr(error, 'strerror', None) or error}") from None
     if is_folder:
         inside = f"{url.partition('?')[0].rstrip('/')}/chat.db"
         raise InvalidInput(f"{file} is a folder; name a file in it, such as {inside}")
