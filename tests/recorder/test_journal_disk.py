@@ -38,10 +38,10 @@ class Away(MemoryStore):
 
 
 @contextmanager
-def full_disk() -> Iterator[None]:
-    """No file of this process can be written: the system refuses it, as it does on a full disk."""
+def full_disk(limit: int = 0) -> Iterator[None]:
+    """No file of this process can be written, beyond a limit: the system refuses it, as it does on a full disk."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
     try:
         yield
     finally:

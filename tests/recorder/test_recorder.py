@@ -685,7 +685,7 @@ async def test_what_comes_during_an_append_is_delivered_after_it(journal: Path) 
         async with other.transaction():
             await other.execute("SELECT 1 FROM conversations WHERE id = $1 FOR UPDATE", conversation.id)
             recorder.record(OWNER, conversation.id, "user", "first")
-            await until(lambda: recorder._delivery.in_flight)
+            await until(lambda: recorder._journal._backlog._in_flight)
             recorder.record(OWNER, conversation.id, "user", "second")
             await until(lambda: recorder.stats().queued == 0)
             await asyncio.sleep(0.05)

@@ -51,9 +51,12 @@ class Backlog:
         """The same."""
         self._removed: set[int] = set()
         """Entries of the file that no longer wait."""
+        self._first: dict[ConversationKey, int] = {}
+        """The first entries of the file that may wait: those before are removed, or would be read again each time."""
         self._dead: list[Dead] = []
         """Dead letters that the file does not have yet."""
-        self._lost_some = False
+        self._in_flight: dict[int, Entry] = {}
+        """Entries that are being delivered: they are not trimmed, and not lost with the file."""
 
     # --- the file -----------------------------------------------------------------------------------------
 
@@ -67,11 +70,13 @@ class Backlog:
     def use(self, connection: apsw.Connection | None) -> None:
         """Read and write this file from now on."""
         self._connection = connection
+        self._first.clear()
 
     def count(self) -> None:
         """Count what the file holds: it was opened, or another process has changed it."""
         if self._connection is None:
             return
+        self._first.clear()
         found, gone = standing(self.connection), entries_among(self.connection, list(self._removed))
         self._next_rid = max(self._next_rid, newest_rid(self.connection) + 1)
         self._counters.recount(found.entries - len(gone), found.size - sum(gone.values()))
@@ -83,11 +88,13 @@ class Backlog:
         how many entries are lost, as far as one can tell.
         """
         there = {rid for rid, _ in sizes(self.connection)} if self._connection else set[int]()
-        gone = self._removed | there | found.dead.keys() | self._unwritten.keys()
-        entries = [entry for rid, entry in sorted(found.entries.items()) if rid not in gone]
-        lost = max(found.lost, self._counters.kept - len(entries))
+        gone = self._removed | there | (found.dead.keys() - self._in_flight.keys()) | self._unwritten.keys()
+        readable = {**found.entries, **self._in_flight}
+        entries = [entry for rid, entry in sorted(readable.items()) if rid not in gone]
+        known = (self._removed | there | self._in_flight.keys()) - self._unwritten.keys()
+        lost = max(found.lost(known), self._counters.kept - len(there) - len(entries))
         self._removed.clear()
-        self._hold([*entries, *self._unwritten.values()])
+        self._hold(sorted([*entries, *self._unwritten.values()]))
         self._dead += found.dead.values()
         self._next_rid = max([self._next_rid, *(rid + 1 for rid in (*found.entries, *found.dead))])
         self._count_restored(entries, lost)
@@ -98,8 +105,7 @@ class Backlog:
         self._counters.recount(*(kept[:2] if kept else (0, 0)))
         since = entries[0].recorded_at if entries else 0
         self._counters.put_back(len(entries), sum(entry.size for entry in entries), since)
-        self._counters.lose(lost)
-        self._lost_some |= lost > 0
+        self._counters.add("lost", lost)
 
     def _hold(self, entries: Iterable[Entry]) -> None:
         self._unwritten, self._by_conversation = {}, {}
@@ -133,6 +139,7 @@ class Backlog:
         else:
             insert_entries(self.connection, part)  # autocommit: Python's lock is released once, not three times
         self._removed.clear()
+        self._first.clear()
         self._dead.clear()
         if part:
             self._forget(part)
@@ -163,20 +170,23 @@ class Backlog:
             if not held:
                 del self._by_conversation[entry.key]
 
-    def give_up(self) -> tuple[int, int]:
-        """Drop what the file does not have. Return the number of entries and of dead letters."""
-        entries, dead = list(self._unwritten.values()), len(self._dead)
+    def give_up(self, aside: Collection[int]) -> tuple[int, int]:
+        """Drop what no file has, also none that was moved aside. Return the number of entries and of dead letters."""
+        lost = [entry for rid, entry in self._unwritten.items() if rid not in aside]
+        kept = [entry for rid, entry in self._unwritten.items() if rid in aside]
+        dead = sum(letter.entry.rid not in aside for letter in self._dead)
         self._hold(())
         self._dead.clear()
-        self._settle("lost", entries, [])
-        self._counters.lose(dead)
-        return len(entries), dead
+        self._counters.keep(len(kept), sum(entry.size for entry in kept), 0)
+        self._settle("lost", lost, [])
+        self._counters.add("lost", dead)
+        return len(lost), dead
 
     # --- reading ------------------------------------------------------------------------------------------
 
     def oldest(self, key: ConversationKey, limit: int, max_size: int) -> tuple[list[Entry], bool]:
         """Return a conversation's oldest entries, at least one, up to a number and a size; whether there are more."""
-        found = entries_of(self.connection, key, self._removed, limit + 1) if self._connection else []
+        found = self._written(key, limit + 1) if self._connection else []
         if len(found) <= limit:
             found += islice(self._by_conversation.get(key, {}).values(), limit + 1 - len(found))
         entries: list[Entry] = []
@@ -187,10 +197,31 @@ class Backlog:
             entries.append(entry)
         return entries, False
 
+    def _written(self, key: ConversationKey, limit: int) -> list[Entry]:
+        found = entries_of(self.connection, key, self._removed, limit, self._first.get(key, 0))
+        if self._removed and found:
+            self._first[key] = found[0].rid
+        return found
+
+    def take(self, key: ConversationKey, limit: int, max_size: int) -> tuple[list[Entry], bool]:
+        """Return what `oldest` does, for a delivery: until they are removed or released they stay."""
+        entries, more = self.oldest(key, limit, max_size)
+        self._in_flight.update((entry.rid, entry) for entry in entries)
+        return entries, more
+
+    def release(self, entries: Iterable[Entry]) -> None:
+        """End a delivery: those that were not removed wait again."""
+        for entry in entries:
+            self._in_flight.pop(entry.rid, None)
+
     def conversations(self) -> set[ConversationKey]:
         """Return the conversations that have entries."""
         found = waiting_conversations(self.connection) if self._connection else []
         return {*found, *self._by_conversation}
+
+    def unwritten(self) -> set[ConversationKey]:
+        """Return the conversations that have entries that the file does not have."""
+        return set(self._by_conversation)
 
     def newest(self) -> int:
         """Return the rid of the newest entry, delivered or not."""
@@ -213,31 +244,28 @@ class Backlog:
 
     def remove(self, entries: Sequence[Entry], outcome: Outcome) -> None:
         """Remove entries, which wait no longer. If the process is killed first, they are delivered again."""
+        rids = [entry.rid for entry in entries if entry.rid not in self._unwritten]
+        there = entries_among(self.connection, rids).keys() - self._removed if self._connection else set[int]()
         queued = [entry for entry in entries if entry.rid in self._unwritten]
-        kept = [entry for entry in entries if entry.rid not in self._unwritten]
-        if self._lost_some:
-            self._count_found(kept)
+        kept = [entry for entry in entries if entry.rid in there]
         self._forget(queued)
-        self._removed.update(entry.rid for entry in kept)
+        self._removed.update(there)
+        self.release(entries)
         self._settle(outcome, queued, [entry.size for entry in kept])
-
-    def _count_found(self, entries: Sequence[Entry]) -> None:
-        """Count entries as kept that were counted as lost: they were being delivered while the file was replaced."""
-        there = entries_among(self.connection, [entry.rid for entry in entries]) if self._connection else ()
-        found = [entry.size for entry in entries if entry.rid not in there and entry.rid not in self._removed]
-        self._counters.find(len(found), sum(found))
+        # Another process removed the others while they were being delivered: `count` knows what is kept.
+        self._counters.add(outcome, len(entries) - len(queued) - len(kept))
 
     def bury(self, entry: Entry, error: str, reason: str) -> None:
         """Make an entry a dead letter."""
+        self.remove([entry], "dead")  # first: of a damaged file it raises, and all is done again
         self._dead.append(Dead(entry, to_micros(now()), error, reason))
-        self.remove([entry], "dead")
 
-    def trim(self, excess: int, spared: Collection[int]) -> int:
-        """Remove the oldest entries but the `spared` ones, until `excess` bytes are free. Return their number."""
+    def trim(self, excess: int) -> int:
+        """Remove the oldest entries but those in flight, until `excess` bytes are free. Return their number."""
         written = sizes(self.connection) if self._connection else ()
-        kept = _oldest(written, excess, {*spared, *self._removed})
+        kept = _oldest(written, excess, self._removed | self._in_flight.keys())
         held = ((entry.rid, entry.size) for entry in self._unwritten.values())
-        queued = [self._unwritten[rid] for rid in _oldest(held, excess - sum(kept.values()), spared)]
+        queued = [self._unwritten[rid] for rid in _oldest(held, excess - sum(kept.values()), self._in_flight.keys())]
         self._forget(queued)
         self._removed.update(kept)
         self._settle("dropped", queued, list(kept.values()))

@@ -70,8 +70,6 @@ class Delivery:
         deliveries: int,
         on_dead: Callable[[DeadLetter], object] | None,
     ) -> None:
-        self.in_flight: set[int] = set()
-        """Entries that are being appended."""
         self.lag = self.highest_lag = 0.0
         """Seconds from `record` to the store's acknowledgement: of the last message, and the highest so far."""
         self.stopped = False
@@ -178,18 +176,19 @@ class Delivery:
 
     async def _deliver_some(self, key: ConversationKey) -> bool:
         """Deliver a batch of a conversation's entries; return whether there are more."""
-        operation = partial(Backlog.oldest, key=key, limit=BATCH_MESSAGES, max_size=BATCH_BYTES)
+        operation = partial(Backlog.take, key=key, limit=BATCH_MESSAGES, max_size=BATCH_BYTES)
         entries, more = await self.submit(operation)
-        is_fresh = all(time.time() - entry.recorded_at / 1e6 < FRESH_SECONDS for entry in entries)
-        batch = entries if is_fresh else await self._without_erased(key, entries)
-        self.in_flight.update(entry.rid for entry in batch)
+        if not entries:
+            self.note_settled()  # another process may have removed them, or they are lost
         try:
+            is_fresh = all(time.time() - entry.recorded_at / 1e6 < FRESH_SECONDS for entry in entries)
+            batch = entries if is_fresh else await self._without_erased(key, entries)
             if batch:
                 await self._deliver(key, batch)
         except _Erased:
             return True
         finally:
-            self.in_flight.difference_update(entry.rid for entry in batch)
+            self._journal.submit(partial(Backlog.release, entries=entries))
         return more
 
     async def _deliver(self, key: ConversationKey, batch: Sequence[Entry]) -> None:

@@ -1,9 +1,11 @@
 """The files of a journal while a recorder uses it: the database, its write-ahead log, and the lock.
 
-A damaged journal is moved aside as `….recovering`, with its log. When all that can be read of it is in the new file, it
-gets the name `….damaged-` and the time. A process that is killed in between leaves it to the next one.
+A damaged journal is moved aside as `….recovering`, with its log, and a number if there is one already. When all that
+can be read of it is in the new file, it gets the name `….damaged-` and the time. A process that is killed in between
+leaves it to the next one.
 """
 
+import errno
 import fcntl
 import logging
 import os
@@ -24,6 +26,7 @@ from chatkeep.recorder.journal import (
     JournalDamaged,
     explained,
     has_marks,
+    is_damage,
     keep_log,
     lock_journal,
     lock_path,
@@ -31,13 +34,16 @@ from chatkeep.recorder.journal import (
     open_journal,
 )
 from chatkeep.recorder.log import say
-from chatkeep.recorder.salvage import Salvaged, log_pages, newer_entries, salvage
+from chatkeep.recorder.salvage import log_pages, newer_entries, salvage
 from chatkeep.values import now
 
 logger = logging.getLogger(__name__)
 
 FREE_PAGES = 256
 """Unused pages of the file from which on they are freed, and how many at a time."""
+
+MOST_ASIDE = 9
+"""Most files that wait to be read at a time."""
 
 
 class JournalFiles:
@@ -50,7 +56,6 @@ class JournalFiles:
     def __init__(self, path: Path, backlog: Backlog) -> None:
         self.path = path
         self._backlog = backlog
-        self._aside = path.with_name(f"{path.name}.recovering")
         self._mutex = threading.Lock()
         """Held while files are used by the syncer, opened or closed."""
         self._connection: apsw.Connection | None = None
@@ -60,9 +65,12 @@ class JournalFiles:
         self._is_proven = True
         """Whether the file was there before, or has been written since it was made."""
         self._damage = "a process was killed while it was being read"
-        self._salvaged: Salvaged | None = None
-        """What was read of the damaged file, until all of it is written."""
-        self._lost = 0
+        self._read: list[Path] = []
+        """Files that were moved aside, and read."""
+        self.salvaged = set[int]()
+        """What was read of them, by its number, until all of it is written."""
+        self._found = [0, 0, 0]
+        """Messages and dead letters that were read, and messages that are lost."""
         self.lock = _locked(path)
         try:
             self._open_or_replace()
@@ -74,8 +82,9 @@ class JournalFiles:
 
     def _open_or_replace(self) -> None:
         with explained(self.path):
-            if _log_of(self._aside).exists() and not self._aside.exists() and self.path.exists():
-                self.path.rename(self._aside)  # a process was killed between two renames
+            for aside in self._places():
+                if _log_of(aside).exists() and not aside.exists() and self.path.exists():
+                    self.path.rename(aside)  # a process was killed between two renames
             try:
                 self._open()
             except JournalDamaged as error:
@@ -129,11 +138,11 @@ class JournalFiles:
         """Raise JournalDamaged, or an error of apsw, if the file or its log is damaged."""
         if self._connection is None or self._checkpointer is None:
             return
-        with suppress(apsw.BusyError):  # another process looks at the journal
-            frames, _ = self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
-            beyond = [page.content for page in islice(log_pages(_log_of(self.path)), frames, None)]
-            if any(newer_entries(beyond, newest_rid(self._connection), lambda _number: b"")):
-                raise JournalDamaged("its log has entries behind its end, as a write was cut off or overwritten")
+        beyond = list(islice(log_pages(_log_of(self.path)), _copied(self._checkpointer), None))
+        newest_of = {page.number: page.content for page in beyond}
+        contents = (page.content for page in beyond)
+        if any(newer_entries(contents, newest_rid(self._connection), lambda number: newest_of.get(number, b""))):
+            raise JournalDamaged("its log has entries behind its end, as a write was cut off or overwritten")
         found = self._connection.execute("PRAGMA integrity_check(1)").get
         if found != "ok":
             raise JournalDamaged(str(found).splitlines()[0])
@@ -166,17 +175,27 @@ class JournalFiles:
 
     def _move_aside(self, error: Exception) -> None:
         """Rename the file and its log."""
-        self._damage, self._is_proven, self._salvaged = str(error), False, None
-        if self._aside.exists():
-            self._put_away()
+        self._damage, self._is_proven = str(error), False
+        free = [place for place in self._places() if not place.exists() and not _log_of(place).exists()]
+        if not free:
+            raise FileExistsError(errno.EEXIST, f"{MOST_ASIDE} damaged files wait to be read")
+        aside = free[0]
         with suppress(FileNotFoundError):
-            _log_of(self.path).rename(_log_of(self._aside))  # first: see _open_or_replace
-        self.path.rename(self._aside)
+            _log_of(self.path).rename(_log_of(aside))  # first: see _open_or_replace
+        self.path.rename(aside)
         self.path.with_name(f"{self.path.name}-shm").unlink(missing_ok=True)
 
+    def _places(self) -> list[Path]:
+        """Where damaged files are moved: to several if a process was killed, and its new file was damaged, too."""
+        return [
+            self.path.with_name(f"{self.path.name}.recovering{number}") for number in ("", *range(2, MOST_ASIDE + 1))
+        ]
+
     def recover(self) -> None:
-        """Read what can be read of the file that was moved aside, if there is one."""
-        if self._aside.exists() and self._salvaged is None:
+        """Read what can be read of files that were moved aside, and not read yet."""
+        for aside in self._places():
+            if not aside.exists() or aside in self._read:
+                continue
             say(
                 logger,
                 logging.WARNING,
@@ -184,33 +203,38 @@ class JournalFiles:
                 self.path,
                 self._damage,
             )
-            self._salvaged = salvage(self._aside)
-            self._lost = self._backlog.restore(self._salvaged)
+            found = salvage(aside)
+            lost = self._backlog.restore(found)
+            self._read.append(aside)
+            new = [len(found.entries.keys() - self.salvaged), len(found.dead.keys() - self.salvaged), lost]
+            self._found = [before + more for before, more in zip(self._found, new, strict=True)]
+            self.salvaged |= found.entries.keys() | found.dead.keys()
 
     def finish_recovery(self) -> None:
-        """Give the damaged file its last name, as the new one has what could be read."""
-        if (found := self._salvaged) is None or not self._backlog.is_written:
+        """Give damaged files their last names, as the new one has what could be read."""
+        if not self._read or not self._backlog.is_written:
             return
-        self._salvaged = None
+        read, found = self._read, self._found
+        self._read, self._found, self.salvaged = [], [0, 0, 0], set()
         try:
-            kept = self._put_away()
+            kept = [self._put_away(aside) for aside in read]
         except OSError as error:
-            say(logger, logging.ERROR, "%s cannot be renamed, and will be read again: %s", self._aside, error.strerror)
+            say(logger, logging.ERROR, "%s cannot be renamed, and will be read again: %s", read[0], error.strerror)
             return
         say(
             logger,
             logging.ERROR,
             "the journal %s was damaged: %s; %d messages and %d dead letters were recovered, %d messages are lost;"
             " delete %s, which holds what people said, if nobody needs it",
-            *(self.path, self._damage, len(found.entries), len(found.dead), self._lost, kept),
+            *(self.path, self._damage, *found, ", ".join(map(str, kept))),
         )
 
-    def _put_away(self) -> Path:
-        """Rename the file that was moved aside; return its new name."""
+    def _put_away(self, aside: Path) -> Path:
+        """Rename a file that was moved aside; return its new name."""
         kept = self.path.with_name(f"{self.path.name}.damaged-{now():%Y%m%dT%H%M%S.%f}")
         with suppress(FileNotFoundError):
-            _log_of(self._aside).rename(_log_of(kept))
-        self._aside.rename(kept)
+            _log_of(aside).rename(_log_of(kept))
+        aside.rename(kept)
         return kept
 
     # --- a full disk --------------------------------------------------------------------------------------
@@ -268,6 +292,16 @@ class JournalFiles:
             # Busy if it reads the log at the moment of a commit; the next checkpoint makes up for it.
             with suppress(apsw.BusyError):
                 self._checkpointer.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)
+
+
+def _copied(connection: apsw.Connection) -> int:
+    """Copy the log to the file. Return how many pages it has; 0 if a full disk or another process prevents it."""
+    try:
+        return connection.wal_checkpoint(mode=apsw.SQLITE_CHECKPOINT_PASSIVE)[0]
+    except apsw.Error as error:
+        if is_damage(error):
+            raise
+        return 0
 
 
 def _locked(path: Path) -> IO[str]:

@@ -9,7 +9,7 @@ import fcntl
 import os
 import zlib
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import cache
 from itertools import islice
 from pathlib import Path
@@ -224,6 +224,8 @@ def explained(path: Path) -> Iterator[None]:
     """Raise what it means that a journal cannot be opened: see open_journal."""
     try:
         yield
+    except UnicodeDecodeError as error:
+        raise JournalDamaged("a name of its tables is no text") from error
     except OSError as error:
         if error.errno in DISK_ERRORS:
             raise StoreUnavailable(NOT_NOW.format(error.strerror), got=path) from error
@@ -270,9 +272,13 @@ def _prepare(connection: apsw.Connection, path: Path, *, create: bool) -> None:
 
 def _add_checksums(connection: apsw.Connection) -> None:
     """Add the checksums that older versions did not write."""
-    for table in ("entries", "dead"):
-        if any(column[1] == "checksum" for column in connection.execute(f"PRAGMA table_info({table})")):
+    for table, columns in (("entries", COLUMNS), ("dead", DEAD_COLUMNS)):
+        names = {column[1] for column in connection.execute(f"PRAGMA table_info({table})")}
+        known = set(columns.split(", "))
+        if names == known:
             continue
+        if names != known - {"checksum"}:  # damage that hides the checksums must not have them made again
+            raise JournalDamaged(f"its table {table} has other columns")
         with transaction(connection):
             connection.execute(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER")
             found = connection.execute(f"SELECT {COLUMNS} FROM {table}").fetchall()  # noqa: S608 - constants
@@ -300,9 +306,9 @@ def lock_journal(path: Path) -> IO[str]:
         raise JournalInUse(
             f"another recorder (process {holder}) uses this journal; give each recorder a file of its own", got=path
         ) from None
-    lock.truncate(0)
-    lock.write(f"{os.getpid()}\n")
-    lock.flush()
+    with suppress(OSError):  # a full disk: it only says who has it
+        os.ftruncate(lock.fileno(), 0)
+        os.pwrite(lock.fileno(), b"%d\n" % os.getpid(), 0)
     return lock
 
 
@@ -342,13 +348,17 @@ def _insert(rows: int) -> str:
     return f"INSERT INTO entries ({COLUMNS}) VALUES {','.join(['(?,?,?,?,?,?,?)'] * rows)}"  # noqa: S608 - constants
 
 
-def entries_of(connection: apsw.Connection, key: ConversationKey, gone: Collection[int], limit: int) -> list[Entry]:
-    """Return a conversation's oldest entries but those that are `gone`. Raises JournalDamaged."""
+def entries_of(
+    connection: apsw.Connection, key: ConversationKey, gone: Collection[int], limit: int, first: int = 0
+) -> list[Entry]:
+    """Return a conversation's oldest entries, from `first` on, but those that are `gone`. Raises JournalDamaged."""
     found = connection.execute(
-        f"SELECT {COLUMNS} FROM entries WHERE owner_id = ? AND conversation_id = ? ORDER BY rid LIMIT ?",  # noqa: S608
-        (key[0], key[1].bytes, limit + len(gone)),
+        f"SELECT {COLUMNS} FROM entries WHERE owner_id = ? AND conversation_id = ? AND rid >= ? ORDER BY rid LIMIT ?",  # noqa: S608
+        (key[0], key[1].bytes, first, limit + len(gone)),
     )
-    entries = list(islice((entry for entry in map(Entry._make, found.fetchall()) if entry.rid not in gone), limit))
+    # Row by row, as there may be far more that are gone than wait.
+    entries = list(islice((entry for entry in map(Entry._make, found) if entry.rid not in gone), limit))
+    found.close()
     columns = (key[0], key[1].bytes)
     if not all(entry.is_whole and entry[1:3] == columns for entry in entries):  # a UUID takes as long as the checksum
         raise JournalDamaged("an entry is not what was written")

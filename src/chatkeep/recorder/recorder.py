@@ -47,6 +47,10 @@ MAX_BYTES = 256 << 20
 ENTRY_BYTES = 256
 """What an entry of the journal takes beside its text."""
 
+BURST_BYTES = 16 << 20
+"""With `drop_oldest`: most bytes beyond `max_bytes`, or as many again, that are taken before the journal's thread has
+dropped others. It cannot while the disk hangs: the newest are dropped then."""
+
 CLOSE_SECONDS = 10.0
 """How long closing waits for the store."""
 
@@ -188,7 +192,7 @@ class Recorder:
 
     def _make_room(self, excess: int) -> bool:
         """Return whether the message fits because the oldest entries will be dropped."""
-        if self._when_full != "drop_oldest":
+        if self._when_full != "drop_oldest" or excess > max(self._max_bytes, BURST_BYTES):
             return False
         if not self._trimming:
             self._trimming = True
@@ -199,7 +203,7 @@ class Recorder:
     def _trim(self, backlog: Backlog, *, excess: int) -> None:
         """Drop the oldest entries. Runs in the writer's thread."""
         self._trimming = False
-        if backlog.trim(excess, self._delivery.in_flight):
+        if backlog.trim(excess):
             self._log_drops()
         self._delivery.call_soon(self._delivery.note_settled)
 

@@ -8,13 +8,13 @@ so that it does not matter how it was found.
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from chatkeep.recorder.journal import PAGE_BYTES, Dead, Entry
+from chatkeep.recorder.journal import MAX_RID, PAGE_BYTES, Dead, Entry
 from chatkeep.values import now, to_micros
 
 LOG_HEADER, FRAME_HEADER = 32, 24
@@ -29,10 +29,17 @@ SMALLEST_LOCAL = (PAGE_BYTES - 12) * 32 // 255 - 23
 ENTRY_VALUES, DEAD_VALUES = (6, 7), (9, 10)
 """Values of a row: without and with its checksum."""
 
+MOST_HEADER_BYTES = 100
+"""A row's header has its own length and a type for each of at most ten values, in up to nine bytes each."""
+
+MOST_READS = 100
+"""How often pages of chains are read, for each page of the file: more only if it was made to take for ever."""
+
 HEADER = re.compile(rb"[\x07-\x14]\x00[\x0f-\xff]{1,3}\x2c", re.DOTALL)
 """The beginning of a row's header: its length, a rid, which stands elsewhere, a text, and a blob of 16 bytes."""
 
 UNCHECKED = "recovered from a damaged journal of an older version, without a checksum: look at it before you retry"
+UNREADABLE = "the journal was damaged, and the reason cannot be read"
 
 
 type PageOf = Callable[[int], bytes]
@@ -58,16 +65,25 @@ class Salvaged:
     dead: dict[int, Dead] = field(default_factory=dict)
     named: set[int] = field(default_factory=set)
     """Entries that the index names."""
+    has_index: bool = False
+    """Whether the newest version of some page of the index can be read."""
     damaged: int = 0
     """Rows whose page is there, and that are not what was written."""
 
     @property
-    def lost(self) -> int:
-        """How many messages were there, and cannot be read, as far as one can tell."""
-        return max(self.damaged, len(self.named - self.entries.keys() - self.dead.keys()))
+    def is_incomplete(self) -> bool:
+        """Whether the index names entries that were not found."""
+        return not self.named <= self.entries.keys() | self.dead.keys()
+
+    def lost(self, known: Set[int] = frozenset()) -> int:
+        """Return how many messages but the `known` ones were there, and cannot be read, as far as one can tell."""
+        read = self.entries.keys() | self.dead.keys()
+        return max(0, self.damaged - len(known - read), len(self.named - read - known))
 
     def add(self, row: Entry | Dead | None) -> bool:
         """Take a row that is what was written, and as a dead letter one that may be; return whether it is one."""
+        if isinstance(row, Dead):
+            row = _mended(row)
         if isinstance(row, Entry) and row.checksum is None and _is_plausible(row):
             row = Dead(row.sealed(), to_micros(now()), "JournalDamaged", UNCHECKED)
         elif isinstance(row, Dead) and row.entry.checksum is None and _is_plausible(row.entry):
@@ -129,6 +145,12 @@ class Pages:
         self.tail = {page.number: page.content for page in log[committed:]}
         """Pages of the log that no transaction has committed, as far as one can tell."""
         self.numbers = sorted(self._log.keys() | set(range(1, os.fstat(self._file.fileno()).st_size // PAGE_BYTES + 1)))
+        self._reads_left = MOST_READS * len(self.numbers)
+
+    @property
+    def in_log(self) -> Set[int]:
+        """The numbers of the pages that the log has versions of."""
+        return self._log.keys()
 
     def versions(self, number: int) -> list[bytes]:
         """Return the versions of a page."""
@@ -137,9 +159,17 @@ class Pages:
         return [page for page in found if len(page) == PAGE_BYTES]
 
     def newest(self, number: int) -> bytes:
-        """Return a page; nothing if there is none."""
-        found = self.versions(number)
-        return found[0] if found else b""
+        """Return a page of a chain; nothing if there is none."""
+        return self._version(number, 0)
+
+    def second_newest(self, number: int) -> bytes:
+        """Return what a page of a chain was before, or is if it was nothing else; nothing if there is none."""
+        return self._version(number, 1)
+
+    def _version(self, number: int, place: int) -> bytes:
+        self._reads_left -= 1
+        found = self.versions(number) if self._reads_left >= 0 else []
+        return found[: place + 1][-1] if found else b""
 
     def newest_in_tail(self, number: int) -> bytes:
         """Return a page, of the tail if it is there."""
@@ -158,7 +188,11 @@ def salvage(path: Path) -> Salvaged:
     found, pages = Salvaged(), Pages(path)
     try:
         doubtful = [number for number in pages.numbers if not _read_newest(pages, number, found)]
-        _read_doubtful(pages, doubtful, found)
+        _read_doubtful(pages, doubtful, found, pages.newest)
+        if found.is_incomplete:  # a page of the log whose number is damaged hides another page: of rows, or of a chain
+            doubtful = sorted({*doubtful, *pages.in_log})
+            for page_of in (pages.newest, pages.second_newest):
+                _read_doubtful(pages, doubtful, found, page_of)
         newest = max(found.named | found.entries.keys(), default=0)
         found.entries.update(
             (entry.rid, entry) for entry in newer_entries(pages.tail.values(), newest, pages.newest_in_tail)
@@ -170,10 +204,11 @@ def salvage(path: Path) -> Salvaged:
 
 def _read_newest(pages: Pages, number: int, found: Salvaged) -> bool:
     """Add what the newest version of a page has; return whether that is all that it had."""
-    page = pages.newest(number)
+    page = next(iter(pages.versions(number)), b"")
     kind = page[0] if page else 0
     if kind in (INDEX_LEAF, INDEX_INNER):
         found.named.update(_indexed(page))
+        found.has_index = True
     if kind != TABLE_LEAF:
         return kind in (INDEX_LEAF, INDEX_INNER, TABLE_INNER)
     offsets = _cells(page)
@@ -191,15 +226,13 @@ def _add_row(pages: Pages, page: bytes, offset: int, found: Salvaged) -> bool:
     return row is None or found.add(row)
 
 
-def _read_doubtful(pages: Pages, numbers: Sequence[int], found: Salvaged) -> None:
+def _read_doubtful(pages: Pages, numbers: Sequence[int], found: Salvaged, page_of: PageOf) -> None:
     """Add what is anywhere on pages, and on their older versions: only what the index names, if that is whole.
 
     Pages that are no longer used have entries that were delivered; delivering them again would change nothing.
     """
-    named = found.named if found.entries.keys() <= found.named else None
-    for row in (
-        row for number in numbers for page in pages.versions(number) for row in _whole_rows(pages.newest, page)
-    ):
+    named = found.named if found.has_index and found.entries.keys() <= found.named else None
+    for row in (row for number in numbers for page in pages.versions(number) for row in _whole_rows(page_of, page)):
         if isinstance(row, Entry) and named is not None and row.rid not in named:
             continue
         known = len(found.entries) + len(found.dead)
@@ -303,6 +336,8 @@ INTEGER_BYTES = (0, 1, 2, 3, 4, 6, 8)
 def _values(record: bytes) -> list[Any]:
     """Return the values of a record. Raises ValueError or IndexError if it is none."""
     end, at = _varint(record, 0)
+    if end > MOST_HEADER_BYTES:
+        raise ValueError("a journal has no such row")
     values: list[Any] = []
     body = end
     while at < end:
@@ -335,6 +370,15 @@ def _is_plausible(entry: Entry) -> bool:
     if not all(isinstance(value, type_) for value, type_ in zip(entry, types, strict=False)):
         return False
     try:
-        return len(entry.conversation_id) == 16 and isinstance(json.loads(entry.message), dict)
-    except ValueError:
+        message = json.loads(entry.message)
+    except (ValueError, RecursionError):
         return False
+    return entry.rid <= MAX_RID and len(entry.conversation_id) == 16 and isinstance(message, dict)
+
+
+def _mended(letter: Dead) -> Dead:
+    """Return a dead letter with values that can be written: those beside its entry have no checksum."""
+    types: Sequence[type] = (int, str, str)
+    if all(isinstance(value, type_) for value, type_ in zip(letter[1:], types, strict=True)):
+        return letter
+    return Dead(letter.entry, to_micros(now()), "JournalDamaged", UNREADABLE)

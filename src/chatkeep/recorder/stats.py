@@ -26,7 +26,7 @@ class RecorderStats:
     erased: int
     """Messages that were removed, as their owner was erased after they were recorded."""
     lost: int
-    """Messages that are neither in the store nor in the journal: the journal was damaged, at least so many, or the
+    """Messages that neither the store nor the journal has, as far as one can tell: the journal was damaged, or the
     disk was full until the recorder closed."""
     unsent: int
     """Messages that wait for the store, in memory or in the journal."""
@@ -91,17 +91,10 @@ class Counters:
             self.kept_bytes -= sum(kept)
             setattr(self, outcome, getattr(self, outcome) + len(queued) + len(kept))
 
-    def lose(self, count: int) -> None:
-        """Count messages that are lost, and were not queued."""
+    def add(self, outcome: Outcome, count: int) -> None:
+        """Count messages that were neither queued nor kept."""
         with self.lock:
-            self.lost += count
-
-    def find(self, count: int, size: int) -> None:
-        """Count messages as kept that were counted as lost."""
-        with self.lock:
-            self.lost -= count
-            self.kept += count
-            self.kept_bytes += size
+            setattr(self, outcome, getattr(self, outcome) + count)
 
     def _unqueue(self, count: int, size: int, since: int) -> None:
         self.queued -= count

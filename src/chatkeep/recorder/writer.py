@@ -251,7 +251,10 @@ class JournalWriter:
 
     def _replaced(self, error: Exception) -> bool:
         """Whether the file is damaged, and another one took its place; a new file that is so is no help."""
-        return is_damage(error) and self._files.replace(error)
+        if not is_damage(error) or not self._files.replace(error):
+            return False
+        self._on_written(self._backlog.unwritten())  # some that were delivered may have been found again
+        return True
 
     def _started_over(self, error: Exception) -> bool:
         """Whether the disk is full of what no longer waits, and an empty file took its place."""
@@ -322,7 +325,7 @@ class JournalWriter:
         while not self._backlog.is_written and (self.failure is None or self._retry_at == 0.0):
             self._write()
         self._files.finish_recovery()
-        entries, dead = self._backlog.give_up()
+        entries, dead = self._backlog.give_up(self._files.salvaged)
         if entries or dead:
             say(
                 logger,
