@@ -1,10 +1,12 @@
 """The handler for logging: what is logged in a conversation is recorded, and whoever logs is never disturbed."""
 
 import asyncio
+import io
 import logging
 import logging.handlers
 import queue
 import re
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -99,6 +101,7 @@ async def test_records_of_a_queue_keep_their_time(tmp_path: Path, log: logging.L
         ({"role": "narrator"}, "InvalidInput"),
         ({"conversation": "1"}, "InvalidId"),
         ({"owner": 7}, "InvalidInput"),
+        ({"owner": ""}, "InvalidInput"),
         ({"metadata": "tea"}, "TypeError"),
     ],
 )
@@ -121,6 +124,49 @@ async def test_what_goes_wrong_is_not_raised(
     assert reason in errors
     assert "the recorder is closed" in errors
     assert [message.content for message in await recorded(tmp_path, id_)] == ["good"]
+
+
+class Endless:
+    """A value whose text never ends."""
+
+    def __str__(self) -> str:
+        return str(self)
+
+    __repr__ = __str__
+
+
+@pytest.mark.parametrize("stderr", ["open", "closed"])
+async def test_what_cannot_even_be_printed_is_not_raised(
+    tmp_path: Path, log: logging.Logger, monkeypatch: pytest.MonkeyPatch, stderr: str
+) -> None:
+    """Logging itself raises if the arguments recurse, or stderr is closed."""
+    id_ = uuid4()
+    given = {"conversation": id_, "role": "user"}
+    printed = io.StringIO()
+    if stderr == "closed":
+        printed.close()
+    monkeypatch.setattr(sys, "stderr", printed)
+    async with open_store(f"sqlite:///{tmp_path}/chat.db") as store, recorder_in(tmp_path, store) as recorder:
+        log.addHandler(ConversationHandler(recorder, owner=OWNER))
+        log.propagate = False
+        try:
+            log.info("%s", Endless(), extra=given)
+            log.info("%d", "hot", extra=given)
+            log.info("good", extra={**given, "metadata": None, "owner": None})
+        finally:
+            log.propagate = True
+    (message,) = await recorded(tmp_path, id_)
+    assert message.content == "good"
+
+
+async def test_a_record_without_a_name(tmp_path: Path) -> None:
+    """It may come from another process, without one."""
+    id_ = uuid4()
+    async with open_store(f"sqlite:///{tmp_path}/chat.db") as store, recorder_in(tmp_path, store) as recorder:
+        handler = ConversationHandler(recorder, owner=OWNER)
+        assert handler.handle(logging.makeLogRecord({"msg": "hello", "conversation": id_, "role": "user"}))
+    (message,) = await recorded(tmp_path, id_)
+    assert message.content == "hello"
 
 
 @pytest.fixture
@@ -179,3 +225,24 @@ async def test_a_recorder_that_logs_under_its_lock_does_not_block(tmp_path: Path
             everywhere.clear()
             logging.getLogger().removeHandler(handler)
         assert recorder.stats().recorded == 1
+
+
+async def test_a_message_within_a_message(tmp_path: Path, log: logging.Logger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A signal handler or a finalizer may log between any two steps of its thread, also of those that record."""
+    id_ = uuid4()
+    given = {"conversation": id_, "role": "user"}
+    async with open_store(f"sqlite:///{tmp_path}/chat.db") as store, recorder_in(tmp_path, store) as recorder:
+        log.addHandler(ConversationHandler(recorder, owner=OWNER))
+        put = recorder._journal.put
+
+        def interrupted(entry: Any) -> None:
+            monkeypatch.undo()
+            log.info("inner", extra=given)
+            put(entry)
+
+        monkeypatch.setattr(recorder._journal, "put", interrupted)
+        thread = threading.Thread(target=log.info, args=["outer"], kwargs={"extra": given}, daemon=True)
+        thread.start()
+        thread.join(5)
+        assert not thread.is_alive()
+    assert [message.content for message in await recorded(tmp_path, id_)] == ["inner", "outer"]

@@ -5,6 +5,7 @@ log.info("Eighty degrees.", extra={"conversation": conversation.id, "role": "ass
 """
 
 import logging
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -52,21 +53,25 @@ class ConversationHandler(logging.Handler):
             if kept:
                 self.emit(kept if isinstance(kept, logging.LogRecord) else record)
         except Exception:  # noqa: BLE001 - code that logs does not expect errors
-            self.handleError(record)
+            # It prints the arguments, whose text may be what failed, to a stderr that may be closed.
+            with suppress(Exception):
+                self.handleError(record)
             return False
         return bool(kept)
 
     def emit(self, record: logging.LogRecord) -> None:
         """Record a message. Raises what the recorder raises."""
         given = vars(record)
-        owner: Any = given.get("owner") or self._owner
+        owner: Any = given.get("owner")
+        if owner is None:
+            owner = self._owner
         self._recorder.record(
             owner,
             given["conversation"],
             given["role"],
             self.format(record) if self.formatter else record.getMessage(),
             sent_at=datetime.fromtimestamp(record.created, UTC),
-            metadata={"logger": record.name, "level": record.levelname, **given.get("metadata", {})},
+            metadata={"logger": record.name, "level": record.levelname, **(given.get("metadata") or {})},
         )
 
 
@@ -76,5 +81,5 @@ def _is_message(record: logging.LogRecord) -> bool:
     return (
         given.get("conversation") is not None
         and given.get("role") is not None
-        and record.name.partition(".")[0] != OWN_LOGGERS
+        and str(record.name).partition(".")[0] != OWN_LOGGERS
     )

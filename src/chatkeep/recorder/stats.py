@@ -58,7 +58,8 @@ class Counters:
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        # Reentrant, as a signal handler or a finalizer may record a message while its thread holds it.
+        self.lock = threading.RLock()
         self.recorded = self.sent = self.retried = self.dead = self.dropped = self.erased = self.lost = 0
         self.queued = self.queued_bytes = self.kept = self.kept_bytes = 0
         self.queued_since = 0
