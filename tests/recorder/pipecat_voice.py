@@ -40,7 +40,7 @@ from pipecat.services.settings import LLMSettings, TTSSettings
 from pipecat.transports.base_output import BaseOutputTransport
 from pipecat.transports.base_transport import TransportParams
 from pipecat.turns.user_mute import BaseUserMuteStrategy
-from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies
+from pipecat.turns.user_turn_strategies import ExternalUserTurnStrategies, UserTurnStrategies
 from pipecat.workers.runner import WorkerRunner
 
 from chatkeep import Message, NewConversation, Store, open_store
@@ -301,11 +301,15 @@ async def voice(
     mute: Sequence[BaseUserMuteStrategy] = (),
     rtvi: bool = False,
     given: Sequence[Any] = (),
+    turns: UserTurnStrategies | None = None,
+    before: Sequence[FrameProcessor] = (),
+    cancel_timeout: float = 20,
     **recording: Any,
 ) -> AsyncIterator[Voice]:
     """A pipeline that runs, with `services` where else a Stage is, recorded into a SQLite file.
 
-    The model's context begins with the messages `given`. With `rtvi` a client can send messages.
+    The model's context begins with the messages `given`. With `rtvi` a client can send messages. `turns` says when it
+    is the user's turn, instead of the test. A hang-up that gets stuck is given up after `cancel_timeout` seconds.
     """
     async with (
         open_store(f"sqlite:///{folder}/voice.db") as store,
@@ -315,14 +319,17 @@ async def voice(
         pair = LLMContextAggregatorPair(
             LLMContext(list(given)),
             user_params=LLMUserAggregatorParams(
-                user_turn_strategies=ExternalUserTurnStrategies(), user_mute_strategies=list(mute)
+                user_turn_strategies=turns or ExternalUserTurnStrategies(), user_mute_strategies=list(mute)
             ),
             realtime_service_mode=realtime,
         )
         attach(pair, recorder, owner=OWNER, conversation_id=conversation.id, tools=tools)
         stages = services or (Stage(),)
         worker = PipelineWorker(
-            Pipeline([pair.user(), *stages, pair.assistant()]), enable_rtvi=rtvi, cancel_on_idle_timeout=False
+            Pipeline([*before, pair.user(), *stages, pair.assistant()]),
+            enable_rtvi=rtvi,
+            cancel_on_idle_timeout=False,
+            cancel_timeout_secs=cancel_timeout,
         )
         talk = Voice(pair, worker, stages[0], recorder, store, conversation.id)
         runner = WorkerRunner(handle_sigint=False)

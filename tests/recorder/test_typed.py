@@ -2,6 +2,7 @@
 
 import asyncio
 import time
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,8 @@ from pipecat.processors.aggregators.llm_context import LLMContext, LLMSpecificMe
 from pipecat.processors.frame_processor import FrameDirection
 from pipecat.processors.frameworks.rtvi.frames import RTVISendTextFrame
 from pipecat_voice import OWNER, Stage, Voice, line, speech, voice, words
+
+import chatkeep.integrations.pipecat.added
 
 
 def said(role: str, text: object) -> Any:
@@ -96,6 +99,22 @@ async def test_a_text_is_typed_if_rtvi_says_so(tmp_path: Path, announced: str) -
         (stored,) = await talk.messages(1)
         assert line(stored) == "user: Hello."
         assert stored.metadata == ({"kind": "added"} if announced == "never" else {"typed": True, "user_id": "bob"})
+
+
+async def test_a_text_that_is_typed_again_is_not_the_lost_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interruption may discard what was announced; who types the same later is somebody else, at another time."""
+    monkeypatch.setattr(chatkeep.integrations.pipecat.added, "ANNOUNCEMENT_AGE", timedelta(milliseconds=50))
+    async with voice(tmp_path) as talk:
+        await talk.worker.queue_frame(RTVISendTextFrame("1", "Hello.", user_id="bob"))
+        await talk.pass_by()
+        await asyncio.sleep(0.1)
+        began = time.time()
+        await talk.worker.queue_frame(LLMMessagesAppendFrame([said("user", "Hello.")], run_llm=False))
+        await talk.worker.queue_frame(RTVISendTextFrame("2", "Hello.", user_id="eve"))
+        (stored,) = await talk.messages(1)
+    assert stored.metadata == {"typed": True, "user_id": "eve"}
+    assert stored.sent_at is not None
+    assert stored.sent_at.timestamp() >= began - 0.001
 
 
 async def test_text_for_a_realtime_service_is_typed(tmp_path: Path) -> None:
@@ -206,6 +225,49 @@ async def test_a_context_of_another_processor_is_logged(tmp_path: Path, caplog: 
     assert "Secret" not in caplog.text
 
 
+async def test_what_is_said_after_the_context_was_cut_is_recorded(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """An application may replace the context between two turns, and a service removes a file that it cannot read."""
+    async with voice(tmp_path, given=[said("system", "Be brief.")]) as talk:
+        context = talk.pair.user().context
+        await talk.user_says("Look at this.")
+        await talk.push(picture())
+        assert context.remove_invalid_file_message()
+        await talk.user_says("What is it?")
+        await talk.bot_says("I could not see it.")
+        assert caplog.text == ""
+        context.set_messages([said("system", "Be polite.")])
+        await talk.user_says("And now?")
+        context.set_messages([said("system", "Be gone.")])
+        await talk.bot_says("Neither.")
+        context.set_messages([said("system", "Be back.")])
+        await talk.worker.queue_frame(LLMMessagesAppendFrame([said("user", "Good bye.")]))
+        await talk.pass_by()
+        assert await talk.lines(7) == [
+            "user: Look at this.",
+            "user: ",
+            "user: What is it?",
+            "assistant: I could not see it.",
+            "user: And now?",
+            "assistant: Neither.",
+            "user: Good bye.",
+        ]
+
+
+async def test_what_is_added_is_not_what_is_said_next(tmp_path: Path) -> None:
+    """The application may add the very words that are spoken then."""
+    async with voice(tmp_path) as talk:
+        context = talk.pair.user().context
+        context.add_message(said("user", "Yes."))
+        await talk.user_says("Yes.")
+        context.add_message(said("assistant", "No."))
+        await talk.bot_says("No.")
+        stored = await talk.messages(4)
+    assert [line(message) for message in stored] == ["user: Yes."] * 2 + ["assistant: No."] * 2
+    assert ["speech" in message.metadata for message in stored] == [False, True] * 2
+
+
 # --- files -----------------------------------------------------------------------------------------------
 
 
@@ -219,9 +281,7 @@ async def test_files_and_images_are_described(tmp_path: Path) -> None:
         await talk.push(file)
         await talk.push(*words("that file."))
         await talk.bot_stops()
-        image = UserImageRawFrame(image=b"12345", size=(1, 1), format="image/jpeg")
-        image.append_to_context = True
-        await talk.push(image)
+        await talk.push(picture())
         context = talk.pair.user().context
         context.add_message(LLMContext.create_file_url_message(format="image/png", url="https://example.org/a.png"))
         await context.add_audio_frames_message(audio_frames=[AudioRawFrame(b"\0\0", 16_000, 1)])
@@ -243,6 +303,31 @@ async def test_files_and_images_are_described(tmp_path: Path) -> None:
         {"type": "file", "media_type": "image/png", "url": "https://example.org/a.png"},
         {"type": "file", "media_type": "audio/wav", "size": 46},
     ]
+
+
+def picture() -> UserImageRawFrame:
+    """A picture from the user's camera, for the model."""
+    image = UserImageRawFrame(image=b"12345", size=(1, 1), format="image/jpeg")
+    image.append_to_context = True
+    return image
+
+
+@pytest.mark.parametrize(
+    "known", [{"type": "text", "text": "Look."}, {"type": "image_url", "image_url": {"url": "https://example.org/a"}}]
+)
+async def test_a_part_that_is_not_recorded_is_logged(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, known: dict[str, Any]
+) -> None:
+    """Also beside others that are."""
+    video = {"type": "video_url", "video_url": {"url": "https://example.org/secret"}}
+    async with voice(tmp_path) as talk:
+        await talk.worker.queue_frame(LLMMessagesAppendFrame([said("user", [{"type": "text", "text": ""}, known])]))
+        await talk.pass_by()
+        assert caplog.text == ""
+        await talk.worker.queue_frame(LLMMessagesAppendFrame([said("user", [known, video])]))
+        await talk.messages(2)
+    assert caplog.text.count("neither text nor files") == 1
+    assert "secret" not in caplog.text
 
 
 # --- replies ---------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ def attach(
     context.listen(user_frames)
     context.listen(assistant_frames)
     User(outbox, context).listen(user_frames)
-    Assistant(outbox, context).listen(assistant, assistant_frames)
+    Assistant(outbox, context).listen(assistant_frames)
     if tools:
         Tools(outbox).listen(assistant_frames)
 

@@ -3,7 +3,7 @@
 from collections import deque
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 from chatkeep.integrations.pipecat.frames import Frames
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 ANNOUNCEMENT_WAIT = 0.25
 """Longest time in seconds that a message of the user waits for the frame that says that the user typed it."""
+
+ANNOUNCEMENT_AGE = timedelta(seconds=5)
+"""Longest time for which such a frame waits for its message, which an interruption may have discarded."""
 
 RECORDED_ROLES = {"user": Role.USER, "assistant": Role.ASSISTANT}
 """Not recorded: `system` and `developer`, by which the application instructs the model, and tool messages."""
@@ -65,7 +68,7 @@ class Added:
 
     def _put_text(self, role: Role, text: str) -> None:
         message = Message(role, text, now(), metadata={"kind": "added"})
-        typed = next((each for each in self._announced if each.text == text), None) if role is Role.USER else None
+        typed = self._announcement(text) if role is Role.USER else None
         if typed is not None:
             self._announced.remove(typed)
             message.at, message.metadata = typed.at, typed.metadata
@@ -73,6 +76,10 @@ class Added:
             message.is_incomplete = True
             self._waiting.append(message)
         self._outbox.put(message, longest_wait=ANNOUNCEMENT_WAIT)
+
+    def _announcement(self, text: str) -> _Typed | None:
+        oldest = now() - ANNOUNCEMENT_AGE
+        return next((each for each in self._announced if each.text == text and each.at > oldest), None)
 
     def _typed(self, frame: "RTVISendTextFrame") -> None:
         typed = _Typed(frame.text, frame.user_id)
@@ -89,22 +96,23 @@ class Added:
             self._outbox.put(Message(Role.USER, frame.text, now(), metadata={"typed": True}))
 
     def _put_parts(self, role: Role, given: Any) -> None:
-        parts = [part for each in given if isinstance(each, Mapping) and (part := _part(each)) is not None]
+        known = [_part(each) for each in given]
+        if None in known:
+            self._outbox.note_once("parts of messages of the model's context that are neither text nor files")
+        parts = [part for part in known if part]
         files = [part for part in parts if part["type"] == "file"]
         text = " ".join(part["text"] for part in parts if part["type"] == "text")
         if files:
             self._outbox.put(Message(role, text, now(), metadata={"kind": "file"}, parts=parts))
         elif text and not text.isspace():
             self._put_text(role, text)
-        else:
-            self._outbox.note_once("messages of the model's context that are neither text nor files")
 
 
-def _part(given: Mapping[str, Any]) -> dict[str, Any] | None:
+def _part(given: object) -> dict[str, Any] | None:
     """Return a part of the context as one of a message; a file without its bytes. None for one of another type."""
     match given:
-        case {"type": "text", "text": str(text)} if text:
-            return {"type": "text", "text": text}
+        case {"type": "text", "text": str(text)}:
+            return {"type": "text", "text": text} if text else {}
         case {"type": "image_url", "image_url": {"url": str(url)}}:
             return _file(url, "", "")
         case {"type": "input_audio", "input_audio": {"data": str(data), "format": str(format_)}}:

@@ -1,6 +1,6 @@
 """What the bot says."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import TYPE_CHECKING
@@ -14,7 +14,6 @@ from chatkeep.values import now
 
 if TYPE_CHECKING:
     from pipecat.frames import frames as f
-    from pipecat.processors.aggregators.llm_response_universal import LLMAssistantAggregator
     from pipecat.utils.string import TextPartForConcatenation
 
 
@@ -54,8 +53,9 @@ class Assistant:
         self._aggregated: str | None = None
         self._markers: set[str] = set()
         self._written: Message | None = None
+        self._text: Callable[[], str] = str  # until it listens
 
-    def listen(self, aggregator: "LLMAssistantAggregator", frames: Frames) -> None:
+    def listen(self, frames: Frames) -> None:
         """Record what the bot says from now on."""
         from pipecat.frames import frames as f
 
@@ -80,20 +80,16 @@ class Assistant:
                 f.InterruptionFrame: self._interruption_sent,
                 f.CancelFrame: self._end_sent,
                 f.EndFrame: self._end_sent,
+                f.StopFrame: self._stop_sent,
             }
         )
+        self._text = frames.text
+        frames.before_written(self._writes)
+        frames.before_released(self._released)
         self._context.spoken["assistant"] = self._wrote
-        self._note_what_is_written(aggregator)
 
-    def _note_what_is_written(self, aggregator: "LLMAssistantAggregator") -> None:
-        """Have the aggregator say what it is about to write to the context: it sends no frame for each message."""
-        original = aggregator.aggregation_string
-
-        def noted() -> str:
-            self._aggregated = original()
-            return self._aggregated
-
-        setattr(aggregator, "aggregation_string", noted)  # noqa: B010 - it is a method
+    def _writes(self, text: str) -> None:
+        self._aggregated = text
 
     def _speech_started(self, _frame: "f.BotStartedSpeakingFrame") -> None:
         self._speech.start(now())
@@ -115,13 +111,17 @@ class Assistant:
         if not isinstance(content, str) or (content != self._aggregated and content not in self._markers):
             return False
         self._aggregated = None
+        self._put(content)
+        return True
+
+    def _put(self, content: str) -> None:
+        """Record a reply; it waits for the frame of its turn."""
         text = self._without_markers(content)
         self._complete()
         if text and not text.isspace():
             status = Status.INTERRUPTED if self._cut_off else Status.COMPLETE
             self._written = Message(Role.ASSISTANT, text, now(), status, speech=self._speech.take(), is_incomplete=True)
             self._outbox.put(self._written)
-        return True
 
     def _without_markers(self, text: str) -> str:
         """Return a text without what turn completion puts into the context, as Pipecat's events have it."""
@@ -190,6 +190,21 @@ class Assistant:
     def _end_received(self, frame: "f.Frame") -> None:
         self._cut_off = True
         self._speech_stopped(frame)
+
+    def _stop_sent(self, _frame: "f.StopFrame") -> None:
+        """Record what waits, as the loop may end now. The pipeline may run again, and go on with what is being said."""
+        self._context.look()
+        self._outbox.flush()
+
+    def _released(self, _aggregator: object) -> None:
+        """Record what was spoken if the frame that ends the pipeline did not come so far."""
+        if not self._outbox.is_closed:
+            self._cut_off = True
+            self._speech.stop(now())
+            self._context.look()
+            self._put(self._text())
+            self._end_asides(self._asides, Status.INTERRUPTED)
+            self._outbox.close()
 
     def _end_sent(self, _frame: "f.Frame") -> None:
         self._context.look()

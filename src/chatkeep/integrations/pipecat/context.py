@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from chatkeep.integrations.pipecat.frames import Frames
 from chatkeep.integrations.pipecat.outbox import Outbox
+from chatkeep.recorder.log import say
 
 if TYPE_CHECKING:
     from pipecat.frames import frames as f
@@ -24,8 +25,8 @@ class ContextReader:
     """Passes each message that is new in the context to a handler, once, and in the order of the context.
 
     A context has no events, and anybody may change it. The reader looks at its end whenever an aggregator writes to it
-    or has the model read it, which takes the same time however long the context is. What the context has before the
-    reader is made is not new, and neither is what replaces it, except what follows the last message that is known.
+    or has the model read it. What the context has before the reader is made is not new, and neither is what replaces
+    it, except what follows the last message that is known.
     """
 
     def __init__(self, context: "LLMContext", outbox: Outbox, added: Callable[[Mapping[str, Any]], None]) -> None:
@@ -38,21 +39,26 @@ class ContextReader:
         self._seen_up_to(context.get_messages())
 
     def listen(self, frames: Frames) -> None:
-        """Look whenever an aggregator has changed the context, or has the model read it."""
+        """Look before and after an aggregator changes the context, and whenever it has the model read it.
+
+        Before, too: else what it writes would not be told from what others did to the context since the last look.
+        """
         from pipecat.frames import frames as f
 
-        frames.before_received({f.LLMMessagesUpdateFrame: self._replacement_received})
-        frames.after_received(
-            {
-                f.LLMMessagesAppendFrame: self._changed,
-                f.LLMMessagesUpdateFrame: self._changed,
-                f.LLMMessagesTransformFrame: self._changed,
-                f.UserImageRawFrame: self._changed,
-                f.UserFileRawFrame: self._changed,
-                f.AssistantImageRawFrame: self._changed,
-            }
+        kinds = (
+            f.LLMMessagesAppendFrame,
+            f.LLMMessagesUpdateFrame,
+            f.LLMMessagesTransformFrame,
+            f.UserImageRawFrame,
+            f.UserFileRawFrame,
+            f.AssistantImageRawFrame,
         )
+        frames.before_received(
+            {**dict.fromkeys(kinds, self._changes), f.LLMMessagesUpdateFrame: self._replacement_received}
+        )
+        frames.after_received(dict.fromkeys(kinds, self._changed))
         frames.before_sent({f.LLMContextFrame: self._read_by_model})
+        frames.before_written(self._changes)
 
     def look(self) -> None:
         """Pass on what is new."""
@@ -68,7 +74,11 @@ class ContextReader:
         for message in new:
             self._take(message)
 
+    def _changes(self, _cause: object) -> None:
+        self.look()
+
     def _replacement_received(self, _frame: "f.LLMMessagesUpdateFrame") -> None:
+        self.look()
         self._replacing = True
 
     def _changed(self, _frame: "f.Frame") -> None:
@@ -82,21 +92,22 @@ class ContextReader:
             self._outbox.note_once(FOREIGN)
 
     def _seen_up_to(self, messages: list[Any]) -> None:
-        self._count = len(messages)
-        self._last = messages[-1] if messages else None
+        self._known = messages[:]
 
     def _first_new(self, messages: list[Any]) -> int | None:
         """Return the index after the last known message, None if that is gone."""
-        count, last = self._count, self._last
-        if not count:
+        known, count = self._known, len(self._known)
+        if not known:
             return None if self._replacing else 0
+        last = known[-1]
         for same in (operator.is_, operator.eq):  # eq: of an application that made the messages anew
             if len(messages) >= count and same(messages[count - 1], last):
                 return count
             for index in reversed(range(len(messages))):
                 if same(messages[index], last):
                     return index + 1
-        return None
+        # Services remove a file that the model refuses: nothing is new then.
+        return len(messages) if all(map(operator.is_, messages, known)) else None
 
     def _take(self, message: Any) -> None:
         """Pass a message on. Its errors are logged: those behind it are recorded all the same."""
@@ -107,5 +118,5 @@ class ContextReader:
             spoken = self.spoken.get(message.get("role", ""))
             if spoken is None or not spoken(message.get("content")):
                 self._added(message)
-        except Exception:
-            logger.exception("a message of the model's context was not understood")
+        except Exception as error:  # noqa: BLE001 - whatever it is
+            say(logger, logging.ERROR, "a message of the model's context was not understood", error=error)

@@ -1,11 +1,13 @@
-"""Intercepts the frames that pass an aggregator."""
+"""Intercepts what passes an aggregator: frames, the texts that it writes to the context, and its end."""
 
 import logging
 from collections.abc import Awaitable, Callable, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
+from chatkeep.recorder.log import say
+
 if TYPE_CHECKING:
-    from pipecat.processors.frame_processor import FrameProcessor
+    from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregator
 
 logger = logging.getLogger(__package__)
 
@@ -20,10 +22,16 @@ class Frames:
     matters here. The handlers of a type of frame are looked up once. Register them before the pipeline runs.
     """
 
-    def __init__(self, aggregator: "FrameProcessor") -> None:
+    def __init__(self, aggregator: "LLMContextAggregator") -> None:
+        self.text: Callable[[], str] = aggregator.aggregation_string
+        """Returns what the aggregator has gathered and not yet written to the context."""
         self._received: list[Handlers] = []
         self._taken: list[Handlers] = []
         self._sent: list[Handlers] = []
+        self._written: list[Handler] = []
+        self._released: list[Handler] = []
+        _intercept_text(aggregator, self._written)
+        _intercept_cleanup(aggregator, self._released)
         _intercept(aggregator, "process_frame", self._received, self._taken)
         _intercept(aggregator, "push_frame", self._sent, [])
 
@@ -39,9 +47,40 @@ class Frames:
         """Call handlers before the aggregator pushes a frame."""
         self._sent.append(handlers)
 
+    def before_written(self, handler: Handler) -> None:
+        """Call a handler with a text before the aggregator writes it to the context: not every one has a frame."""
+        self._written.append(handler)
+
+    def before_released(self, handler: Handler) -> None:
+        """Call a handler before the aggregator is cleaned up: the frame that ends a pipeline may get stuck in it."""
+        self._released.append(handler)
+
+
+def _intercept_text(aggregator: "LLMContextAggregator", handlers: list[Handler]) -> None:
+    original = aggregator.aggregation_string
+
+    def intercepted() -> str:
+        text = original()
+        for handler in handlers:
+            _handle(handler, text)
+        return text
+
+    setattr(aggregator, "aggregation_string", intercepted)  # noqa: B010 - it is a method
+
+
+def _intercept_cleanup(aggregator: "LLMContextAggregator", handlers: list[Handler]) -> None:
+    original: Callable[[], Awaitable[None]] = aggregator.cleanup
+
+    async def intercepted() -> None:
+        for handler in handlers:
+            _handle(handler, aggregator)
+        await original()
+
+    setattr(aggregator, "cleanup", intercepted)  # noqa: B010 - it is a method
+
 
 def _intercept(
-    aggregator: "FrameProcessor",
+    aggregator: "LLMContextAggregator",
     method: Literal["process_frame", "push_frame"],
     before: list[Handlers],
     after: list[Handlers],
@@ -77,9 +116,9 @@ async def _and_then(passed: Awaitable[None], handlers: tuple[Handler, ...], fram
         _handle(handler, frame)
 
 
-def _handle(handler: Handler, frame: object) -> None:
+def _handle(handler: Handler, given: object) -> None:
     """Call a handler. Its errors are logged, and the conversation continues."""
     try:
-        handler(frame)
-    except Exception:
-        logger.exception("a %s was not understood", type(frame).__name__)
+        handler(given)
+    except Exception as error:  # noqa: BLE001 - whatever it is, the pipeline goes on
+        say(logger, logging.ERROR, "a %s was not understood", type(given).__name__, error=error)

@@ -10,6 +10,7 @@ from uuid import UUID
 
 from chatkeep.integrations.pipecat.speech import Utterance, times_of
 from chatkeep.model import Role, Status
+from chatkeep.recorder.log import say
 
 if TYPE_CHECKING:
     from chatkeep.recorder import Recorder
@@ -55,7 +56,7 @@ class Outbox:
         self._owner = owner
         self._conversation_id = conversation_id
         self._waiting: deque[Message] = deque()
-        self._closed = False
+        self.is_closed = False
         self._noted: set[str] = set()
 
     def put(self, message: Message, *, longest_wait: float | None = None) -> None:
@@ -71,19 +72,25 @@ class Outbox:
         while self._waiting and not self._waits(self._waiting[0]):
             self._record(self._waiting.popleft())
 
+    def flush(self) -> None:
+        """Record what waits, without what it waits for."""
+        for message in self._waiting:
+            message.is_overdue = True
+        self.settle()
+
     def close(self) -> None:
         """Record what waits: the pipeline has ended. Later messages do not wait."""
-        self._closed = True
-        self.settle()
+        self.is_closed = True
+        self.flush()
 
     def note_once(self, what: str, level: int = logging.WARNING) -> None:
         """Log what is not recorded, once for a conversation."""
         if what not in self._noted:
             self._noted.add(what)
-            logger.log(level, "not recorded in %s: %s", self._conversation_id, what)
+            say(logger, level, "not recorded in %s: %s", self._conversation_id, what)
 
     def _waits(self, first: Message) -> bool:
-        if self._closed or first.is_overdue:
+        if self.is_closed or first.is_overdue:
             return False
         return first.is_incomplete or (first.is_being_spoken and len(self._waiting) == 1)
 
@@ -104,5 +111,6 @@ class Outbox:
                 status=message.status,
                 parts=message.parts,
             )
-        except Exception:
-            logger.exception("a message of the %s in %s is not recorded", message.role, self._conversation_id)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the conversation goes on
+            what = "a message of the %s in %s is not recorded"
+            say(logger, logging.ERROR, what, message.role, self._conversation_id, error=error)

@@ -37,6 +37,7 @@ class Tools:
             }
         )
         frames.before_sent({f.CancelFrame: self._pipeline_ended, f.EndFrame: self._pipeline_ended})
+        frames.before_released(self._pipeline_ended)
 
     def _calls_started(self, frame: "f.FunctionCallsStartedFrame") -> None:
         for call in frame.function_calls:
@@ -54,7 +55,7 @@ class Tools:
     def _cancelled(self, frame: "f.FunctionCallCancelFrame") -> None:
         self._end(self._calls.get(frame.tool_call_id, frame), CANCELLED, Status.INTERRUPTED)
 
-    def _pipeline_ended(self, _frame: "f.Frame") -> None:
+    def _pipeline_ended(self, _frame: object) -> None:
         for call in list(self._calls.values()):
             self._end(call, CANCELLED, Status.INTERRUPTED)
 

@@ -7,10 +7,12 @@ from chatkeep.integrations.pipecat.context import ContextReader
 from chatkeep.integrations.pipecat.frames import Frames, Handlers
 from chatkeep.integrations.pipecat.outbox import Message, Outbox
 from chatkeep.integrations.pipecat.speech import Speech, parsed
-from chatkeep.model import Role
+from chatkeep.model import Role, Status
 from chatkeep.values import now
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from pipecat.frames import frames as f
 
 
@@ -24,12 +26,14 @@ class User:
         self._in_turn = False
         self._muted = False
         self._speakers: dict[str, None] = {}
+        self._text: Callable[[], str] = str  # until it listens
         self._written: f.LLMContextUserTurnFrame | None = None
 
     def listen(self, frames: Frames) -> None:
         """Record what the user says from now on."""
         from pipecat.frames import frames as f
 
+        self._text = frames.text
         turn_frames: Handlers = {
             f.UserStartedSpeakingFrame: self._turn_started,
             f.UserStoppedSpeakingFrame: self._turn_stopped,
@@ -50,10 +54,11 @@ class User:
         # Turns are decided by the aggregator, or by a processor before it.
         frames.before_received({**turn_frames, **received})
         frames.before_sent({**turn_frames, **sent})
+        frames.before_released(self._released)
         self._context.spoken["user"] = self._wrote
 
     def _speech_started(self, frame: "f.VADUserStartedSpeakingFrame") -> None:
-        if not self._in_turn and not self._speakers:
+        if not self._in_turn and not self._text():
             self._speech.forget()
         self._speech.start(datetime.fromtimestamp(frame.timestamp - frame.start_secs, UTC))
 
@@ -66,6 +71,8 @@ class User:
 
     def _transcribed(self, frame: "f.TranscriptionFrame") -> None:
         if frame.text.strip() and not self._muted:
+            if not self._text():  # strategies for turns discard what is too short to be one
+                self._speakers = {}
             self._speakers[frame.user_id] = None
 
     def _turn_started(self, _frame: "f.UserStartedSpeakingFrame") -> None:
@@ -85,6 +92,12 @@ class User:
     def _pipeline_ended(self, _frame: "f.Frame") -> None:
         self._stop_speech(now())
 
+    def _released(self, _aggregator: object) -> None:
+        """Record what was said if the frame that ends the pipeline did not come so far."""
+        if not self._outbox.is_closed and (text := self._text()).strip():
+            self._stop_speech(now())
+            self._put(text, now(), Status.INTERRUPTED)
+
     def _turn_in_context(self, frame: "f.LLMContextUserTurnFrame") -> None:
         # The aggregator sends it right after it has written to the context, without an await in between.
         self._written = frame
@@ -97,12 +110,13 @@ class User:
         if frame is None or content != frame.text:
             return False
         self._written = None
+        self._put(frame.text, parsed(frame.timestamp))
+        return True
+
+    def _put(self, text: str, at: datetime | None, status: Status = Status.COMPLETE) -> None:
         speakers, self._speakers = self._speakers, {}
         metadata = _speakers([name for name in speakers if name])
-        self._outbox.put(
-            Message(Role.USER, frame.text, parsed(frame.timestamp), speech=self._speech.take(), metadata=metadata)
-        )
-        return True
+        self._outbox.put(Message(Role.USER, text, at, status, speech=self._speech.take(), metadata=metadata))
 
     def _backchannel(self, frame: "f.UserBackchannelFrame") -> None:
         if self._muted:
