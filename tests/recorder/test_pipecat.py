@@ -380,8 +380,7 @@ async def test_aside_that_is_cut_off(tmp_path: Path, *, cancelled: bool) -> None
 async def test_backchannel_of_the_bot_is_not_cut_off(tmp_path: Path) -> None:
     """It is said while the user talks: the beginning of a turn does not end it."""
     async with voice(tmp_path) as talk:
-        announcement = AggregatedTextFrame("I see.", text_type="backchannel", context_id="1")
-        announcement.append_to_context, announcement.will_be_spoken, announcement.interruptible = False, True, False
+        announcement = backchannel("I see.", interruptible=False)
         await talk.push(BotStartedSpeakingFrame(), announcement, *words("I", to_context=False, context_id="1"))
         await talk.user_starts()
         await talk.push(*words("see.", to_context=False, context_id="1"))
@@ -390,6 +389,33 @@ async def test_backchannel_of_the_bot_is_not_cut_off(tmp_path: Path) -> None:
         (stored,) = await talk.messages(1)
         assert (line(stored), stored.metadata["kind"]) == ("assistant: I see.", "backchannel")
         assert ended <= speech(stored)[1]
+
+
+def backchannel(text: str, *, interruptible: bool) -> AggregatedTextFrame:
+    """What speech synthesis announces before it says it."""
+    frame = AggregatedTextFrame(text, text_type="backchannel", context_id="1")
+    frame.append_to_context, frame.will_be_spoken, frame.interruptible = False, True, interruptible
+    return frame
+
+
+@pytest.mark.parametrize("spoken", ["", "I"])
+async def test_backchannel_of_the_bot_that_is_cut_off(tmp_path: Path, spoken: str) -> None:
+    """It holds what was spoken of it, as every message that is interrupted."""
+    async with voice(tmp_path) as talk:
+        await talk.push(BotStartedSpeakingFrame(), backchannel("I see you.", interruptible=True))
+        await talk.push(*words(spoken, to_context=False, context_id="1"))
+        await talk.user_says("Wait.")
+        lines = await talk.lines(1 + bool(spoken))
+    assert lines == [*(["assistant (interrupted): I"] if spoken else []), "user: Wait."]
+
+
+async def test_words_of_a_backchannel_after_its_end(tmp_path: Path) -> None:
+    """Pipecat reports them by a clock that an interruption does not turn back: they are in the record already."""
+    async with voice(tmp_path) as talk:
+        await talk.push(backchannel("I see.", interruptible=False), *words("I", to_context=False, context_id="1"))
+        await talk.push(TTSStoppedFrame("1"), *words("see.", to_context=False, context_id="1"))
+        await talk.push(*words("One moment.", to_context=False, context_id="2"), TTSStoppedFrame("2"))
+        assert await talk.lines(2) == ["assistant: I see.", "assistant: One moment."]
 
 
 async def test_backchannel_in_a_turn(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What the bot says."""
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -23,15 +24,17 @@ class _Aside:
 
     kind: str
     interruptible: bool
-    announced: bool = False
-    """Whether its text was known before it was spoken; then its words are ignored."""
+    announcement: str = ""
+    """Its text, if that was known before it was spoken."""
     parts: "list[TextPartForConcatenation]" = field(default_factory=list)
     at: datetime = field(default_factory=now)
 
-    @property
-    def text(self) -> str:
+    def text(self, status: Status) -> str:
+        """Return what was said: all that was announced, or the words until it was cut off."""
         from pipecat.utils.string import concatenate_aggregated_text
 
+        if self.announcement and status is Status.COMPLETE:
+            return self.announcement
         return concatenate_aggregated_text(self.parts)
 
     def add(self, frame: "f.AggregatedTextFrame") -> None:
@@ -49,6 +52,8 @@ class Assistant:
         self._context = context
         self._speech = Speech()
         self._asides: dict[str | None, _Aside] = {}
+        self._said: deque[str] = deque(maxlen=8)
+        """Contexts of announced asides that have ended: after an interruption their words may come even later."""
         self._cut_off = False
         self._aggregated: str | None = None
         self._markers: set[str] = set()
@@ -147,19 +152,17 @@ class Assistant:
 
     def _aside_announced(self, frame: "f.AggregatedTextFrame") -> None:
         if frame.will_be_spoken and frame.text_type == "backchannel":
-            aside = _Aside("backchannel", frame.interruptible, announced=True)
-            aside.add(frame)
-            self._asides[frame.context_id] = aside
+            self._asides[frame.context_id] = _Aside("backchannel", frame.interruptible, frame.text)
 
     def _word_spoken(self, frame: "f.TTSTextFrame") -> None:
         aside = self._asides.get(frame.context_id)
         if frame.append_to_context:
-            if aside is not None and aside.announced:
+            if aside is not None and aside.announcement:
                 del self._asides[frame.context_id]  # part of a turn after all
-        elif aside is None:
-            self._asides[frame.context_id] = aside = _Aside("aside", frame.interruptible)
+        elif aside is not None:
             aside.add(frame)
-        elif not aside.announced:
+        elif frame.context_id not in self._said:
+            self._asides[frame.context_id] = aside = _Aside("aside", frame.interruptible)
             aside.add(frame)
 
     def _aside_spoken(self, frame: "f.TTSStoppedFrame") -> None:
@@ -181,7 +184,9 @@ class Assistant:
     def _end_asides(self, contexts: Iterable[str | None], status: Status) -> None:
         for context_id in list(contexts):
             aside, speech = self._asides.pop(context_id), self._speech.take()
-            if (text := aside.text).strip():
+            if aside.announcement and context_id is not None and status is Status.COMPLETE:
+                self._said.append(context_id)
+            if (text := aside.text(status)).strip():
                 metadata = {"kind": aside.kind}
                 self._outbox.put(Message(Role.ASSISTANT, text, aside.at, status, speech, metadata))
 
