@@ -891,6 +891,37 @@ def test_a_program_that_ends_without_closing_loses_nothing(journal: Path) -> Non
     connection.close()
 
 
+LATE_PROGRAM = """
+import asyncio, atexit, sys
+from uuid import UUID
+from chatkeep import Recorder, open_store
+
+def too_late():
+    try:
+        recorder.record("ada", UUID(int=7), "user", "too late")
+    except ValueError as error:
+        print(error)
+
+async def main():
+    global recorder
+    async with open_store("memory://") as store:
+        recorder = Recorder(store, sys.argv[1])
+    recorder.record("ada", UUID(int=7), "user", "the last word")
+
+atexit.register(too_late)  # runs last
+asyncio.run(main())
+"""
+
+
+def test_a_program_that_has_ended_records_nothing_more(journal: Path) -> None:
+    """The journal is closed by then: the message is refused, and not taken in order to be lost."""
+    done = subprocess.run([sys.executable, "-c", LATE_PROGRAM, journal], check=True, capture_output=True, text=True)
+    assert "the recorder is closed" in done.stdout
+    connection = open_journal(journal)
+    assert standing(connection).entries == 1
+    connection.close()
+
+
 async def test_flushes_wait_for_what_was_recorded_before_them(
     store: Store, journal: Path, conversation: Conversation
 ) -> None:

@@ -12,6 +12,7 @@ journal (`chatkeep recorder status FILE`) and holds up nothing else.
 """
 
 import asyncio
+import atexit
 import logging
 import sys
 import time
@@ -103,6 +104,7 @@ class Recorder:
             store, self._counters, create_missing=create_missing, deliveries=deliveries, on_dead=on_dead
         )
         self._journal = JournalWriter(Path(journal), self._counters, self._on_written)
+        atexit.register(self._refuse)  # runs before the journal is closed, being registered after that
 
     # --- taking messages ----------------------------------------------------------------------------------
 
@@ -258,12 +260,9 @@ class Recorder:
         because the journal could not be written. Idempotent. In a forked child it does nothing: the journal is the
         parent's.
         """
-        if self._journal.forked:
+        if not self._refuse():
             return
-        with self._counters.lock:
-            if self._closed:
-                return
-            self._closed = True
+        atexit.unregister(self._refuse)
         try:
             if self._delivery.loop is not None:
                 await self.flush(timeout)
@@ -276,6 +275,14 @@ class Recorder:
             await asyncio.to_thread(self._journal.close)
             if kept := self._counters.kept:
                 say(logger, logging.WARNING, "%d messages stay in %s for the next run", kept, self._journal.path)
+
+    def _refuse(self) -> bool:
+        """Refuse new messages. Returns whether they were taken so far; false in a forked child."""
+        if self._journal.forked:  # a thread of the parent may hold the lock there, for ever
+            return False
+        with self._counters.lock:
+            taken, self._closed = not self._closed, True
+        return taken
 
     def wait(self, timeout: float | None = None) -> None:
         """Block until `flush` is done. For threads other than the event loop's."""
