@@ -79,6 +79,27 @@ async def test_owner_metadata_and_format_of_a_record(tmp_path: Path, log: loggin
     assert message.metadata == {"logger": "application.agent", "level": "WARNING", "tool": "kettle"}
 
 
+async def test_a_filter_may_give_records_their_conversation(tmp_path: Path, log: logging.Logger) -> None:
+    """Python's logging cookbook adds the context of a request so, to the record or to a copy."""
+    id_ = uuid4()
+
+    def in_conversation(record: logging.LogRecord) -> bool | logging.LogRecord:
+        if record.getMessage() == "one":
+            vars(record).update(conversation=id_, role="user")
+            return True
+        if record.getMessage() == "two":
+            return logging.makeLogRecord({**vars(record), "conversation": id_, "role": "assistant"})
+        return True
+
+    async with open_store(f"sqlite:///{tmp_path}/chat.db") as store, recorder_in(tmp_path, store) as recorder:
+        handler = ConversationHandler(recorder, owner=OWNER)
+        handler.addFilter(in_conversation)
+        log.addHandler(handler)
+        for text in ("one", "none", "two"):
+            log.info(text)
+    assert [message.content for message in await recorded(tmp_path, id_)] == ["one", "two"]
+
+
 async def test_records_of_a_queue_keep_their_time(tmp_path: Path, log: logging.Logger) -> None:
     """Behind logging's QueueHandler a message has the time at which it was logged."""
     id_, waiting = uuid4(), queue.SimpleQueue[Any]()

@@ -46,18 +46,20 @@ class ConversationHandler(logging.Handler):
         Unlike other handlers it takes no lock: a recorder is thread-safe, and one thread may log in the recorder while
         another waits for it.
         """
-        if not _is_message(record):
+        if _is_own(record):
             return False
         try:
-            kept = self.filter(record)
-            if kept:
-                self.emit(kept if isinstance(kept, logging.LogRecord) else record)
+            kept = self.filter(record)  # first: it may be what gives records their conversation
+            message = kept if isinstance(kept, logging.LogRecord) else record
+            is_message = bool(kept) and _is_message(message)
+            if is_message:
+                self.emit(message)
         except Exception:  # noqa: BLE001 - code that logs does not expect errors
             # It prints the arguments, whose text may be what failed, to a stderr that may be closed.
             with suppress(Exception):
                 self.handleError(record)
             return False
-        return bool(kept)
+        return is_message
 
     def emit(self, record: logging.LogRecord) -> None:
         """Record a message. Raises what the recorder raises."""
@@ -75,11 +77,12 @@ class ConversationHandler(logging.Handler):
         )
 
 
+def _is_own(record: logging.LogRecord) -> bool:
+    """Return whether chatkeep itself logs this."""
+    return str(record.name).partition(".")[0] == OWN_LOGGERS
+
+
 def _is_message(record: logging.LogRecord) -> bool:
-    """Return whether a record has a conversation and a role, and is not chatkeep's own."""
+    """Return whether a record has a conversation and a role."""
     given = vars(record)
-    return (
-        given.get("conversation") is not None
-        and given.get("role") is not None
-        and str(record.name).partition(".")[0] != OWN_LOGGERS
-    )
+    return given.get("conversation") is not None and given.get("role") is not None
