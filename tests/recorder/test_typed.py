@@ -101,6 +101,16 @@ async def test_a_text_is_typed_if_rtvi_says_so(tmp_path: Path, announced: str) -
         assert stored.metadata == ({"kind": "added"} if announced == "never" else {"typed": True, "user_id": "bob"})
 
 
+async def test_many_texts_are_typed_at_once(tmp_path: Path) -> None:
+    """A client sends what was typed while it was offline: each announcement overtakes all the texts."""
+    async with voice(tmp_path, rtvi=True) as talk:
+        for number in range(100):
+            await talk.types(f"text {number}", run=False)
+        stored = await talk.messages(100)
+    assert [message.content for message in stored] == [f"text {number}" for number in range(100)]
+    assert all(message.metadata.get("typed") for message in stored)
+
+
 async def test_a_text_that_is_typed_again_is_not_the_lost_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """An interruption may discard what was announced; who types the same later is somebody else, at another time."""
     monkeypatch.setattr(chatkeep.integrations.pipecat.added, "ANNOUNCEMENT_AGE", timedelta(milliseconds=50))

@@ -21,6 +21,9 @@ ANNOUNCEMENT_WAIT = 0.25
 ANNOUNCEMENT_AGE = timedelta(seconds=5)
 """Longest time for which such a frame waits for its message, which an interruption may have discarded."""
 
+AT_ONCE = 1_024
+"""Most texts that wait for their announcement, or the other way round."""
+
 RECORDED_ROLES = {"user": Role.USER, "assistant": Role.ASSISTANT}
 """Not recorded: `system` and `developer`, by which the application instructs the model, and tool messages."""
 
@@ -45,8 +48,8 @@ class Added:
 
     def __init__(self, outbox: Outbox) -> None:
         self._outbox = outbox
-        self._announced: deque[_Typed] = deque(maxlen=32)
-        self._waiting: deque[Message] = deque(maxlen=32)
+        self._announced: deque[_Typed] = deque(maxlen=AT_ONCE)
+        self._waiting: deque[Message] = deque(maxlen=AT_ONCE)
 
     def listen(self, frames: Frames) -> None:
         """Take note of what is typed, from the user's aggregator."""
