@@ -93,12 +93,14 @@ def test_list_and_show_are_for_people(env: dict[str, str], url: str) -> None:
 
 def test_control_characters_are_shown_not_obeyed(env: dict[str, str], url: str) -> None:
     """A message cannot give the terminal orders."""
-    hostile = {"id": "x", "messages": [{"id": "1", "parent_id": None, "role": "user", "content": "\x1b[2Jgone\x07"}]}
+    content = "\x1b[2Jgone\x07\u202eeurt"
+    hostile = {"id": "x", "messages": [{"id": "1", "parent_id": None, "role": "user", "content": content}]}
     run(env, "import", "-", "--database-url", url, stdin=json.dumps(hostile).encode())
     (id_,) = re.findall(r"[0-9a-f-]{36}", run(env, "list", "--database-url", url).stdout)
     shown = run(env, "show", id_, "--database-url", url).stdout
     assert "␛[2Jgone␇" in shown
     assert "\x1b" not in shown
+    assert "\ufffdeurt" in shown
 
 
 def test_errors_are_sentences(env: dict[str, str], url: str) -> None:

@@ -38,6 +38,7 @@ INTERRUPTED = 128 + signal.SIGINT
 
 _VISIBLE = {code: chr(0x2400 + code) for code in range(32) if chr(code) not in "\n\t"} | {127: "␡"}
 _VISIBLE |= dict.fromkeys(range(0x80, 0xA0), "\ufffd")  # some terminals execute these, too
+_VISIBLE |= dict.fromkeys((*range(0x202A, 0x202F), *range(0x2066, 0x206A)), "\ufffd")  # these turn a line around
 _ONE_LINE = {**_VISIBLE, ord("\n"): "␊", ord("\t"): "␉"}
 
 
