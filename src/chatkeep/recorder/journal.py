@@ -281,11 +281,9 @@ def _add_checksums(connection: apsw.Connection) -> None:
             raise JournalDamaged(f"its table {table} has other columns")
         with transaction(connection):
             connection.execute(f"ALTER TABLE {table} ADD COLUMN checksum INTEGER")
-            found = connection.execute(f"SELECT {COLUMNS} FROM {table}").fetchall()  # noqa: S608 - constants
-            connection.executemany(
-                f"UPDATE {table} SET checksum = ? WHERE rid = ?",  # noqa: S608 - constants
-                [(entry.sealed().checksum, entry.rid) for entry in map(Entry._make, found)],
-            )
+            values = COLUMNS.removesuffix(", checksum")
+            connection.create_scalar_function("sealed", lambda *row: Entry._make((*row, None)).sealed().checksum)
+            connection.execute(f"UPDATE {table} SET checksum = sealed({values})")  # noqa: S608 - constants
 
 
 def lock_path(path: Path) -> Path:
