@@ -4,6 +4,7 @@ import gc
 import logging
 import os
 import re
+import signal
 import sys
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -18,6 +19,10 @@ from servers.mongo import mongo_databases
 from servers.postgres import databases, durable_databases
 
 pytest.register_assert_rewrite("chatkeep.testing")
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    # A shell starts what runs in the background so, and processes inherit it: Ctrl-C could not be tested.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 STORES: dict[str, Callable[[Path], str]] = {
     "memory": lambda _: "memory://",
