@@ -118,11 +118,13 @@ judge of either: on it they run in `make apart`. On a real MongoDB they always r
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
-    """Mark such tests on the other stores `long`, or `apart`."""
+    """Mark such tests on the other stores `long` or `apart`, and the contract on MongoDB's emulator `long`."""
     for item in items:
         name, _, parameters = item.name.partition("[")
         if name in TOO_MUCH_TO_EMULATE and parameters.startswith("mongodb") and mongo_databases().emulated:
             item.add_marker(pytest.mark.apart)
+        if item.path.parent.name == "contract" and "mongodb" in parameters and mongo_databases().emulated:
+            item.add_marker(pytest.mark.long)
         stores = SHORT_STORES.get(item.path.stem) or SHORT_STORES.get(item.path.parent.name)
         given = getattr(item, "callspec", None)
         store = given.params.get("store_url", stores[0]) if stores and given else None
@@ -181,6 +183,17 @@ def refuse_sqlite3(event: str, arguments: tuple[object, ...]) -> None:
 
 
 sys.addaudithook(refuse_sqlite3)
+
+
+@pytest.fixture(autouse=True)
+def logging_as_before() -> Iterator[None]:
+    """Undo what a command does that runs in this process: its handler writes to a stream that is closed then."""
+    loggers = [logging.getLogger(name) for name in ("chatkeep", "uvicorn", "mcp")]
+    before = [(logger, logger.handlers[:], logger.propagate, logger.level) for logger in loggers]
+    yield
+    for logger, handlers, propagate, level in before:
+        logger.handlers[:], logger.propagate = handlers, propagate
+        logger.setLevel(level)
 
 
 @pytest.fixture(autouse=True)

@@ -134,6 +134,7 @@ def sent(report: Path) -> Iterator[Sent]:
                     yield Sent(f"{case['method']} {case['path']}", is_valid, response["status_code"], body)
 
 
+@pytest.mark.long
 @pytest.mark.timeout(3_600)
 def test_no_case_breaks_the_document(tmp_path: Path, url: str) -> None:
     """No 5xx, no status and no body that the document does not name, nothing let in without a token.

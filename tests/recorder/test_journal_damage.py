@@ -378,6 +378,7 @@ async def test_damage_of_a_column_s_name(journals: list[Journal], tmp_path: Path
         assert not any("6666" in text for text in said)
 
 
+@pytest.mark.long
 def test_a_damaged_page_number_in_the_log(journals: list[Journal], tmp_path: Path) -> None:
     """It hides another page, which is whole, and has rows or the rest of one: both are found in the older version."""
     path = copied(journals[1], tmp_path)
@@ -407,6 +408,7 @@ def test_neither_index_nor_newest_page_can_be_read(tmp_path: Path) -> None:
     assert salvage(tmp_path / "journal").entries.keys() == set(range(1, 11))
 
 
+@pytest.mark.long
 def test_pages_that_were_made_to_take_for_ever(tmp_path: Path) -> None:
     """Each of 80,000 likely rows goes on through all pages: they are given up. Before, it took more than minutes."""
     row = bytes.fromhex("8180936e 01 0700 0f2c 00000002")  # its size, rid and header; and the page that it goes on in

@@ -98,7 +98,8 @@ def fill(source: Source) -> Filled:
     return Filled(OWNERS, 0, 0, fixture_read("sqlite" if source.kind == "sqlite" else "postgres"))
 
 
-@pytest.mark.parametrize("kind", ["sqlite", pytest.param("postgresql", marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("kind", ["sqlite", "postgresql"])
 def test_a_killed_migration_that_runs_again_loses_nothing(kind: str, tmp_path: Path) -> None:
     """After SIGKILL at random moments all rows are as they were, and the schema is that of one run."""
     with opened(kind, tmp_path, "fixture") as source:

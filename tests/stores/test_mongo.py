@@ -392,6 +392,7 @@ async def test_migration_that_was_cut_off_is_finished(empty_url: str) -> None:
     assert set(objects(empty_url)) == {*VALIDATORS, "chatkeep_schema"}
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("processes", [3, pytest.param(6, marks=pytest.mark.apart)])
 def test_processes_migrate_at_once(empty_url: str, processes: int) -> None:
     """Of several that begin together each ends well."""

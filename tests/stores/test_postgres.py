@@ -383,7 +383,8 @@ async def test_newer_schema_that_this_version_can_use(empty_url: str) -> None:
                 await another.migrate("base")
 
 
-@pytest.mark.parametrize("processes", [3, pytest.param(10, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("processes", [3, 10])
 def test_processes_migrate_at_once(empty_url: str, processes: int) -> None:
     """One migrates, the others wait; all end well."""
     command = [sys.executable, "-m", "chatkeep", "db", "upgrade", "--database-url", empty_url]

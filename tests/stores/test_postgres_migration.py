@@ -83,6 +83,7 @@ async def test_what_is_left_of_an_index_is_built_anew(url: str) -> None:
         assert "project_id" in definition
 
 
+@pytest.mark.long
 async def test_processes_that_migrate_at_once(url: str) -> None:
     """Of several one makes each step and each index; all end at the newest revision, and can write."""
     assert await asyncio.gather(*(migrate(url) for _ in range(4))) == [HEAD] * 4

@@ -175,6 +175,7 @@ def url(path: Path) -> str:
     return f"sqlite:///{path}"
 
 
+@pytest.mark.long
 async def test_ten_processes_open_a_fresh_file_at_once(url: str) -> None:
     """However many open a missing file at the same moment, one schema is made, and all can write."""
     with Child("begin_ten", url) as child:
