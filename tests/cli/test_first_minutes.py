@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -536,8 +537,9 @@ def test_ctrl_c_before_there_is_a_command(monkeypatch: pytest.MonkeyPatch, capsy
     assert (ended.value.code, capsys.readouterr().err) == (130, "Error: stopped\n")
 
 
-def test_ctrl_c_in_an_import_is_one_line(env: dict[str, str], tmp_path: Path) -> None:
-    """An import that waits for its input says how far it came, and what to do."""
+@pytest.mark.parametrize("seconds", [0, 1])
+def test_ctrl_c_in_an_import_is_one_line(env: dict[str, str], tmp_path: Path, seconds: int) -> None:
+    """An import that makes the database, or waits for its input, says how far it came, and what to do."""
     os.mkfifo(tmp_path / "pipe")
     with subprocess.Popen(
         [*COMMAND, "import", "pipe"], env={**os.environ, **env}, stderr=subprocess.PIPE, text=True
@@ -547,6 +549,7 @@ def test_ctrl_c_in_an_import_is_one_line(env: dict[str, str], tmp_path: Path) ->
             pipe.flush()
             while not (files := list(tmp_path.rglob("chat.db-wal"))) or not files[0].stat().st_size:
                 assert process.poll() is None
+            time.sleep(seconds)
             process.send_signal(signal.SIGINT)
             assert process.stderr is not None
             said = process.stderr.read()

@@ -14,7 +14,7 @@ from chatkeep.cli.input import MAX_LINE_BYTES, check_inputs, open_input, read_li
 from chatkeep.cli.options import DatabaseUrl, Owner, check_file, open_existing, store_url
 from chatkeep.cli.output import opened_target, refuse_own_file, stoppable
 from chatkeep.cli.owners import who_there_is
-from chatkeep.cli.terminal import INTERRUPTED, err, note, out, print_error, run
+from chatkeep.cli.terminal import INTERRUPTED, err, interrupt_reads, note, out, print_error, run
 from chatkeep.formats.jsonl import Imported, export_lines, import_lines
 from chatkeep.model import UPDATABLE
 from chatkeep.settings import LOCAL_OWNER
@@ -89,6 +89,7 @@ def import_(
 
 async def _import(files: list[Path], url: str, options: _Options, totals: _Totals) -> float:
     """Return the seconds until everything was stored and indexed, and the store closed."""
+    interrupt_reads()
     async with open_store(url) as store:
         started = time.monotonic()
         with _progress() as progress:

@@ -5,6 +5,7 @@ import io
 import logging
 import signal
 import sys
+import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -81,6 +82,15 @@ def run[T](coroutine: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio
     """Run a coroutine. A ChatkeepError is printed as a message, with exit code 1."""
     with errors_as_sentences():
         return asyncio.run(coroutine, loop_factory=loop_factory)
+
+
+def interrupt_reads() -> None:
+    """Have Ctrl-C end a read that blocks, as of a pipe.
+
+    asyncio's own handler cancels the task, which notices when it waits for the loop the next time.
+    """
+    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextmanager
