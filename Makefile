@@ -23,7 +23,7 @@ coverage: $(UV)  ## all tests but those apart, with the lines that they run
 check: $(UV)  ## all tests but those apart
 	$(RUN) pytest -n 3 --dist worksteal --durations=25 -m "not apart"
 
-apart: $(UV)  ## what make check proves on one store or in short, on the others and at length, and what stands in for others: 10 minutes
+apart: $(UV)  ## what make check proves on one store or in short, on the others and at length, and what stands in for others
 	$(RUN) pytest -n 3 --dist worksteal -m apart
 
 lint: $(UV)  ## format, lint and types

@@ -20,6 +20,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from lengths import short_and_long
 
 from chatkeep import (
     Conflict,
@@ -50,7 +51,6 @@ from chatkeep.testing import (
     whole_log,
     whole_search,
 )
-from conftest import STORES
 
 WORDS = ("tea", "sage", "茶", "花茶")
 LABELS = st.lists(st.sampled_from(["a", "b", "!".join("ab"), "ä b"]), max_size=3, unique=True).map(tuple)
@@ -524,18 +524,7 @@ async def opened(url: str) -> Store:
 
 
 @pytest.mark.timeout(600)  # where there is a difference, hypothesis takes its time to find the shortest way to it
-@pytest.mark.parametrize(
-    ("store_url", "share"),
-    [
-        pytest.param(name, 4 if length == "short" else 1, id=f"{name}-{length}", marks=marks)
-        for name in STORES
-        for length, marks in (
-            ("long", pytest.mark.apart if name in ("postgres", "mongodb") else pytest.mark.long),
-            ("short", ()),
-        )
-    ],
-    indirect=["store_url"],
-)
+@short_and_long
 def test_store_never_differs_from_the_model(store_url: str, share: int) -> None:
     """Whatever two owners do, in whatever order: every answer and every error is what the plain model says.
 

@@ -21,6 +21,7 @@ from hypothesis.stateful import (
     rule,
     run_state_machine_as_test,
 )
+from lengths import short_and_long
 
 from chatkeep import (
     Conflict,
@@ -41,7 +42,6 @@ from chatkeep.model import RunningAnswer, StreamPlace
 from chatkeep.testing import assistant, dense, seqs, someone, user, whole_log
 from chatkeep.testing.turn_steps import AT_ONCE
 from chatkeep.turns import Ending, Turn, TurnKey, TurnPlace, TurnState, TurnWrite, answer_id
-from conftest import STORES
 
 LONG = timedelta(hours=1)
 """A lease that no test outlives."""
@@ -569,18 +569,7 @@ async def opened(url: str) -> Store:
 
 
 @pytest.mark.timeout(600)  # where there is a difference, hypothesis takes its time to find the shortest way to it
-@pytest.mark.parametrize(
-    ("store_url", "share"),
-    [
-        pytest.param(name, 4 if length == "short" else 1, id=f"{name}-{length}", marks=marks)
-        for name in STORES
-        for length, marks in (
-            ("long", pytest.mark.apart if name in ("postgres", "mongodb") else pytest.mark.long),
-            ("short", ()),
-        )
-    ],
-    indirect=["store_url"],
-)
+@short_and_long
 def test_turns_never_differ_from_the_model(store_url: str, share: int) -> None:
     """Whatever two owners and two workers do, in whatever order: every answer and every error is the plain model's.
 

@@ -12,10 +12,10 @@ from uuid import UUID
 import apsw
 import pytest
 from test_journal_damage import FRAME, release_memory
-from test_journal_disk import IDS, OWNER, Away, Speaker, full_disk, journal, kept, store, stored
+from test_journal_disk import IDS, OWNER, Away, Speaker, full_disk, journal, kept, store, stored, with_conversations
 from waiting import PATIENCE, until
 
-from chatkeep import Message, NewConversation, NewMessage, Recorder
+from chatkeep import Message, NewMessage, Recorder
 from chatkeep.recorder.backlog import Backlog
 from chatkeep.recorder.journal import (
     PAGE_BYTES,
@@ -52,10 +52,7 @@ class Slow(Away):
 @pytest.fixture
 async def slow() -> Slow:
     """A slow store with three conversations."""
-    opened = Slow()
-    for id_ in IDS:
-        await opened.create_conversation(OWNER, NewConversation(id=id_))
-    return opened
+    return await with_conversations(Slow())
 
 
 async def test_what_is_being_delivered_is_not_dropped(slow: Slow, journal: Path) -> None:

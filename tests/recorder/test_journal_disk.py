@@ -48,13 +48,17 @@ def full_disk(limit: int = 0) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_FSIZE, before)
 
 
-@pytest.fixture
-async def store() -> Away:
-    """A store with three conversations."""
-    opened = Away()
+async def with_conversations[S: MemoryStore](opened: S) -> S:
+    """A store, with three conversations now."""
     for id_ in IDS:
         await opened.create_conversation(OWNER, NewConversation(id=id_))
     return opened
+
+
+@pytest.fixture
+async def store() -> Away:
+    """A store with three conversations."""
+    return await with_conversations(Away())
 
 
 @pytest.fixture

@@ -71,24 +71,18 @@ def encoded(data: Any) -> Any:
     return [encoded(item) for item in data] if kind is list else ENCODE(data)
 
 
-def received(value: Any) -> Any:
-    """A value of a command, as mongoeco has it."""
-    kind = type(value)
-    if kind in PLAIN or kind is int or kind is datetime:
-        return value
-    if kind is dict:
-        return {name: received(item) for name, item in value.items()}
-    return [received(item) for item in value] if kind is list else READ(value)
+def plain_or(otherwise: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """What leaves plain values of a command or an answer as they are, and converts others."""
 
+    def converted(value: Any) -> Any:
+        kind = type(value)
+        if kind in PLAIN or kind is int or kind is datetime:
+            return value
+        if kind is dict:
+            return {name: converted(item) for name, item in value.items()}
+        return [converted(item) for item in value] if kind is list else otherwise(value)
 
-def sent(value: Any) -> Any:
-    """A value of an answer, as BSON has it."""
-    kind = type(value)
-    if kind in PLAIN or kind is int or kind is datetime:
-        return value
-    if kind is dict:
-        return {name: sent(item) for name, item in value.items()}
-    return [sent(item) for item in value] if kind is list else WRITE(value)
+    return converted
 
 
 def compiled_filter(expression: Any, **others: Any) -> Any:
@@ -121,7 +115,7 @@ def install() -> None:
     DocumentCodec.to_internal = staticmethod(internal)  # type: ignore[method-assign]
     DocumentCodec.encode = staticmethod(encoded)  # type: ignore[method-assign]
     for module in (bson_bridge, protocol):
-        vars(module).update(decode_wire_value=received, encode_wire_value=sent)
+        vars(module).update(decode_wire_value=plain_or(READ), encode_wire_value=plain_or(WRITE))
     vars(virtual_indexes)["compile_filter"] = compiled_filter
     for method, shortcut in {
         "_index_equality_key": staticmethod(equality_key),

@@ -13,12 +13,10 @@ from chatkeep.cli.tables import AsJson, print_json, print_table
 from chatkeep.cli.terminal import confirm, escaped, local_time, note, one_line, out, run, say
 from chatkeep.model import Conversation, Message, Page, SearchHit
 from chatkeep.settings import LOCAL_OWNER
+from chatkeep.store import MAX_LIMIT
 from chatkeep.urls import without_secrets
 
 UNTITLED = "(no title)"
-
-MOST = 1_000
-"""What --limit may be at most."""
 
 ConversationId = Annotated[str, typer.Argument(help=f"The conversation's id, as `list` shows it, {HELP}.")]
 
@@ -32,7 +30,7 @@ def list_(
     label: Annotated[
         list[str] | None, typer.Option(help="Only conversations with this label; '!archived' leaves out. Repeatable.")
     ] = None,
-    limit: Annotated[int, typer.Option(min=1, max=MOST, help="Most conversations to list.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Most conversations to list.")] = 20,
     owner: Owner = LOCAL_OWNER,
     as_json: AsJson = False,
 ) -> None:
@@ -65,7 +63,7 @@ async def _list(
 
 def _more(limit: int) -> str:
     """How to see what is beyond a limit."""
-    return "--limit shows more" if limit < MOST else "`chatkeep export` has all"
+    return "--limit shows more" if limit < MAX_LIMIT else "`chatkeep export` has all"
 
 
 class Shown(Conversation):
@@ -77,7 +75,7 @@ class Shown(Conversation):
 def show(
     conversation_id: ConversationId,
     database_url: DatabaseUrl = None,
-    limit: Annotated[int, typer.Option(min=1, max=MOST, help="Number of messages, counted from the newest.")] = 50,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Number of messages, counted from the newest.")] = 50,
     owner: Owner = LOCAL_OWNER,
     as_json: AsJson = False,
 ) -> None:
@@ -124,7 +122,7 @@ def search(
     ],
     database_url: DatabaseUrl = None,
     conversation: Annotated[str | None, typer.Option(help=f"Only in the conversation with this id, {HELP}.")] = None,
-    limit: Annotated[int, typer.Option(min=1, max=MOST, help="Most messages to show.")] = 20,
+    limit: Annotated[int, typer.Option(min=1, max=MAX_LIMIT, help="Most messages to show.")] = 20,
     owner: Owner = LOCAL_OWNER,
     as_json: AsJson = False,
 ) -> None:

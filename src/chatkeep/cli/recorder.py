@@ -15,6 +15,7 @@ from chatkeep.cli.tables import print_json, print_table
 from chatkeep.cli.terminal import confirm, err, local_time, out, print_error
 from chatkeep.errors import ChatkeepError
 from chatkeep.recorder.journal import (
+    MAX_RID,
     Dead,
     JournalDamaged,
     Standing,
@@ -30,9 +31,6 @@ from chatkeep.values import from_micros
 
 DAMAGED = "{}: the journal is damaged; a recorder that is started with it recovers what can be read"
 STILL_THERE = "{} is left of a damaged journal, and may have messages of the owner; delete it if nobody needs it"
-
-MAX_NUMBER = 2**63 - 1
-"""Highest number that a journal can look for; no dead letter has it, nor 0."""
 
 app = typer.Typer(no_args_is_help=True, help="The journal of a recorder. Works while it records.")
 
@@ -152,7 +150,7 @@ def erase(
 def _change(
     file: Path, numbers: list[int] | None, change: Callable[[apsw.Connection, list[int] | None], int], done: str
 ) -> None:
-    given = [max(0, min(each, MAX_NUMBER)) for each in numbers or ()]
+    given = [max(0, min(each, MAX_RID)) for each in numbers or ()]  # SQLite takes no larger ones; nothing has these
     with _opened(file) as journal:
         count = change(journal, given or None)
     out.print(f"{count:,} {done}")

@@ -347,7 +347,7 @@ def _insert(rows: int) -> str:
 
 
 def entries_of(
-    connection: apsw.Connection, key: ConversationKey, gone: Collection[int], limit: int, first: int = 0
+    connection: apsw.Connection, key: ConversationKey, gone: Collection[int], limit: int, first: int
 ) -> list[Entry]:
     """Return a conversation's oldest entries, from `first` on, but those that are `gone`. Raises JournalDamaged."""
     found = connection.execute(
