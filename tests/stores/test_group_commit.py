@@ -62,6 +62,26 @@ async def test_whoever_waits_meanwhile_goes_together() -> None:
     await commits.aclose()
 
 
+async def test_callers_that_write_one_after_another_go_together() -> None:
+    """Those who began while others were committed share their batches from then on, instead of taking turns."""
+    disk = Disk()
+    commits = GroupCommit(disk.flush)
+
+    async def keep_writing() -> None:
+        for item in range(10):
+            await commits.submit(item)
+
+    disk.may_finish.clear()
+    first = [asyncio.create_task(keep_writing()) for _ in range(3)]
+    await disk.started.wait()
+    others = [asyncio.create_task(keep_writing()) for _ in range(4)]
+    await asyncio.sleep(0)
+    disk.may_finish.set()
+    await asyncio.gather(*first, *others)
+    assert [len(batch) for batch in disk.batches] == [3, *[7] * 9, 4]
+    await commits.aclose()
+
+
 async def test_each_item_has_its_own_outcome() -> None:
     """An exception as an outcome is raised for its own caller only."""
 
@@ -244,6 +264,8 @@ async def test_queue_is_bounded_in_bytes() -> None:
     others[0].cancel()
     disk.may_finish.set()
     assert await first == 0
+    for _ in range(3):  # what was cancelled leaves the queue when the next batch is taken
+        await asyncio.sleep(0)
     assert await commits.submit(3, size=MAX_QUEUE_BYTES) == 30
     await commits.aclose()
 

@@ -13,7 +13,7 @@ import threading
 import time
 import traceback
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +22,7 @@ from uuid import UUID, uuid4
 
 import apsw
 import pytest
+from polling import until
 
 from chatkeep import (
     ChatkeepError,
@@ -82,14 +83,6 @@ def public(kind: type) -> dict[str, Any]:
 def threads() -> list[threading.Thread]:
     """The threads of open synchronous stores."""
     return [thread for thread in threading.enumerate() if thread.name == "chatkeep-sync"]
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Wait for a condition, for ten seconds at most."""
-    deadline = time.monotonic() + 10
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
 
 
 @contextmanager
@@ -519,54 +512,3 @@ def test_a_forked_child_is_told_to_open_a_store_of_its_own(store_url: str) -> No
     """Calls in the child raise, and its end says nothing and closes nothing; the parent goes on."""
     done = run(FORKING, store_url)
     assert (done.returncode, done.stdout, done.stderr) == (0, "closed\n", "")
-
-
-def test_calls_that_come_together_wake_the_loop_once() -> None:
-    """Calls that are queued before the loop has woken begin in one step of it, each in its own caller's context."""
-    loop = sync_loop.LoopThread()
-    held, let_go = threading.Event(), threading.Event()
-    caller: contextvars.ContextVar[int] = contextvars.ContextVar("caller")
-
-    async def hold() -> None:
-        held.set()
-        let_go.wait(10)
-
-    async def called_by() -> int:
-        return caller.get()
-
-    def call(n: int) -> int:
-        caller.set(n)
-        return loop.call(called_by)
-
-    with ThreadPoolExecutor(9) as pool:
-        holding = pool.submit(loop.call, hold)
-        held.wait(10)
-        woken = len(loop._loop._ready)  # type: ignore[attr-defined]
-        callers = [pool.submit(call, n) for n in range(8)]
-        until(lambda: len(loop._calls) == 8)
-        wakes = len(loop._loop._ready) - woken  # type: ignore[attr-defined]
-        let_go.set()
-        assert [each.result(5) for each in callers] == list(range(8))
-        holding.result(5)
-    assert wakes == 1
-    loop.stop()
-
-
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_a_wake_up_that_was_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A thread that was interrupted while it woke the loop delays the others; if the loop ends first, they are told."""
-    monkeypatch.setattr(sync_loop, "LOOK_SECONDS", 0.3)
-    loop = sync_loop.LoopThread()
-
-    async def nothing() -> None:
-        pass
-
-    loop._is_waking = True  # as if it had been interrupted
-    loop.call(nothing)
-    loop._is_waking = True
-    with ThreadPoolExecutor(1) as pool:
-        waiting = pool.submit(loop.call, nothing)
-        until(lambda: len(loop._calls) == 1)
-        loop._send(loop._loop.stop)
-        with pytest.raises(StoreUnavailable, match="closed"):
-            waiting.result(5)

@@ -109,6 +109,8 @@ class GroupCommit[Item]:
         try:
             while batch := self._take():
                 await self._commit(batch)
+                if self._queue and self._flushers == 1:
+                    await _let_callers_return()
         finally:
             task = asyncio.current_task()
             assert task is not None  # noqa: S101 - a coroutine that runs has a task
@@ -164,6 +166,17 @@ class GroupCommit[Item]:
                 _settle(entry.future, outcome)
             if self._limit is not None:
                 self._limit.forget()
+
+
+async def _let_callers_return() -> None:
+    """Let those whose writes were committed submit their next ones, which then share a batch with what is queued.
+
+    Otherwise callers that write one thing after another stay in the groups in which they began by chance, one of which
+    waits while the other is committed. Tasks have their turn first, then threads, whose calls `LoopThread` gathers.
+    With more than one flusher no group waits, and the turns of the loop would only cost (5 % on PostgreSQL).
+    """
+    for _ in range(2):
+        await asyncio.sleep(0)
 
 
 def _settle(future: asyncio.Future[object], outcome: object) -> None:
