@@ -6,11 +6,12 @@ database or the machine is: segments are put in the order of their paths, equal 
 summed in an order of its own. A product by BLAS is not used: there the last bits of a row depend on where in the matrix
 it stands and on the number of threads.
 
-Whatever takes time is one call of numpy on a large array, which releases the GIL, or a block that takes less than a
-millisecond.
+Whatever takes time is one call of numpy on a large array, which releases the GIL, or a block that takes a millisecond
+or two, after which others have the GIL.
 """
 
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple, Self
 from uuid import UUID
@@ -34,8 +35,12 @@ RANK_OFFSET = 60
 MAX_QUERY_TERMS = 256
 """Most terms of a question; those that follow are ignored."""
 
-_ROWS = 512
-"""How many chunks are copied at a time, in less than a millisecond."""
+_ROWS = 128
+"""How many chunks or segments are handled at a time, in a millisecond or two."""
+
+_GIVE_WAY_SECONDS = 50e-6
+"""How long others may take the GIL. `sleep(0)` has it back before they have woken, and without either they wait until
+Python's switch interval is over (5 ms)."""
 
 
 class Segment(NamedTuple):
@@ -56,8 +61,10 @@ class Segment(NamedTuple):
     @classmethod
     def of(cls, content: Content, chunks: Sequence[IndexedChunk]) -> Self:
         """Return the segment of a document of all its chunks, by number. Raises ValueError for vectors of two sizes."""
-        lengths = np.fromiter((len(chunk.terms) // 4 for chunk in chunks), np.intp, len(chunks))
-        has_vector = np.fromiter((chunk.vector is not None for chunk in chunks), np.bool_, len(chunks))
+        lengths = _joined([np.array([len(chunk.terms) // 4 for chunk in some]) for some in _blocks(chunks)], np.intp)
+        has_vector = _joined(
+            [np.array([chunk.vector is not None for chunk in some]) for some in _blocks(chunks)], np.bool_
+        )
         terms = _joined([_numbers(b"".join(chunk.terms for chunk in some)) for some in _blocks(chunks)], np.uint32)
         return cls(
             content.document_id, content.id, content.file_path, terms, lengths, _matrix(chunks, has_vector), has_vector
@@ -111,7 +118,7 @@ class Index:
         self._places = {segment.document_id: place for place, segment in enumerate(segments)}
 
     @classmethod
-    def of(cls, segments: Sequence[Segment]) -> Self:
+    def of(cls, segments: Iterable[Segment]) -> Self:
         """Return the index of all documents of a project."""
         ordered = sorted((segment for segment in segments if len(segment.lengths)), key=lambda one: one.file_path)
         terms = _joined([segment.terms for segment in ordered], np.uint32)
@@ -119,7 +126,8 @@ class Index:
         flags = _joined([segment.has_vector for segment in ordered], np.bool_)
         postings = _postings(terms, lengths)
         vectors = _all_vectors(ordered)  # last: the postings take more memory while they are made
-        return cls(_views(ordered, terms, lengths, flags, vectors), postings, vectors, flags)
+        _make_views(ordered, terms, lengths, flags, vectors)
+        return cls(ordered, postings, vectors, flags)
 
     @property
     def nbytes(self) -> int:
@@ -243,11 +251,11 @@ def _sorted_pairs(terms: Numbers, lengths: Places) -> NDArray[np.uint64]:
     """Return each term with the number of its chunk below it, in order."""
     pairs = np.empty(len(terms), np.uint64)
     start = 0
-    for first in range(0, len(lengths), _ROWS):  # `repeat` does not release the GIL
-        some = lengths[first : first + _ROWS]
+    for places in _blocks(range(len(lengths))):  # `repeat` does not release the GIL
+        some = lengths[places[0] : places[-1] + 1]
         end = start + int(some.sum())
         np.left_shift(terms[start:end], np.uint64(32), out=pairs[start:end], dtype=np.uint64)
-        pairs[start:end] |= np.repeat(np.arange(first, first + len(some), dtype=np.uint64), some)
+        pairs[start:end] |= np.repeat(np.array(places, np.uint64), some)
         start = end
     pairs.sort()
     return pairs
@@ -275,15 +283,19 @@ def _numbers(packed: bytes) -> Numbers:
     return np.frombuffer(packed, "<u4")
 
 
-def _blocks(chunks: Sequence[IndexedChunk]) -> Iterator[Sequence[IndexedChunk]]:
-    """Yield some chunks at a time."""
-    for first in range(0, len(chunks), _ROWS):
-        yield chunks[first : first + _ROWS]
+def _blocks[Item](items: Sequence[Item]) -> Iterator[Sequence[Item]]:
+    """Yield some at a time, and let others have the GIL in between."""
+    for first in range(0, len(items), _ROWS):
+        if first:
+            time.sleep(_GIVE_WAY_SECONDS)
+        yield items[first : first + _ROWS]
 
 
 def _matrix(chunks: Sequence[IndexedChunk], has_vector: Flags) -> Floats | None:
     """Return the vectors of chunks in rows."""
-    sizes = {len(chunk.vector) for chunk in chunks if chunk.vector is not None}
+    sizes = {
+        size for some in _blocks(chunks) for size in {len(chunk.vector) for chunk in some if chunk.vector is not None}
+    }
     if not sizes:
         return None
     if len(sizes) > 1:
@@ -309,21 +321,19 @@ def _all_vectors(segments: Sequence[Segment]) -> Floats | None:
     )
 
 
-def _views(
-    segments: Sequence[Segment], terms: Numbers, lengths: Places, flags: Flags, vectors: Floats | None
-) -> list[Segment]:
-    """Return segments as parts of the arrays of all of them."""
+def _make_views(segments: list[Segment], terms: Numbers, lengths: Places, flags: Flags, vectors: Floats | None) -> None:
+    """Make segments parts of the arrays of all of them, which frees their own, some at a time: that takes a while."""
     of_terms = pairwise(_starts([len(one.terms) for one in segments]).tolist())
     of_chunks = pairwise(_starts([len(one.lengths) for one in segments]).tolist())
-    return [
-        one._replace(
-            terms=terms[slice(*some)],
-            lengths=lengths[slice(*rows)],
-            vectors=None if vectors is None or one.vectors is None else vectors[slice(*rows)],
-            has_vector=flags[slice(*rows)],
-        )
-        for one, some, rows in zip(segments, of_terms, of_chunks, strict=True)
-    ]
+    for places in _blocks(range(len(segments))):
+        for place in places:
+            some, rows, one = slice(*next(of_terms)), slice(*next(of_chunks)), segments[place]
+            segments[place] = one._replace(
+                terms=terms[some],
+                lengths=lengths[rows],
+                vectors=None if vectors is None or one.vectors is None else vectors[rows],
+                has_vector=flags[rows],
+            )
 
 
 def _starts(sizes: Sequence[int]) -> Places:
@@ -333,4 +343,8 @@ def _starts(sizes: Sequence[int]) -> Places:
 
 def _joined[Kind: np.generic](arrays: Sequence[NDArray[Kind]], kind: type[Kind]) -> NDArray[Kind]:
     """Return arrays as one; there may be none."""
-    return np.concatenate(arrays) if arrays else np.empty(0, kind)
+    joined, end = np.empty(sum(map(len, arrays)), kind), 0
+    for some in _blocks(arrays):
+        start, end = end, end + sum(map(len, some))
+        np.concatenate(some, out=joined[start:end])
+    return joined

@@ -25,10 +25,10 @@ from chatkeep.store import Store
 
 logger = logging.getLogger(__name__)
 
-ENTRIES_AT_ONCE = 1_000
-"""Chunks of an index that are read at a time: the event loop takes some milliseconds to receive more."""
+ENTRIES_AT_ONCE = 500
+"""Chunks of an index that are read at a time: to receive more takes the event loop some milliseconds."""
 
-CONTENTS_AT_ONCE = 1_000
+CONTENTS_AT_ONCE = 250
 """Documents of a project that are looked up at a time."""
 
 LOADS_AT_ONCE = 4
@@ -206,8 +206,8 @@ class Snapshots:
         async for content, chunks in self._entries(project, new, space):
             if len(chunks) == content.chunks:
                 segments[content.document_id] = await self._apart(Segment.of, content, chunks)
-        index = await self._apart(Index.of, list(segments.values()))
-        return Snapshot(project.version, space, {id_: contents[id_] for id_ in segments}, index)
+        indexed = {id_: contents[id_] for id_ in segments}
+        return Snapshot(project.version, space, indexed, await self._apart(Index.of, _taken(segments)))
 
     async def _apart[**P, T](self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Return what `work` returns, in the thread."""
@@ -260,6 +260,12 @@ class Snapshots:
         self._kept = {key: kept for key, kept in self._kept.items() if kept.used_at >= before or kept.is_loading}
         again = min(60.0, self._limits.idle_seconds)
         self._timer = asyncio.get_running_loop().call_later(again, self._tidy) if self._kept else None
+
+
+def _taken[Key, Value](values: dict[Key, Value]) -> Iterator[Value]:
+    """Remove all values, and yield them."""
+    while values:
+        yield values.popitem()[1]
 
 
 def _batches(contents: Iterable[Content]) -> Iterator[list[tuple[Content, ChunkRange]]]:
