@@ -756,6 +756,17 @@ async def test_owner_and_conversation_are_checked_at_once(tmp_path: Path) -> Non
             attach(talk.pair, talk.recorder, owner=OWNER, conversation_id="1")
 
 
+async def test_a_pair_is_recorded_once_in_a_conversation(tmp_path: Path) -> None:
+    """A second `attach` would store every message twice: it is refused, and changes nothing."""
+    async with voice(tmp_path) as talk:
+        for owner in (OWNER, "eve"):
+            with pytest.raises(InvalidInput, match="call attach once"):
+                attach(talk.pair, talk.recorder, owner=owner, conversation_id=talk.conversation_id)
+        await talk.user_says("Tea, please.")
+        await talk.bot_says("One moment.")
+        assert await talk.lines(2) == ["user: Tea, please.", "assistant: One moment."]
+
+
 def test_missing_pipecat_is_named() -> None:
     """Without the extra, the module can be imported, and attach says what to install."""
     program = (

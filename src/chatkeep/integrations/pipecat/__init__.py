@@ -12,6 +12,7 @@ A turn is what Pipecat calls so, of the user or of the bot.
 
 from typing import TYPE_CHECKING
 from uuid import UUID
+from weakref import WeakKeyDictionary
 
 from chatkeep.errors import InvalidInput
 from chatkeep.ids import valid_id
@@ -25,7 +26,7 @@ from chatkeep.integrations.pipecat.user import User
 from chatkeep.values import valid_owner
 
 if TYPE_CHECKING:
-    from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregatorPair
+    from pipecat.processors.aggregators.llm_response_universal import LLMContextAggregator, LLMContextAggregatorPair
 
     from chatkeep.recorder import Recorder
 
@@ -56,11 +57,14 @@ def attach(
     its `tool_result`; the metadata has `tool_call_id` and `tool_calls`, too, as in older versions.
 
     A message that the recorder refuses is logged, and the conversation continues.
-    Raises InvalidId and InvalidInput, the latter also if Pipecat is not installed.
+    Raises InvalidId and InvalidInput, the latter also if Pipecat is not installed, or if the pair is recorded in this
+    conversation already.
     """
-    outbox = Outbox(recorder, valid_owner(owner), valid_id(conversation_id))
+    id_ = valid_id(conversation_id)
+    outbox = Outbox(recorder, valid_owner(owner), id_)
     _check_pipecat()
     user, assistant = pair
+    _check_once(user, id_)
     user_frames, assistant_frames = Frames(user), Frames(assistant)
     added = Added(outbox)
     context = ContextReader(user.context, outbox, added.take)
@@ -71,6 +75,21 @@ def attach(
     Assistant(outbox, context).listen(assistant_frames)
     if tools:
         Tools(outbox).listen(assistant_frames)
+
+
+_recorded: "WeakKeyDictionary[LLMContextAggregator, set[UUID]]" = WeakKeyDictionary()
+"""In which conversations a pair is recorded, by its user's aggregator."""
+
+
+def _check_once(user: "LLMContextAggregator", conversation_id: UUID) -> None:
+    conversations = _recorded.setdefault(user, set())
+    if conversation_id in conversations:
+        raise InvalidInput(
+            "this pair of aggregators is recorded in this conversation already, and again every message would be twice"
+            " in it; call attach once for each pair",
+            got=conversation_id,
+        )
+    conversations.add(conversation_id)
 
 
 def _check_pipecat() -> None:
