@@ -18,6 +18,10 @@ PREFIX = "ck_"
 """Every API key begins with it, and no token does."""
 
 
+MAX_NAME = 200
+"""Most characters of what a key is for."""
+
+
 class NewKey(NamedTuple):
     """A new key. `text` is shown once and sent with requests."""
 
@@ -31,6 +35,8 @@ def make_key(owner: str, name: str, scopes: tuple[str, ...], lifetime: timedelta
     unknown = set(scopes) - set(SCOPES)
     if unknown:
         raise InvalidInput(f"the scopes are {', '.join(SCOPES)}", got=", ".join(sorted(unknown)))
+    if len(name) > MAX_NAME:
+        raise InvalidInput(f"the name of a key has at most {MAX_NAME} characters", got=f"{len(name):,} characters")
     created_at = now()
     key = ApiKey(
         id=secrets.token_hex(8),
