@@ -478,6 +478,7 @@ def test_stored_sources_of_a_later_version() -> None:
     """Fields that this version does not know are left out of what a store kept, and refused of what a caller sends."""
     later = {**Source.model_validate(PLACE).model_dump(mode="json"), "page": 7}
     assert stored_sources(json.dumps([later, later])) == (Source.model_validate(PLACE),) * 2
+    assert stored_sources(None) == stored_sources("") == ()
     with pytest.raises(ValidationError):
         Source.model_validate(later)
 

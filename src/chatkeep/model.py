@@ -168,9 +168,9 @@ class Source(Given):
     )
 
 
-def stored_sources(text: str) -> tuple[Source, ...]:
+def stored_sources(text: str | None) -> tuple[Source, ...]:
     """Return the sources of a message from the JSON that a store keeps; fields of a later version are left out."""
-    return tuple(Source.model_validate(each, extra="ignore") for each in json.loads(text))
+    return tuple(Source.model_validate(each, extra="ignore") for each in json.loads(text)) if text else ()
 
 
 def _without_crowd(value: object) -> object:

@@ -338,7 +338,7 @@ def to_message(conversation: UUID, document: Mapping[str, Any]) -> Message:
             "content": document["content"],
             "status": STATUSES[document["status"]],
             "parts": tuple(load_json(parts)) if parts else None,
-            "sources": stored_sources(sources) if sources else (),
+            "sources": stored_sources(sources),
             "metadata": load_json(metadata) if metadata else {},
             "model": document.get("model"),
             "input_tokens": document.get("input_tokens"),

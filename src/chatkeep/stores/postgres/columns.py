@@ -146,7 +146,7 @@ def to_messages(conversation_id: UUID, found: Iterable[Row]) -> list[Message]:
                 "content": decode_nul(text),
                 "status": STATUSES[status],
                 "parts": tuple(load_json(parts)) if parts else None,
-                "sources": stored_sources(sources) if sources else (),
+                "sources": stored_sources(sources),
                 "metadata": load_json(meta) if meta else {},
                 "model": None if model is None else decode_nul(model),
                 "input_tokens": read,

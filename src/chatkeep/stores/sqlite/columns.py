@@ -207,7 +207,7 @@ def to_message(row: Row, conversation_id: UUID) -> Message:
             "content": text,
             "status": STATUSES[status],
             "parts": tuple(load_json(parts)) if parts else None,
-            "sources": stored_sources(sources) if sources else (),
+            "sources": stored_sources(sources),
             "metadata": load_json(meta) if meta else {},
             "model": model,
             "input_tokens": read,
