@@ -40,6 +40,8 @@ def idle_processes() -> Iterator[IdleProcesses]:
         ]
         try:
             while not all(file.exists() for file in files.values()):
+                if any(process.poll() is not None for process in processes):
+                    raise RuntimeError("an idle process ended before it began; see above")
                 time.sleep(0.01)
             yield IdleProcesses(list(files.values()))
         finally:
@@ -49,10 +51,11 @@ def idle_processes() -> Iterator[IdleProcesses]:
 
 
 def main() -> None:
-    """Note for ever, in the file named second, when waking up on the processor named first was late."""
+    """Note, in the file named second, when waking up on the processor named first was late; until the parent ends."""
     os.sched_setaffinity(0, {int(sys.argv[1])})
+    parent = os.getppid()
     with Path(sys.argv[2]).open("w", buffering=1) as file:
-        while True:
+        while os.getppid() == parent:
             due = time.perf_counter() + TICK_SECONDS
             time.sleep(TICK_SECONDS)
             woken = time.perf_counter()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from chatkeep.access import ApiKey
 from chatkeep.errors import InvalidInput
-from chatkeep.values import now, valid_owner
+from chatkeep.values import MAX_SHORT_TEXT_CHARS, now, valid_owner
 
 READ, WRITE, ADMIN, WRITE_ANY_ROLE = "chatkeep:read", "chatkeep:write", "chatkeep:admin", "chatkeep:write-any-role"
 SCOPES = (READ, WRITE, ADMIN, WRITE_ANY_ROLE)
@@ -16,10 +16,6 @@ every role, also if a server has strict roles."""
 
 PREFIX = "ck_"
 """Every API key begins with it, and no token does."""
-
-
-MAX_NAME = 200
-"""Most characters of what a key is for."""
 
 
 class NewKey(NamedTuple):
@@ -35,8 +31,10 @@ def make_key(owner: str, name: str, scopes: tuple[str, ...], lifetime: timedelta
     unknown = set(scopes) - set(SCOPES)
     if unknown:
         raise InvalidInput(f"the scopes are {', '.join(SCOPES)}", got=", ".join(sorted(unknown)))
-    if len(name) > MAX_NAME:
-        raise InvalidInput(f"the name of a key has at most {MAX_NAME} characters", got=f"{len(name):,} characters")
+    if len(name) > MAX_SHORT_TEXT_CHARS:
+        raise InvalidInput(
+            f"the name of a key has at most {MAX_SHORT_TEXT_CHARS} characters", got=f"{len(name):,} characters"
+        )
     created_at = now()
     key = ApiKey(
         id=secrets.token_hex(8),

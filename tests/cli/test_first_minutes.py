@@ -293,7 +293,7 @@ MISTAKES: dict[str, tuple[list[str], str]] = {
     "no journal": (["recorder", "status", "."], "the journal cannot be opened: unable to open"),
     "no name": (["ingest", "", "."], "^Error: name must not be empty"),
     "a scope": (["keys", "create", "ada", "--scope", "all"], r"the scopes are chatkeep:read, .* \(got 'all'\)"),
-    "a long key": (["keys", "create", "ada", "--name", "x" * 201], r"at most 200 characters \(got '201 characters'\)"),
+    "a long key": (["keys", "create", "ada", "--name", "x" * 256], r"at most 255 characters \(got '256 characters'\)"),
     "an open server": (["serve", "--host", "0.0.0.0"], r"^Error: --host: other machines .* Set CHATKEEP_AUTH=jwt"),
     "nothing to search": (["search", "-", "--database-url", "memory://"], "word"),
 }  # fmt: skip

@@ -3,11 +3,10 @@
 import math
 import random
 import re
-import sys
-import threading
 import time
 import zlib
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 from uuid import UUID, uuid4
@@ -306,20 +305,12 @@ def test_found_documents_have_their_ids() -> None:
     assert found == Ranked(one.document_id, one.content, 0, 1.0)
 
 
-def held(work: Callable[[], object]) -> float:
-    """For how long a thread that works holds the GIL at most, if it gives it up of its own accord only: in seconds."""
-    before, waited = sys.getswitchinterval(), 0.0
-    sys.setswitchinterval(30)
-    try:
-        thread = threading.Thread(target=work)
-        thread.start()
-        while thread.is_alive():
-            began = time.perf_counter()
-            time.sleep(0.0002)
-            waited = max(waited, time.perf_counter() - began)
-        return waited
-    finally:
-        sys.setswitchinterval(before)
+def held(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> float:
+    """Seconds of CPU that `work` takes at most between two moments at which others may have the GIL."""
+    moments = [time.thread_time()]
+    monkeypatch.setattr("chatkeep.retrieval.index.time.sleep", lambda _: moments.append(time.thread_time()))
+    work()
+    return max(after - before for before, after in pairwise([*moments, time.thread_time()]))
 
 
 def test_making_an_index_gives_way_to_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -331,8 +322,8 @@ def test_making_an_index_gives_way_to_the_event_loop(monkeypatch: pytest.MonkeyP
         "many": lambda: Index.of(small),
         "large": lambda: Index.of([Segment.of(content, chunks)]),
     }
-    with_blocks = {name: min(held(work) for _ in range(4)) for name, work in works.items()}
+    with_blocks = {name: min(held(work, monkeypatch) for _ in range(3)) for name, work in works.items()}
     monkeypatch.setattr(index_module, "_ROWS", 1_000_000)
-    without = {name: held(work) for name, work in works.items()}
+    without = {name: min(held(work, monkeypatch) for _ in range(3)) for name, work in works.items()}
     for name in works:
         assert with_blocks[name] < without[name] / 2, (with_blocks, without)

@@ -313,11 +313,13 @@ def _all_vectors(segments: Sequence[Segment]) -> Floats | None:
     dimension = next((one.vectors.shape[1] for one in segments if one.vectors is not None), None)
     if dimension is None:
         return None
-    return np.concatenate(
+    return _joined(
         [
             np.zeros((len(one.lengths), dimension), np.float32) if one.vectors is None else one.vectors
             for one in segments
-        ]
+        ],
+        np.float32,
+        dimension,
     )
 
 
@@ -341,9 +343,9 @@ def _starts(sizes: Sequence[int]) -> Places:
     return np.concatenate(([0], np.cumsum(sizes, dtype=np.intp)))
 
 
-def _joined[Kind: np.generic](arrays: Sequence[NDArray[Kind]], kind: type[Kind]) -> NDArray[Kind]:
-    """Return arrays as one; there may be none."""
-    joined, end = np.empty(sum(map(len, arrays)), kind), 0
+def _joined[Kind: np.generic](arrays: Sequence[NDArray[Kind]], kind: type[Kind], *shape: int) -> NDArray[Kind]:
+    """Return arrays, whose rows have a shape, as one; there may be none."""
+    joined, end = np.empty((sum(map(len, arrays)), *shape), kind), 0
     for some in _blocks(arrays):
         start, end = end, end + sum(map(len, some))
         np.concatenate(some, out=joined[start:end])
