@@ -8,6 +8,7 @@ import zlib
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
@@ -308,7 +309,8 @@ def test_found_documents_have_their_ids() -> None:
 def held(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> float:
     """Seconds of CPU that `work` takes at most between two moments at which others may have the GIL."""
     moments = [time.thread_time()]
-    monkeypatch.setattr("chatkeep.retrieval.index.time.sleep", lambda _: moments.append(time.thread_time()))
+    clock = SimpleNamespace(sleep=lambda _: moments.append(time.thread_time()))  # other threads keep theirs
+    monkeypatch.setattr(index_module, "time", clock)
     work()
     return max(after - before for before, after in pairwise([*moments, time.thread_time()]))
 
