@@ -9,6 +9,7 @@ and the memory.
 
 import argparse
 import asyncio
+import gc
 import hashlib
 import itertools
 import os
@@ -129,6 +130,7 @@ def questions(count: int) -> Iterator[str]:
 
 async def measure(url: str, documents: int, chunks: int, searches: int, idle: IdleProcesses) -> None:
     """Fill a store and search it."""
+    gc.freeze()  # as the server does
     async with open_store(url, read_timeout=120) as store:
         project = (await store.projects.create_project(OWNER, NewProject(name="Large"))).id
         await fill(store, project, documents, chunks)
