@@ -10,15 +10,23 @@ What is added here, because the emulator lacks it:
 - a document of more than 16 MB is refused; collections and indexes that are there, or are not, have error codes;
 - collMod changes the validator of a collection;
 - failCommand fails every command, also commits, and closes connections;
-- unique compound indexes and `_id: {$in}` are looked up by key, where it reads the whole collection.
+- unique compound indexes and `_id: {$in}` are looked up by key, also in parts of an `$or` and for a range of the last
+  field, where it reads the whole collection.
 """
 
 import asyncio
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mongoeco.core.query_plan import AndCondition, EqualsCondition, InCondition
+from mongoeco.core.query_plan import (
+    AndCondition,
+    EqualsCondition,
+    GreaterThanOrEqualCondition,
+    InCondition,
+    LessThanOrEqualCondition,
+    OrCondition,
+)
 from mongoeco.engines import semantic_core
 from mongoeco.engines.memory import MemoryEngine
 from mongoeco.engines.virtual_indexes import document_in_virtual_index
@@ -105,7 +113,49 @@ class Engine(MemoryEngine):
                 values = clause.values if isinstance(clause, InCondition) else (clause.value,)
                 keys = {self._storage_key(value) for value in values}
                 return [(key, coll[key]) for key in keys if key in coll]
+        parts = query_plan.clauses if isinstance(query_plan, OrCondition) else [query_plan]
+        found = [self._by_unique_index(part, others["indexes"], others["index_data"]) for part in parts]
+        if None not in found:
+            places = dict.fromkeys(place for some in found if some for place in some)
+            return [(place, coll[place]) for place in places if place in coll]
         return super()._candidate_items_for_plan_locked(coll, query_plan, **others)
+
+    def _by_unique_index(self, condition: Any, indexes: list[Any], maps: dict[str, Any]) -> list[Any] | None:
+        """Where documents are that have a value for each field of an index; one field may have several."""
+        values, several = values_of(condition)
+        for index in indexes:
+            rest = [field for field in index["fields"] if field not in values]
+            if not index.get("unique") or index.get("partial_filter_expression") or index["name"] not in maps:
+                continue
+            if rest and rest[1:] + [field for field in rest if field not in several]:
+                continue
+            keys = [values | {rest[0]: value} for value in several[rest[0]]] if rest else [values]
+            found = maps[index["name"]]
+            return [place for key in keys for place in found.get(self._index_key(key, index["fields"]), ())]
+        return None
+
+
+def values_of(condition: Any) -> tuple[dict[str, Any], dict[str, Sequence[Any]]]:
+    """The fields that must have one value, or one of several: of a list or between two numbers."""
+    values, several, lows, highs = dict[str, Any](), dict[str, Sequence[Any]](), dict[str, int](), dict[str, int]()
+    for clause in flat(condition):
+        if isinstance(clause, EqualsCondition):
+            values[clause.field] = clause.value
+        elif isinstance(clause, InCondition):
+            several[clause.field] = clause.values
+        elif isinstance(clause, GreaterThanOrEqualCondition) and isinstance(clause.value, int):
+            lows[clause.field] = clause.value
+        elif isinstance(clause, LessThanOrEqualCondition) and isinstance(clause.value, int):
+            highs[clause.field] = clause.value
+    between = {field: range(lows[field], highs[field] + 1) for field in lows.keys() & highs}
+    return values, between | several
+
+
+def flat(condition: Any) -> list[Any]:
+    """The conditions that all have to hold."""
+    if not isinstance(condition, AndCondition):
+        return [condition]
+    return [each for clause in condition.clauses for each in flat(clause)]
 
 
 class Server(AsyncMongoEcoProxyServer):

@@ -107,6 +107,9 @@ PROJECT = dict.fromkeys(
 CHUNK = dict.fromkeys(("document_id", "content", "n", "text", "header_anchor", "heading", "start"), 1) | {"_id": 0}
 """The fields that a record of a chunk is made of."""
 
+CONTENT = dict.fromkeys(("id", "content", "file_path", "title", "chunks", "version"), 1) | {"_id": 0}
+"""The fields that say what a document has now."""
+
 JSON_TEXTS = ("parts", "sources", "metadata")
 """The fields of a message that are stored as JSON text."""
 

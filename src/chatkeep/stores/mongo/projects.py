@@ -9,6 +9,7 @@ Chunks and vectors have an index each, which is their identity, and the order in
 first looks which are there: a repeated transaction, whose commit's answer was lost, would be aborted by a duplicate.
 """
 
+import asyncio
 from collections import defaultdict
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
@@ -27,6 +28,7 @@ from chatkeep.stores.mongo.database import Collection as MongoCollection
 from chatkeep.stores.mongo.database import Document, View
 from chatkeep.stores.mongo.documents import (
     CHUNK,
+    CONTENT,
     PROJECT,
     changed,
     created_project,
@@ -55,9 +57,8 @@ from chatkeep.values import EPOCH, now
 PURGED = 500
 """Most documents of a collection that one transaction removes of a project."""
 
-BATCH = 500
-"""Most chunks that the driver decodes at once: with vectors some milliseconds, in which the event loop does nothing
-else."""
+BATCH = 250
+"""Most chunks that the driver decodes at once: more would take the event loop some milliseconds."""
 
 ENTRIES, TEXTS, RANGES = 2_000, 100, 200
 """Most chunks, without or with their texts, and most ranges that one query reads."""
@@ -73,8 +74,8 @@ BY_N = [("n", ASCENDING)]
 
 MILLISECOND = timedelta(milliseconds=1)
 
-type Numbered = Mapping[tuple[bytes, bytes], Mapping[int, Document]]
-"""What was read of chunks, or of vectors, by document and content, and by number."""
+type Numbered = Mapping[bytes, Mapping[int, bytes]]
+"""What was read of chunks, or of vectors, by content and number."""
 
 
 class MongoProjects(Rows):
@@ -220,7 +221,7 @@ class MongoProjects(Rows):
     async def contents(self, key: ProjectKey, after: UUID | None, limit: int) -> list[Content]:
         above = {} if after is None else {"id": {"$gt": to_binary(after)}}
         where, by_id = of_project(key, **above, **SHOWN), [("id", ASCENDING)]
-        found = await self._find_some(self._view.documents, where, sort=by_id, hint="by_id", limit=limit)
+        found = await self._find_some(self._view.documents, where, CONTENT, sort=by_id, hint="by_id", limit=limit)
         return list(map(to_content, found))
 
     async def with_rubbish(self, key: ProjectKey, limit: int) -> list[UUID]:
@@ -272,20 +273,21 @@ class MongoProjects(Rows):
         if space is not None:
             vectors = await self._read_ranges(view.vectors, of_project(key, space=space), ranges, "vector")
         for which in ranges:
-            chunks, its = terms.get(_place(which), {}), vectors.get(_place(which), {})
+            chunks, its = terms.get(which.content.bytes, {}), vectors.get(which.content.bytes, {})
             numbers = [n for n in range(which.first, which.last + 1) if n in chunks]
-            found.append([IndexedChunk(n, chunks[n]["terms"], its[n]["vector"] if n in its else None) for n in numbers])
+            found.append([IndexedChunk(n, chunks[n], its.get(n)) for n in numbers])
         return found
 
     async def _read_ranges(
         self, collection: MongoCollection, of_it: Document, ranges: Sequence[ChunkRange], field: str
     ) -> Numbered:
-        """One field of what is in some ranges."""
-        found: defaultdict[tuple[bytes, bytes], dict[int, Document]] = defaultdict(dict)
-        fields = {"_id": 0, "document_id": 1, "content": 1, "n": 1, field: 1}
+        """One field of what is in some ranges. An id takes the driver as long as all the rest: one is enough."""
+        found: defaultdict[bytes, dict[int, bytes]] = defaultdict(dict)
+        fields = {"_id": 0, "content": 1, "n": 1, field: 1}
         for some in _groups(ranges, ENTRIES):
             for each in await self._find_some(collection, _within(of_it, some), fields, batch_size=BATCH):
-                found[each["document_id"], each["content"]][each["n"]] = each
+                found[bytes(each["content"])][each["n"]] = each[field]
+            await asyncio.sleep(0)  # the last of them were decoded, and the next query is made, in the same turn
         return found
 
     async def chunks(self, key: ProjectKey, ranges: Sequence[ChunkRange], max_bytes: int) -> list[Chunk]:
