@@ -139,7 +139,7 @@ def values_of(condition: Any) -> tuple[dict[str, Any], dict[str, Sequence[Any]]]
     """The fields that must have one value, or one of several: of a list or between two numbers."""
     values, several, lows, highs = dict[str, Any](), dict[str, Sequence[Any]](), dict[str, int](), dict[str, int]()
     for clause in flat(condition):
-        if isinstance(clause, EqualsCondition):
+        if isinstance(clause, EqualsCondition) and clause.value is not None:  # fields without a value have another key
             values[clause.field] = clause.value
         elif isinstance(clause, InCondition):
             several[clause.field] = clause.values

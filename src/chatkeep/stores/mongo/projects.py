@@ -60,7 +60,7 @@ PURGED = 500
 BATCH = 250
 """Most chunks that the driver decodes at once: more would take the event loop some milliseconds."""
 
-ENTRIES, TEXTS, RANGES = 2_000, 100, 200
+ENTRIES, TEXTS, RANGES = BATCH, 100, 200
 """Most chunks, without or with their texts, and most ranges that one query reads."""
 
 LOCK: Document = {"$inc": {"locks": 1}}
@@ -75,7 +75,7 @@ BY_N = [("n", ASCENDING)]
 MILLISECOND = timedelta(milliseconds=1)
 
 type Numbered = Mapping[bytes, Mapping[int, bytes]]
-"""What was read of chunks, or of vectors, by content and number."""
+"""What was read of chunks, or of vectors, by document and content, and by number."""
 
 
 class MongoProjects(Rows):
@@ -273,7 +273,7 @@ class MongoProjects(Rows):
         if space is not None:
             vectors = await self._read_ranges(view.vectors, of_project(key, space=space), ranges, "vector")
         for which in ranges:
-            chunks, its = terms.get(which.content.bytes, {}), vectors.get(which.content.bytes, {})
+            chunks, its = terms.get(b"".join(_place(which)), {}), vectors.get(b"".join(_place(which)), {})
             numbers = [n for n in range(which.first, which.last + 1) if n in chunks]
             found.append([IndexedChunk(n, chunks[n], its.get(n)) for n in numbers])
         return found
@@ -281,13 +281,13 @@ class MongoProjects(Rows):
     async def _read_ranges(
         self, collection: MongoCollection, of_it: Document, ranges: Sequence[ChunkRange], field: str
     ) -> Numbered:
-        """One field of what is in some ranges. An id takes the driver as long as all the rest: one is enough."""
+        """One field of what is in some ranges. Joined ids are plain bytes; the driver's are compared in Python."""
         found: defaultdict[bytes, dict[int, bytes]] = defaultdict(dict)
-        fields = {"_id": 0, "content": 1, "n": 1, field: 1}
+        fields = {"_id": 0, "document_id": 1, "content": 1, "n": 1, field: 1}
         for some in _groups(ranges, ENTRIES):
             for each in await self._find_some(collection, _within(of_it, some), fields, batch_size=BATCH):
-                found[bytes(each["content"])][each["n"]] = each[field]
-            await asyncio.sleep(0)  # the last of them were decoded, and the next query is made, in the same turn
+                found[each["document_id"] + each["content"]][each["n"]] = each[field]
+            await asyncio.sleep(0)  # they were decoded, and the next query is made, in the same turn of the loop
         return found
 
     async def chunks(self, key: ProjectKey, ranges: Sequence[ChunkRange], max_bytes: int) -> list[Chunk]:
