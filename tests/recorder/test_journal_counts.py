@@ -17,6 +17,7 @@ from waiting import PATIENCE, until
 
 from chatkeep import Message, NewMessage, Recorder
 from chatkeep.recorder.backlog import Backlog
+from chatkeep.recorder.delivery import BATCH_MESSAGES
 from chatkeep.recorder.journal import (
     PAGE_BYTES,
     Entry,
@@ -113,7 +114,7 @@ async def test_a_flush_ends_when_another_process_erases_what_it_waits_for(store:
         connection.close()
         store.away = False
         await asyncio.wait_for(waiting, PATIENCE)
-        assert recorder.stats().sent == 0
+        assert recorder.stats().sent in {0, BATCH_MESSAGES}, "a batch may have been read before"
 
 
 def backlog_of(journal: Path, count: int) -> tuple[Backlog, Counters]:

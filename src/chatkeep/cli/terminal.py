@@ -85,12 +85,19 @@ def run[T](coroutine: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio
 
 
 def interrupt_reads() -> None:
-    """Have Ctrl-C end a read that blocks, as of a pipe.
+    """Have Ctrl-C end a read that blocks, as of a pipe, in the running loop.
 
-    asyncio's own handler cancels the task, which notices when it waits for the loop the next time.
+    asyncio's own handler cancels the task, which notices when it waits for the loop the next time. This one ends
+    whatever runs, which may be a task in the background: asyncio would log that nobody asked for its end.
     """
     if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        asyncio.get_running_loop().set_exception_handler(_log_unless_interrupted)
+
+
+def _log_unless_interrupted(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    if not isinstance(context.get("exception"), KeyboardInterrupt):
+        loop.default_exception_handler(context)
 
 
 @contextmanager
