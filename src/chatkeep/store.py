@@ -416,9 +416,9 @@ class Store(ABC):
     async def rename_owner(self, owner: str, new_owner: str) -> int:
         """Give everything that an owner has to another owner, API keys too; return how many conversations that were.
 
-        Idempotent. Raises Conflict if both have a conversation with the same id, or a project with the same id that
-        has documents. Journals of recorders keep the old name, and so does a trace of an erasure: to erase an owner who
-        was renamed, erase both names.
+        Idempotent; of an owner who is not there nothing is made. Raises Conflict if both have a conversation with the
+        same id, or a project with the same id that has documents. Journals of recorders keep the old name, and so does
+        a trace of an erasure: to erase an owner who was renamed, erase both names.
         """
 
     @abstractmethod

@@ -1,6 +1,7 @@
 """The first minutes with the command line, as somebody has them who knows nothing yet: what is shown, and said."""
 
 import asyncio
+import gc
 import json
 import os
 import pty
@@ -12,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -161,6 +162,16 @@ def test_a_list_that_is_empty_says_whose_it_is(env: dict[str, str]) -> None:
         assert done.stdout == ""
     assert "How hot" in run(env, "list", *place, "--owner", "ada").stdout
     assert run(env, "owners", "list", *place).stdout == "1\tada\n"
+
+
+def test_renaming_a_name_with_a_mistake_in_it(filled: dict[str, str]) -> None:
+    """Nothing moves, nobody is made, and it is said; of the right name everything moves."""
+    done = run(filled, "owners", "rename", "locla", "8f2c61d0")
+    assert done.stdout == "0 conversations have a new owner\n"
+    assert done.stderr == "locla had none; `chatkeep owners list` shows who has.\n"
+    assert run(filled, "owners", "list").stdout == "7\tlocal\n"
+    assert run(filled, "owners", "rename", "local", "8f2c61d0").stdout == "7 conversations have a new owner\n"
+    assert run(filled, "owners", "list").stdout == "7\t8f2c61d0\n"
 
 
 # --- ids ------------------------------------------------------------------------------------------------------
@@ -536,6 +547,30 @@ def test_ctrl_c_before_there_is_a_command(monkeypatch: pytest.MonkeyPatch, capsy
     with pytest.raises(SystemExit) as ended:
         __main__.main()
     assert (ended.value.code, capsys.readouterr().err) == (130, "Error: stopped\n")
+
+
+def test_ctrl_c_that_hits_a_background_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is logged of it; of another error of a task it is."""
+    told = list[object]()
+    monkeypatch.setattr(
+        asyncio.BaseEventLoop, "default_exception_handler", lambda _, context: told.append(context["exception"])
+    )
+
+    async def end(error: BaseException) -> None:
+        raise error
+
+    async def work(error: BaseException) -> None:
+        terminal.interrupt_reads()
+        asyncio.get_running_loop().create_task(end(error))
+        await asyncio.sleep(0.01)
+        gc.collect()
+
+    interruption, mistake = KeyboardInterrupt(), LookupError()
+    for error in (interruption, mistake):
+        with suppress(KeyboardInterrupt):
+            asyncio.run(work(error))
+        gc.collect()
+    assert told == [mistake]
 
 
 @pytest.mark.parametrize("seconds", [0, 1])

@@ -96,6 +96,10 @@ class TestSharedTopics(OnCitus, SharedTopics):
         with pytest.raises(InvalidInput, match="export the conversations"):
             await store.rename_owner(owner, "zoe")
 
+    async def test_renaming_an_owner_who_is_not_there(self, store: Store, owner: str) -> None:
+        """It refuses in every case."""
+        await self.test_renaming_an_owner(store, owner)
+
     async def test_renaming_refuses_a_clash(self, store: Store, owner: str) -> None:
         """It refuses in every case."""
         await self.test_renaming_an_owner(store, owner)

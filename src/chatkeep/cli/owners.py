@@ -78,6 +78,8 @@ async def _rename_owner(url: str, old: str, new: str) -> None:
     async with open_existing(url) as store:
         count = await store.rename_owner(old, new)
         out.print(f"{count:,} conversations have a new owner")
+        if not count:
+            note(f"{old} had none; `chatkeep owners list` shows who has.")
 
 
 def erase(

@@ -142,6 +142,11 @@ class AccessContract(Contract):
         receipt = await store.erase_owner(stranger)
         assert (receipt.conversations, receipt.messages, receipt.search_entries, receipt.remaining) == (2, 4, 4, 0)
 
+    async def test_renaming_an_owner_who_is_not_there(self, store: Store, owner: str) -> None:
+        """Nothing moves, and there is no new owner."""
+        assert await store.rename_owner(owner, f"{owner} again") == 0
+        assert not [each for each in await store.access.list_owners(after=owner[:-1]) if each.startswith(owner)]
+
     async def test_renaming_refuses_a_clash(self, store: Store, owner: str) -> None:
         """Renaming is refused, and changes nothing, if both owners have a conversation with the same id."""
         stranger = someone()

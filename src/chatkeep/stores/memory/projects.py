@@ -307,7 +307,8 @@ class MemoryProjects(ProjectRows):
             for document in each.documents.values():
                 shown = document.row.document.model_copy(update={"owner_id": new})
                 document.row = document.row._replace(document=shown)
-        self._projects[new] = moved | self._projects.get(new, {})
+        if moved:
+            self._projects[new] = moved | self._projects.get(new, {})
 
 
 def _copy(project: Project) -> Project:

@@ -455,7 +455,8 @@ class MemoryRows(MemoryProviders, Rows):
         self._move_projects(old, new)
         for each in moved.values():
             each.conversation = each.conversation.model_copy(update={"owner_id": new})
-        self._data.owners.setdefault(new, {}).update(self._data.owners.pop(old, {}))
+        if old in self._data.owners:
+            self._data.owners.setdefault(new, {}).update(self._data.owners.pop(old))
         for key in [key for key in self._data.turns if key.owner == old]:  # expired: its worker knows the old owner
             turn = self._data.turns.pop(key)
             self._data.turns[key._replace(owner=new)] = replace(turn, until=EPOCH)

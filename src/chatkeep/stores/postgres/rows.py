@@ -566,6 +566,8 @@ class PostgresRows(PostgresTurns):
 
     async def rename_owner(self, old: str, new: str) -> int:
         """Give the conversations of one owner to another, to be indexed anew, and count them. Raises Conflict."""
+        if await self._connection.fetchval("SELECT 1 FROM users WHERE id = $1", old) is None:
+            return 0
         # Nobody creates a conversation of either, or changes one of the old owner's, until the transaction ends. The
         # statements after that see what was committed before.
         both = sorted((old, new))

@@ -476,6 +476,8 @@ class SqliteRows(SqliteProviders):
         """Give the conversations of one owner to another, to be indexed anew, and count them. Raises Conflict."""
         self._writes.flush()
         both = (new, old)
+        if not self._connection.execute("SELECT 1 FROM users WHERE id = ?", (old,)).get:
+            return 0
         if self._connection.execute(CLASH, both).get:
             raise Conflict(IDS_CLASH)
         self._check_projects(old, new)
