@@ -14,7 +14,7 @@ import random
 import secrets
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from math import inf
 from pathlib import Path
@@ -207,7 +207,10 @@ async def drill(checkout: Checkout, place: Place, others: Sequence[Place], plan:
             asyncio.TaskGroup() as group,
         ):
             writers = _writers(client, ledger, keys, plan)
+            written = len(ledger)
             writing = [group.create_task(writer.run()) for writer in writers]
+            while _appended(ledger[written:]) < plan.writers:  # noqa: ASYNC110 - a slow machine takes longer than a pause
+                await asyncio.sleep(0.1)
             for number in range(1, plan.rounds + 1):
                 await asyncio.sleep(plan.seconds_between)
                 await tested.round(number)
@@ -215,6 +218,12 @@ async def drill(checkout: Checkout, place: Place, others: Sequence[Place], plan:
             for task in writing:
                 task.cancel()
     return tested.result
+
+
+def _appended(ledger: Iterable[Trail]) -> int:
+    """How many appends were acknowledged."""
+    requests = [request for trail in ledger for request in trail.requests]
+    return sum(isinstance(each.effect, Append) and each.acknowledged < inf for each in requests)
 
 
 async def _prepare(url: str, plan: Plan) -> tuple[list[Trail], list[Trail]]:
