@@ -10,8 +10,8 @@ What is added here, because the emulator lacks it:
 - a document of more than 16 MB is refused; collections and indexes that are there, or are not, have error codes;
 - collMod changes the validator of a collection;
 - failCommand fails every command, also commits, and closes connections;
-- unique compound indexes and `_id: {$in}` are looked up by key, also in parts of an `$or` and for a range of the last
-  field, where it reads the whole collection.
+- unique compound indexes and `_id: {$in}` are looked up by key, also in parts of an `$or`, and for some values of one
+  field, in a list or between two numbers, where it reads the whole collection.
 """
 
 import asyncio
@@ -56,6 +56,9 @@ CODES = {
 """The codes of errors for which the emulator has none."""
 
 ENDS = {"commitTransaction", "abortTransaction"}
+LOOKUPS = 1_000
+"""Most numbers between two that are looked up one by one; for more the collection is read."""
+
 SECONDS = 20
 """How long a transaction may take before it is aborted; 60 on MongoDB."""
 
@@ -127,9 +130,12 @@ class Engine(MemoryEngine):
             rest = [field for field in index["fields"] if field not in values]
             if not index.get("unique") or index.get("partial_filter_expression") or index["name"] not in maps:
                 continue
-            if rest and rest[1:] + [field for field in rest if field not in several]:
+            if not rest:
+                keys = [values]
+            elif len(rest) == 1 and rest[0] in several:
+                keys = [values | {rest[0]: value} for value in several[rest[0]]]
+            else:
                 continue
-            keys = [values | {rest[0]: value} for value in several[rest[0]]] if rest else [values]
             found = maps[index["name"]]
             return [place for key in keys for place in found.get(self._index_key(key, index["fields"]), ())]
         return None
@@ -147,7 +153,8 @@ def values_of(condition: Any) -> tuple[dict[str, Any], dict[str, Sequence[Any]]]
             lows[clause.field] = clause.value
         elif isinstance(clause, LessThanOrEqualCondition) and isinstance(clause.value, int):
             highs[clause.field] = clause.value
-    between = {field: range(lows[field], highs[field] + 1) for field in lows.keys() & highs}
+    both = [(field, lows[field], highs[field]) for field in lows.keys() & highs]
+    between = {field: range(low, high + 1) for field, low, high in both if high - low < LOOKUPS}
     return values, between | several
 
 
