@@ -13,7 +13,7 @@ messages were passed on the way; it is never empty while there is something to r
 list goes on, in rare cases to an empty page, if all that follows is deleted.
 
 A write that returned is durable. A caller that is cancelled while it waits does not know whether its write was
-stored: retrying with the same ids tells.
+stored, or will be in a moment: retrying with the same ids tells.
 """
 
 import importlib

@@ -43,6 +43,7 @@ from chatkeep.model import Status
 from chatkeep.projects import NewProject, ProjectChange
 from chatkeep.providers import EXTRACTIVE_ID, ApiConfig, LlmProviderChange, NewLlmProvider
 from chatkeep.recorder import Recorder
+from chatkeep.stores import time_limit
 from chatkeep.stores.mongo import append, conversations, documents, rows
 from chatkeep.stores.mongo.rows import MongoRows
 from chatkeep.stores.mongo.schema import INDEXES, VALIDATORS
@@ -801,6 +802,13 @@ async def test_unknown_commit_is_committed_again(
     assert (seqs(log), log[3]) == (dense(6), stored)
 
 
+@pytest.fixture
+def late_limit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Cut calls off seconds after their time: retries end by themselves before, on a busy machine, too."""
+    monkeypatch.setattr(time_limit, "TICK_SECONDS", 5.0)
+
+
+@pytest.mark.usefixtures("late_limit")
 async def test_out_of_tries(url: str, talk: Conversation, failing: Failing) -> None:
     """A conflict that does not end is StoreUnavailable after write_timeout; the retry by id is safe."""
     message = user("once", id=uuid4())
@@ -815,6 +823,7 @@ async def test_out_of_tries(url: str, talk: Conversation, failing: Failing) -> N
         assert await store.append(OWNER, talk.id, [message]) == (await store.log(OWNER, talk.id))[3:]
 
 
+@pytest.mark.usefixtures("late_limit")
 async def test_what_an_aborted_transaction_means(url: str, talk: Conversation, failing: Failing) -> None:
     """MongoDB has one code for a transaction that others aborted and for one that took too long: both are named."""
     async with open_store(url, write_timeout=0.4) as store:
