@@ -28,8 +28,8 @@ logger = logging.getLogger(__name__)
 ENTRIES_AT_ONCE = 500
 """Chunks of an index that are read at a time: to receive more takes the event loop some milliseconds."""
 
-CONTENTS_AT_ONCE = 250
-"""Documents of a project that are looked up at a time."""
+CONTENTS_AT_ONCE = 100
+"""Documents of a project that are looked up at a time: more would take the event loop some milliseconds."""
 
 LOADS_AT_ONCE = 4
 """Snapshots that a process makes at a time."""
@@ -181,6 +181,7 @@ class Snapshots:
             for _ in range(ROUNDS):
                 project = await self._store.projects.get_project(asked.owner_id, asked.id)  # before what it has
                 contents = {each.document_id: each async for each in self._contents(project)}
+                await asyncio.sleep(0)  # what looks at all of them has a turn of the loop of its own
                 made = self._kept_on(kept.snapshot, project, contents) or await self._made(kept, project, contents)
                 kept.snapshot = made
                 if made.contents.keys() == contents.keys():
@@ -203,6 +204,7 @@ class Snapshots:
         before, space = kept.snapshot, self.space_of(project)
         segments = before.segments(contents) if before is not None and before.space == space else {}
         new = [content for id_, content in contents.items() if id_ not in segments]
+        await asyncio.sleep(0)
         async for content, chunks in self._entries(project, new, space):
             if len(chunks) == content.chunks:
                 segments[content.document_id] = await self._apart(Segment.of, content, chunks)

@@ -57,7 +57,7 @@ from chatkeep.values import EPOCH, now
 PURGED = 500
 """Most documents of a collection that one transaction removes of a project."""
 
-BATCH = 250
+BATCH = 100
 """Most chunks that the driver decodes at once: more would take the event loop some milliseconds."""
 
 ENTRIES, TEXTS, RANGES = BATCH, 100, 200
