@@ -1,7 +1,6 @@
 """The first minutes with the command line, as somebody has them who knows nothing yet: what is shown, and said."""
 
 import asyncio
-import gc
 import json
 import os
 import pty
@@ -13,7 +12,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -547,30 +546,6 @@ def test_ctrl_c_before_there_is_a_command(monkeypatch: pytest.MonkeyPatch, capsy
     with pytest.raises(SystemExit) as ended:
         __main__.main()
     assert (ended.value.code, capsys.readouterr().err) == (130, "Error: stopped\n")
-
-
-def test_ctrl_c_that_hits_a_background_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is logged of it; of another error of a task it is."""
-    told = list[object]()
-    monkeypatch.setattr(
-        asyncio.BaseEventLoop, "default_exception_handler", lambda _, context: told.append(context["exception"])
-    )
-
-    async def end(error: BaseException) -> None:
-        raise error
-
-    async def work(error: BaseException) -> None:
-        terminal.interrupt_reads()
-        asyncio.get_running_loop().create_task(end(error))
-        await asyncio.sleep(0.01)
-        gc.collect()
-
-    interruption, mistake = KeyboardInterrupt(), LookupError()
-    for error in (interruption, mistake):
-        with suppress(KeyboardInterrupt):
-            asyncio.run(work(error))
-        gc.collect()
-    assert told == [mistake]
 
 
 @pytest.mark.parametrize("seconds", [0, 1])

@@ -7,8 +7,8 @@ import typer
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeElapsedColumn
 
 from chatkeep.cli.options import DatabaseUrl, check_file, store_url
-from chatkeep.cli.output import stoppable
-from chatkeep.cli.terminal import err, out, print_error, run
+from chatkeep.cli.stopping import stoppable
+from chatkeep.cli.terminal import err, out, print_error
 from chatkeep.errors import ChatkeepError
 from chatkeep.store import Backup, open_store
 
@@ -31,8 +31,8 @@ def backup(
         return
     url = store_url(database_url)
     check_file(url)
-    with stoppable(f"{file} was not written"):
-        copied = run(_backup(file, url, verify))
+    with stoppable(lambda: f"{file} was not written") as stop:
+        copied = stop.run(_backup(file, url, verify))
     _print(file, copied, verified=verify)
 
 

@@ -12,9 +12,10 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 
 from chatkeep.cli.input import MAX_LINE_BYTES, check_inputs, open_input, read_lines
 from chatkeep.cli.options import DatabaseUrl, Owner, check_file, open_existing, store_url
-from chatkeep.cli.output import opened_target, refuse_own_file, stoppable
+from chatkeep.cli.output import opened_target, refuse_own_file
 from chatkeep.cli.owners import who_there_is
-from chatkeep.cli.terminal import INTERRUPTED, err, interrupt_reads, note, out, print_error, run
+from chatkeep.cli.stopping import Stop, stoppable
+from chatkeep.cli.terminal import err, note, out
 from chatkeep.formats.jsonl import Imported, export_lines, import_lines
 from chatkeep.model import UPDATABLE
 from chatkeep.settings import LOCAL_OWNER
@@ -31,6 +32,7 @@ class _Options:
     owner: str
     update: bool
     max_line_bytes: int
+    stop: Stop
 
 
 @dataclass
@@ -72,11 +74,8 @@ def import_(
     url = store_url(database_url)
     check_file(url, makes=True)
     check_inputs(files)
-    try:
-        seconds = run(_import(files, url, _Options(owner, update, max_line_bytes), totals))
-    except KeyboardInterrupt:
-        print_error(f"stopped; run it again to go on. Conversations so far: {totals}")
-        raise typer.Exit(INTERRUPTED) from None
+    with stoppable(lambda: f"run it again to go on. Conversations so far: {totals}") as stop:
+        seconds = stop.run(_import(files, url, _Options(owner, update, max_line_bytes, stop), totals))
     rate = totals.messages / seconds
     out.print(
         f"{totals.messages:,} messages in {seconds:.1f} s ({rate:,.0f}/s); conversations: {totals}",
@@ -89,7 +88,6 @@ def import_(
 
 async def _import(files: list[Path], url: str, options: _Options, totals: _Totals) -> float:
     """Return the seconds until everything was stored and indexed, and the store closed."""
-    interrupt_reads()
     async with open_store(url) as store:
         started = time.monotonic()
         with _progress() as progress:
@@ -121,7 +119,7 @@ async def _import_file(store: Store, file: Path, options: _Options, totals: _Tot
 
     with raw:
         shown = started
-        lines = read_lines(raw, report, options.max_line_bytes)
+        lines = options.stop.each(read_lines(raw, report, options.max_line_bytes))
         async for result in import_lines(store, options.owner, lines, update=options.update):
             _count(result, totals, name, update=options.update)
             if time.monotonic() - shown >= PROGRESS_SECONDS:
@@ -172,18 +170,19 @@ def export(
     url = store_url(database_url)
     check_file(url)
     refuse_own_file(url, file)
-    with stoppable("the export is not complete, and has replaced no file"), opened_target(file) as target:
-        failures = run(_export(target, url, owner))
+    incomplete = "the export is not complete, and has replaced no file"
+    with stoppable(lambda: incomplete) as stop, opened_target(file) as target:
+        failures = stop.run(_export(target, url, owner, stop))
     if failures:
         raise typer.Exit(1)
 
 
-async def _export(target: BinaryIO, url: str, owner: str) -> int:
+async def _export(target: BinaryIO, url: str, owner: str, stop: Stop) -> int:
     async with open_existing(url) as store:
-        return await _write(store, owner, target)
+        return await _write(store, owner, target, stop)
 
 
-async def _write(store: Store, owner: str, target: BinaryIO) -> int:
+async def _write(store: Store, owner: str, target: BinaryIO, stop: Stop) -> int:
     """Write an export, name what cannot be read, and count that."""
     failures, is_empty = 0, True
 
@@ -193,9 +192,11 @@ async def _write(store: Store, owner: str, target: BinaryIO) -> int:
         note(f"{id_}: not exported: {error}", "red")
 
     async for piece in export_lines(store, owner, failed=failed):
-        target.write(piece)
+        with stop.blocking():
+            target.write(piece)
         is_empty = False
-    target.flush()
+    with stop.blocking():
+        target.flush()
     if is_empty and not failures:
         note(f"{owner} has no conversation to export{await who_there_is(store, owner)}")
     return failures

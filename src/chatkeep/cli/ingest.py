@@ -15,7 +15,8 @@ import typer
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from chatkeep.cli.options import DatabaseUrl, EmbedderName, Owner, check_file, load_settings, store_url
-from chatkeep.cli.terminal import INTERRUPTED, err, note, out, print_error, run
+from chatkeep.cli.stopping import stoppable
+from chatkeep.cli.terminal import err, note, out
 from chatkeep.documents import ProjectLimits, document_path
 from chatkeep.errors import ChatkeepError, Conflict, InvalidId, InvalidInput, ProjectFull, StoreUnavailable
 from chatkeep.ids import valid_id
@@ -150,11 +151,8 @@ def ingest(
     check_file(options.url, makes=True)
     totals = Totals()
     began = time.monotonic()
-    try:
-        run(_ingest(options, paths, totals))
-    except KeyboardInterrupt:
-        print_error(f"stopped; run it again to go on. Documents: {totals}")
-        raise typer.Exit(INTERRUPTED) from None
+    with stoppable(lambda: f"run it again to go on. Documents: {totals}") as stop:
+        stop.run(_ingest(options, paths, totals))
     seconds = time.monotonic() - began
     out.print(
         f"{totals.passages:,} passages in {seconds:.1f} s; documents: {totals}",

@@ -51,25 +51,6 @@ def printing() -> Iterator[None]:
         raise typer.Exit(1) from None
 
 
-@contextmanager
-def stoppable(outcome: str) -> Iterator[None]:
-    """End the block at once on Ctrl-C and SIGTERM, also while it waits for a pipe; print the outcome, and exit."""
-
-    def stop(number: int, _frame: object) -> None:
-        raise KeyboardInterrupt(number)
-
-    # asyncio replaces Python's own handler by one that waits for the current step of the task, but not this one.
-    before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    except KeyboardInterrupt as error:
-        print_error(f"stopped; {outcome}")
-        raise typer.Exit(128 + (error.args or (signal.SIGINT,))[0]) from None
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
 def refuse_own_file(url: str, file: Path | None) -> None:
     """Print an error and exit if the store at `url` is in `file`, which would be replaced."""
     if file is None or not url.startswith("sqlite:"):

@@ -5,7 +5,6 @@ import io
 import logging
 import signal
 import sys
-import threading
 from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
 from datetime import datetime
@@ -82,22 +81,6 @@ def run[T](coroutine: Coroutine[Any, Any, T], loop_factory: Callable[[], asyncio
     """Run a coroutine. A ChatkeepError is printed as a message, with exit code 1."""
     with errors_as_sentences():
         return asyncio.run(coroutine, loop_factory=loop_factory)
-
-
-def interrupt_reads() -> None:
-    """Have Ctrl-C end a read that blocks, as of a pipe, in the running loop.
-
-    asyncio's own handler cancels the task, which notices when it waits for the loop the next time. This one ends
-    whatever runs, which may be a task in the background: asyncio would log that nobody asked for its end.
-    """
-    if threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
-        asyncio.get_running_loop().set_exception_handler(_log_unless_interrupted)
-
-
-def _log_unless_interrupted(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
-    if not isinstance(context.get("exception"), KeyboardInterrupt):
-        loop.default_exception_handler(context)
 
 
 @contextmanager
