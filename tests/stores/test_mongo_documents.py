@@ -156,7 +156,7 @@ async def test_many_ranges_are_read_in_parts(
     ranges = [ChunkRange(found[path].document_id, found[path].id, first, last) for path, first, last in wanted]
     numbers = [list(range(first, min(last, 9) + 1)) for _, first, last in wanted]
     for most in (4, 7, 200):
-        for name in ("ENTRIES", "TEXTS", "RANGES"):
+        for name in ("BATCH", "RANGES"):
             monkeypatch.setattr(statements, name, most)
         sent.clear()
         entries = await store.documents.index_entries(OWNER, id_, ranges, space=SPACE)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 import typer
 
 from chatkeep.cli.options import DatabaseUrl, EmbedderName, Owner, check_file, load_settings, open_existing
+from chatkeep.cli.stopping import SIGNALS
 from chatkeep.cli.terminal import run
 from chatkeep.keys import READ, WRITE, WRITE_ANY_ROLE
 from chatkeep.settings import LOCAL_OWNER, Settings
@@ -27,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 MAX_LINE_BYTES = 1 << 20
 """Longest message of the client, as over HTTP."""
-
-STOPPING = (signal.SIGINT, signal.SIGTERM)
 
 
 def mcp(
@@ -61,12 +60,12 @@ async def _until_stopped(settings: Settings, owner: str, scopes: frozenset[str])
     loop = asyncio.get_running_loop()
 
     def stop() -> None:
-        for number in STOPPING:
+        for number in SIGNALS:
             loop.remove_signal_handler(number)
             signal.signal(number, signal.SIG_DFL)
         serving.cancel()
 
-    for number in STOPPING:
+    for number in SIGNALS:
         loop.add_signal_handler(number, stop)
     await asyncio.wait([serving])
     if not serving.cancelled():

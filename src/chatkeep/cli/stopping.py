@@ -26,7 +26,7 @@ class Stop:
         """Begin without a signal."""
         self._number: int | None = None
         self._task: asyncio.Task[Any] | None = None
-        self._blocks = self._raised = False
+        self._blocks = False
 
     def run[T](self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run a coroutine as `terminal.run` does. Raises KeyboardInterrupt if a signal ended it."""
@@ -73,11 +73,11 @@ class Stop:
             self._task = None
 
     def _cancel(self) -> None:
-        if self._task is not None and not self._raised:  # else it ends already
+        if self._task is not None:
             self._task.cancel()
 
     def _raise(self, number: int) -> Never:
-        self._raised = True
+        self._task = None  # it ends by this: to cancel it, too, would cut off what tidies up
         raise KeyboardInterrupt(number)
 
 

@@ -57,11 +57,8 @@ from chatkeep.values import EPOCH, now
 PURGED = 500
 """Most documents of a collection that one transaction removes of a project."""
 
-BATCH = 100
-"""Most chunks that the driver decodes at once: more would take the event loop some milliseconds."""
-
-ENTRIES, TEXTS, RANGES = BATCH, 100, 200
-"""Most chunks, without or with their texts, and most ranges that one query reads."""
+BATCH, RANGES = 100, 200
+"""Most chunks, and most ranges, that one query reads: to decode more takes the event loop some milliseconds."""
 
 LOCK: Document = {"$inc": {"locks": 1}}
 """The write that is a conflict for every other transaction that changes a project, or a document."""
@@ -284,15 +281,15 @@ class MongoProjects(Rows):
         """One field of what is in some ranges. Joined ids are plain bytes; the driver's are compared in Python."""
         found: defaultdict[bytes, dict[int, bytes]] = defaultdict(dict)
         fields = {"_id": 0, "document_id": 1, "content": 1, "n": 1, field: 1}
-        for some in _groups(ranges, ENTRIES):
-            for each in await self._find_some(collection, _within(of_it, some), fields, batch_size=BATCH):
+        for some in _groups(ranges, BATCH):
+            for each in await self._find_some(collection, _within(of_it, some), fields, batch_size=BATCH + 1):
                 found[each["document_id"] + each["content"]][each["n"]] = each[field]
             await asyncio.sleep(0)  # they were decoded, and the next query is made, in the same turn of the loop
         return found
 
     async def chunks(self, key: ProjectKey, ranges: Sequence[ChunkRange], max_bytes: int) -> list[Chunk]:
         found: list[Chunk] = []
-        for some in _groups(ranges, TEXTS):
+        for some in _groups(ranges, BATCH):
             read = await self._find_some(self._view.chunks, _within(of_project(key), some), CHUNK)
             by_place = {(each["document_id"], each["content"], each["n"]): each for each in read}
             for place in ((*_place(which), n) for which in some for n in range(which.first, which.last + 1)):
