@@ -26,7 +26,8 @@ from benchmarks.retrieval_sets import DATA, Question, Set, anthropic, ray, tuned
 from chatkeep.documents import Content, IndexedChunk, NewChunk
 from chatkeep.reading.chunking import TARGET_CHARS, chunk_markdown
 from chatkeep.retrieval.embedding import LOCAL, Embedder, embedded_text, embedder_of
-from chatkeep.retrieval.index import Index, Segment
+from chatkeep.retrieval.index import Index
+from chatkeep.retrieval.segments import Segment
 from chatkeep.retrieval.terms import pack_terms
 
 FOUND = 10
@@ -76,28 +77,22 @@ class Searched(NamedTuple):
 
     def ranks(self, way: str) -> dict[str, int]:
         """Return the rank of the right page of each question; 0 if it is not found."""
-        paths = {one.document_id: one.file_path for one in self.passages.segments}
         found = {}
         for question in self.questions:
             terms = b"" if way == "vectors" else pack_terms(question.text)
             ranked = self.passages.search(terms, None if way == "words" else self.asked[question.id], FOUND)
-            found[question.id] = rank([paths[one.document_id] for one in ranked], question)
+            found[question.id] = rank([one.content.file_path for one in ranked], question)
         return found
 
     def right_passages(self) -> tuple[int, int]:
         """Return for how many pages found the passage shown is of the right section, and how many there are."""
         right = pages = 0
-        anchors = {
-            (one.document_id, n): (one.file_path, f"{one.file_path}{chunk.header_anchor}")
-            for one in self.passages.segments
-            for n, chunk in enumerate(self.chunks[one.file_path])
-        }
         for question in self.questions:
             labelled = {section.partition("#")[0] for section in question.sections}
             for one in self.passages.search(pack_terms(question.text), self.asked[question.id], FOUND):
-                path, section = anchors[one.document_id, one.n]
+                path = one.content.file_path
                 pages += path in labelled
-                right += section in question.sections
+                right += f"{path}{self.chunks[path][one.n].header_anchor}" in question.sections
         return right, pages
 
 
@@ -111,13 +106,15 @@ async def searched(some: Set, vectors: Vectors, target: int) -> Searched:
             IndexedChunk(n, chunk.terms, vector) for n, (chunk, vector) in enumerate(zip(each, made, strict=True))
         ]
         id_ = uuid5(NAMESPACE, path)
-        segments.append(Segment.of(Content(id_, id_, path, None, len(entries), 1), entries))
+        segments.append(Segment.of([(Content(id_, id_, path, None, len(entries), 1), entries)]))
     texts = [question.text for question in some.questions]
     asked = {
         question.id: np.frombuffer(vector, "<f4")
         for question, vector in zip(some.questions, await vectors.of(texts), strict=True)
     }
-    return Searched(some.questions, chunks, Index.of(segments), asked)
+    return Searched(
+        some.questions, chunks, Index.of(segments, {content for each in segments for content in each.contents}), asked
+    )
 
 
 def bm25s_ranks(some: Searched) -> dict[str, int]:

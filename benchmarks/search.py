@@ -3,8 +3,8 @@
 Stores documents of synthetic passages, whose words are as common as words are (Zipf) and whose vectors have 384
 numbers, and searches them. What it shows: how many passages a second are stored; how long the first search takes, which
 makes the index, and the one after a document was added; the time of a search with the vector of its question made
-before (p50, p95); how late the event loop was meanwhile, and how much of that processes that do nothing were late, too;
-and the memory.
+before (p50, p95); how late the event loop was meanwhile, and how much of that its thread waited for a processor, or
+processes that do nothing were late, too; and the memory.
 """
 
 import argparse
@@ -84,16 +84,23 @@ def memory() -> float:
     return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
+def waited_for_a_processor() -> float:
+    """For how many seconds this thread was ready to run and another had the processor."""
+    return int(Path("/proc/thread-self/schedstat").read_text().split()[1]) / 1e9
+
+
 @asynccontextmanager
 async def watched(name: str, idle: IdleProcesses) -> AsyncIterator[None]:
-    """Tell how long the block took, and how late the event loop was: also without what idle processes waited, too."""
-    late, done = list[tuple[float, float]](), False
+    """Tell how long the block took, and how late the event loop was: also without the machine's part."""
+    late, done = list[tuple[float, float, float]](), False
 
     async def tick() -> None:
+        waited = waited_for_a_processor()
         while not done:
             due = time.perf_counter() + TICK_SECONDS
             await asyncio.sleep(TICK_SECONDS)
-            late.append((due, time.perf_counter()))
+            woken, before, waited = time.perf_counter(), waited, waited_for_a_processor()
+            late.append((due, woken, waited - before))
 
     ticking = asyncio.create_task(tick())
     began = time.perf_counter()
@@ -101,8 +108,8 @@ async def watched(name: str, idle: IdleProcesses) -> AsyncIterator[None]:
     seconds, done = time.perf_counter() - began, True
     await ticking
     latest = sorted(late, key=lambda each: each[0] - each[1])
-    p99, most = (woken - due for due, woken in (latest[len(latest) // 100], latest[0]))
-    ours = max(woken - due - idle.late(due, woken) for due, woken in latest[:100])  # each reads the files
+    p99, most = (woken - due for due, woken, _ in (latest[len(latest) // 100], latest[0]))
+    ours = max(woken - due - max(waited, idle.late(due, woken)) for due, woken, waited in latest[:100])  # reads files
     print(
         f"{name:28} {seconds:6.2f} s; event loop late by p99 {p99 * 1e3:4.1f} ms, at most"
         f" {most * 1e3:5.1f} ms, without the machine's part {ours * 1e3:4.1f} ms; {memory():6.0f} MB",
@@ -130,8 +137,8 @@ def questions(count: int) -> Iterator[str]:
 
 async def measure(url: str, documents: int, chunks: int, searches: int, idle: IdleProcesses) -> None:
     """Fill a store and search it."""
-    gc.freeze()  # as the server does
     async with open_store(url, read_timeout=120) as store:
+        gc.freeze()  # as the server does
         project = (await store.projects.create_project(OWNER, NewProject(name="Large"))).id
         await fill(store, project, documents, chunks)
         print(f"before the first search: {memory():.0f} MB", flush=True)

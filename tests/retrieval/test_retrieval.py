@@ -1,7 +1,9 @@
 """Search in documents: what is stored is found, by every process, and what is kept of it has a bound."""
 
 import asyncio
+import threading
 import time
+import weakref
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ import pytest
 from chatkeep import open_store
 from chatkeep.documents import NewChunk, NewDocument, StoredDocument, space_of
 from chatkeep.errors import InvalidInput, NotFound, StoreUnavailable
-from chatkeep.projects import NewProject
+from chatkeep.projects import NewProject, Project
 from chatkeep.retrieval import snapshots as snapshots_module
 from chatkeep.retrieval.embedding import EmbeddingFailed
 from chatkeep.retrieval.passages import Passages
@@ -237,6 +239,36 @@ async def test_a_snapshot_beyond_the_bound_is_kept_alone(store: Store, project: 
     await put(store, other, "b.md", "zebra")
     await retrieval.search(OWNER, other, "zebra")
     assert 0 < retrieval.snapshots.nbytes < first
+    await retrieval.aclose()
+
+
+async def test_snapshots_that_leave_are_freed(store: Store) -> None:
+    """Those that are replaced, those that are too many, and those that nobody asks: not on the event loop."""
+    projects = [(await store.projects.create_project(OWNER, NewProject(name=str(n)))).id for n in range(3)]
+    retrieval = Retrieval(store, limits=RetrievalLimits(memory_bytes=1, idle_seconds=0.2))
+    freed = list[str]()
+    for id_ in [*projects, projects[-1]]:
+        await put(store, id_, f"{uuid4()}.md", "zebra")
+        await retrieval.search(OWNER, id_, "zebra")
+        snapshot = await retrieval.snapshots.of(await store.projects.get_project(OWNER, id_))
+        weakref.finalize(snapshot.index, lambda: freed.append(threading.current_thread().name))
+        del snapshot
+    for _ in range(50):
+        await asyncio.sleep(0.02)
+    assert freed == ["chatkeep-snapshots_0"] * 4
+    await retrieval.aclose()
+
+
+async def test_snapshots_are_few(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However small they are; the owner with the most keeps those used last, and others keep theirs."""
+    monkeypatch.setattr(snapshots_module, "KEPT", 3)
+    retrieval = Retrieval(store)
+    projects = list[Project]()
+    for owner in ("bob", OWNER, OWNER, OWNER, OWNER):
+        project = await store.projects.create_project(owner, NewProject(name="Empty"))
+        await retrieval.search(owner, project.id, "zebra")
+        projects.append(project)
+    assert [key.project for key in retrieval.snapshots._kept] == [projects[n].id for n in (0, 3, 4)]
     await retrieval.aclose()
 
 

@@ -18,7 +18,7 @@ try:
 except ModuleNotFoundError as error:
     raise missing(error, "chatkeep.retrieval.search", "documents") from error
 
-from chatkeep.documents import Chunk, ChunkRange, Content, Nearest
+from chatkeep.documents import Chunk, ChunkRange, Nearest
 from chatkeep.errors import InvalidInput, StoreUnavailable
 from chatkeep.projects import Project
 from chatkeep.retrieval.embedding import EmbeddingFailed
@@ -104,7 +104,7 @@ class Retrieval:
         project = await self._store.projects.get_project(owner, project_id)
         asked, snapshot = await asyncio.gather(self._asked(project, question), self.snapshots.of(project))
         found = await self._ranked(snapshot, asked, limit)
-        items = await self._shown(project, snapshot, found)
+        items = await self._shown(project, found)
         method: Method = "lexical" if asked.vector is None else "hybrid"
         return Passages(items=items, method=method, note=asked.note) if len(items) == len(found) else None
 
@@ -135,32 +135,29 @@ class Retrieval:
         search = partial(snapshot.index.search, asked.terms, vector, limit, nearest=asked.nearest)
         return await self._apart(search)
 
-    async def _shown(self, project: Project, snapshot: Snapshot, found: Sequence[Ranked]) -> list[Passage]:
+    async def _shown(self, project: Project, found: Sequence[Ranked]) -> list[Passage]:
         """The passages that were found, without those that are gone."""
-        ranges = [ChunkRange(each.document_id, each.content, each.n, each.n) for each in found]
+        ranges = [ChunkRange(each.content.document_id, each.content.id, each.n, each.n) for each in found]
         chunks = await self._store.documents.chunks(project.owner_id, project.id, ranges) if ranges else []
         texts = {(chunk.document_id, chunk.n): chunk for chunk in chunks}
-        return [
-            _passage(texts[each.document_id, each.n], snapshot.contents[each.document_id], each.score)
-            for each in found
-            if (each.document_id, each.n) in texts
-        ]
+        places = [(each.content.document_id, each.n) for each in found]
+        return [_passage(texts[place], each) for place, each in zip(places, found, strict=True) if place in texts]
 
     async def _apart[**P, T](self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Return what `work` returns, in a thread."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, partial(work, *arguments, **options))
 
 
-def _passage(chunk: Chunk, content: Content, score: float) -> Passage:
+def _passage(chunk: Chunk, found: Ranked) -> Passage:
     return Passage(
         document_id=chunk.document_id,
-        file_path=content.file_path,
-        title=content.title,
+        file_path=found.content.file_path,
+        title=found.content.title,
         header_anchor=chunk.header_anchor,
         heading=chunk.heading,
         text=chunk.text,
         start=chunk.start,
         end=chunk.start + len(chunk.text),
         n=chunk.n,
-        similarity_score=score,
+        similarity_score=found.score,
     )

@@ -8,19 +8,20 @@ the owner whose are the largest.
 import asyncio
 import logging
 import time
-from collections import Counter
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import AsyncIterator, Callable, Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from datetime import datetime
 from functools import partial
-from operator import attrgetter
+from heapq import heapify, heapreplace
 from typing import NamedTuple
 from uuid import UUID
 
 from chatkeep.documents import MAX_CHUNKS, ChunkRange, Content, IndexedChunk
 from chatkeep.projects import Project
-from chatkeep.retrieval.index import Index, Segment
+from chatkeep.retrieval.index import Index
+from chatkeep.retrieval.segments import TEXT, Packed, Segment, free, pack, unpack
 from chatkeep.store import Store
 
 logger = logging.getLogger(__name__)
@@ -40,6 +41,9 @@ LARGE_CHUNKS = 20_000
 VECTORS_MAY_WAIT = 10.0
 """Seconds for which a snapshot is used that lacks nothing but vectors which were made meanwhile: each set of them would
 make the index anew."""
+
+KEPT = 1_000
+"""Most snapshots that a process keeps: each counts as this part of their memory at least."""
 
 ROUNDS = 5
 """How often documents that were replaced while a snapshot was made are read again."""
@@ -68,8 +72,6 @@ class Snapshot:
     version: int
     space: str | None
     """That of its vectors; None if it has none."""
-    contents: Mapping[UUID, Content]
-    """By document."""
     index: Index
     behind_since: float | None = None
     """Since when there have been vectors that it lacks."""
@@ -79,17 +81,14 @@ class Snapshot:
         is_behind = self.behind_since is not None and time.monotonic() - self.behind_since > VECTORS_MAY_WAIT
         return self.version >= project.version and self.space == space and not is_behind
 
-    def has_texts_of(self, contents: Mapping[UUID, Content]) -> bool:
-        """Whether these documents have the texts that they have here."""
-        return {id_: each.id for id_, each in self.contents.items()} == {id_: each.id for id_, each in contents.items()}
+    @property
+    def contents(self) -> list[Packed]:
+        """What the documents have here."""
+        return self.index.segment.contents
 
-    def segments(self, contents: Mapping[UUID, Content]) -> dict[UUID, Segment]:
-        """The segments, by document, of those that are the same in `contents`."""
-        return {
-            each.document_id: each
-            for each in self.index.segments
-            if self.contents[each.document_id] == contents.get(each.document_id)
-        }
+    def has_texts_of(self, contents: Sequence[Packed]) -> bool:
+        """Whether these documents have the texts that they have here."""
+        return {each[TEXT] for each in self.contents} == {each[TEXT] for each in contents}
 
 
 class Kept:
@@ -101,19 +100,23 @@ class Kept:
         self.used_at = time.monotonic()
         self.load: asyncio.Task[Snapshot] | None = None
 
-    @property
-    def nbytes(self) -> int:
-        """How much memory it takes."""
-        return self.snapshot.index.nbytes if self.snapshot is not None else 0
+    def room(self, least: int) -> int:
+        """How many bytes are counted for it."""
+        return max(least, self.snapshot.index.nbytes) if self.snapshot is not None else 0
 
-    @property
-    def is_loading(self) -> bool:
-        """Whether the next one is being made."""
-        return self.load is not None and not self.load.done()
+    def loaded(self, load: asyncio.Task[Snapshot]) -> None:
+        """Forget a load, which has the snapshot too, and look at its error: maybe nobody waits for it any more."""
+        self.load = None
+        if not load.cancelled() and load.exception() is not None:
+            logger.debug("a snapshot could not be made: %s", load.exception())
 
 
-type Key = tuple[str, UUID, datetime]
-"""The owner, the project, and when it was created: one that is created anew begins with its versions anew."""
+class Key(NamedTuple):
+    """What has a snapshot. A project that is created anew begins with its versions anew."""
+
+    owner: str
+    project: UUID
+    created_at: datetime
 
 
 class Snapshots:
@@ -126,6 +129,7 @@ class Snapshots:
         self._store = store
         self._loaded = loaded
         self._limits = limits
+        self._least = limits.memory_bytes // KEPT
         self._kept: dict[Key, Kept] = {}
         self._loads = asyncio.Semaphore(LOADS_AT_ONCE)
         self._large_loads = asyncio.Semaphore(1)
@@ -134,27 +138,28 @@ class Snapshots:
 
     @property
     def nbytes(self) -> int:
-        """How much memory the snapshots take together."""
-        return sum(each.nbytes for each in self._kept.values())
+        """How many bytes are counted for the snapshots together."""
+        return sum(each.room(self._least) for each in self._kept.values())
 
     async def of(self, project: Project) -> Snapshot:
         """Return a snapshot that has everything that the project has, but for vectors of the last seconds.
 
         Calls at the same time make one, which goes on if a caller leaves. Raises NotFound.
         """
-        kept = self._kept.setdefault((project.owner_id, project.id, project.created_at), Kept())
-        kept.used_at = time.monotonic()
-        if self._timer is None:
-            self._tidy()
-        while kept.snapshot is None or not kept.snapshot.serves(project, self.space_of(project)):
-            if not kept.is_loading:
+        key, space = Key(project.owner_id, project.id, project.created_at), self.space_of(project)
+        while True:
+            kept = self._kept.setdefault(key, Kept())
+            kept.used_at = time.monotonic()
+            if self._timer is None:
+                self._tidy()
+            if kept.snapshot is not None and kept.snapshot.serves(project, space):
+                return kept.snapshot
+            if kept.load is None:
                 kept.load = asyncio.create_task(self._load(project, kept))
-                kept.load.add_done_callback(_seen)
-            assert kept.load is not None  # noqa: S101 - it was made
+                kept.load.add_done_callback(kept.loaded)
             made = await asyncio.shield(kept.load)
-            if made.serves(project, self.space_of(project)):
+            if made.serves(project, space):
                 return made  # it may be too large to be kept
-        return kept.snapshot
 
     def space_of(self, project: Project) -> str | None:
         """Return the space of the vectors that a snapshot of a project has; None if there is no room for them."""
@@ -180,36 +185,40 @@ class Snapshots:
         async with self._large_loads if asked.chunks > LARGE_CHUNKS else self._loads:
             for _ in range(ROUNDS):
                 project = await self._store.projects.get_project(asked.owner_id, asked.id)  # before what it has
-                contents = {each.document_id: each async for each in self._contents(project)}
+                contents = [pack(each) async for each in self._contents(project)]
                 await asyncio.sleep(0)  # what looks at all of them has a turn of the loop of its own
-                made = self._kept_on(kept.snapshot, project, contents) or await self._made(kept, project, contents)
-                kept.snapshot = made
-                if made.contents.keys() == contents.keys():
+                made = await self._next(kept.snapshot, project, contents)
+                self._replace(kept, made)
+                if len(made.contents) == len(contents):
                     break  # nothing was replaced meanwhile
+        kept.used_at = time.monotonic()
         self._make_room()
         if self._loaded is not None:
             self._loaded(asked.owner_id, asked.id)
         return made
 
-    def _kept_on(self, before: Snapshot | None, project: Project, contents: Mapping[UUID, Content]) -> Snapshot | None:
+    async def _next(self, before: Snapshot | None, project: Project, contents: Sequence[Packed]) -> Snapshot:
+        """Return the snapshot of what a project has now."""
+        return self._kept_on(before, project, contents) or await self._made(before, project, contents)
+
+    def _kept_on(self, before: Snapshot | None, project: Project, contents: Sequence[Packed]) -> Snapshot | None:
         """The snapshot before, if nothing has changed but vectors, and those may wait."""
         if before is None or before.space != self.space_of(project) or not before.has_texts_of(contents):
             return None
-        since = before.behind_since or time.monotonic()
-        kept = replace(before, version=project.version, behind_since=None if before.contents == contents else since)
+        since = None if set(before.contents) == set(contents) else before.behind_since or time.monotonic()
+        kept = replace(before, version=project.version, behind_since=since)
         return kept if kept.serves(project, before.space) else None
 
-    async def _made(self, kept: Kept, project: Project, contents: Mapping[UUID, Content]) -> Snapshot:
+    async def _made(self, before: Snapshot | None, project: Project, contents: Sequence[Packed]) -> Snapshot:
         """Make a snapshot. It lacks documents that are replaced meanwhile."""
-        before, space = kept.snapshot, self.space_of(project)
-        segments = before.segments(contents) if before is not None and before.space == space else {}
-        new = [content for id_, content in contents.items() if id_ not in segments]
+        space = self.space_of(project)
+        segments = [before.index.segment] if before is not None and before.space == space else []
+        kept = {content for segment in segments for content in segment.contents}
+        new = [content for content in contents if content not in kept]
         await asyncio.sleep(0)
-        async for content, chunks in self._entries(project, new, space):
-            if len(chunks) == content.chunks:
-                segments[content.document_id] = await self._apart(Segment.of, content, chunks)
-        indexed = {id_: contents[id_] for id_ in segments}
-        return Snapshot(project.version, space, indexed, await self._apart(Index.of, _taken(segments)))
+        entries = self._entries(project, map(unpack, new), space)
+        segments += [await self._apart(Segment.of, parts) async for parts in entries]
+        return Snapshot(project.version, space, await self._apart(_index, segments, contents))
 
     async def _apart[**P, T](self, work: Callable[P, T], *arguments: P.args, **options: P.kwargs) -> T:
         """Return what `work` returns, in the thread."""
@@ -229,45 +238,70 @@ class Snapshots:
 
     async def _entries(
         self, project: Project, contents: Iterable[Content], space: str | None
-    ) -> AsyncIterator[tuple[Content, list[IndexedChunk]]]:
-        """Yield contents with their chunks, which are read some at a time."""
-        read = list[IndexedChunk]()
+    ) -> AsyncIterator[list[tuple[Content, list[IndexedChunk]]]]:
+        """Yield contents with their chunks, some at a time; a content may be parted."""
         for some in _batches(contents):
             ranges = [which for _, which in some]
             found = await self._store.documents.index_entries(project.owner_id, project.id, ranges, space=space)
-            for (content, which), chunks in zip(some, found, strict=True):
-                read += chunks
-                if which.last == content.chunks - 1:
-                    yield content, read
-                    read = []
+            yield [(content, chunks) for (content, _), chunks in zip(some, found, strict=True)]
 
     # --- forget -------------------------------------------------------------------------------------------
 
+    def _replace(self, kept: Kept, snapshot: Snapshot | None) -> None:
+        """Keep a snapshot, and free the one before in the thread: for a large one that takes milliseconds."""
+        before = [kept.snapshot]
+        kept.snapshot = snapshot
+        self._thread.submit(free, before)
+
+    def _forget(self, key: Key) -> None:
+        kept = self._kept[key]
+        if kept.load is None:
+            del self._kept[key]
+        self._replace(kept, None)
+
     def _make_room(self) -> None:
-        """Forget snapshots until the others are small enough: of the owner whose are the largest, the least used.
+        """Forget snapshots until the others are few and small enough: of the owner with the most, the least used.
 
         The last one stays, however large: without it every search of its project would make it anew.
         """
-        while self.nbytes > self._limits.memory_bytes and sum(kept.nbytes > 0 for kept in self._kept.values()) > 1:
-            sizes = Counter[str]()
-            for (owner, *_), kept in self._kept.items():
-                sizes[owner] += kept.nbytes
-            [(largest, _)] = sizes.most_common(1)
-            theirs = [kept for (owner, *_), kept in self._kept.items() if owner == largest and kept.nbytes]
-            min(theirs, key=attrgetter("used_at")).snapshot = None
+        nbytes = self.nbytes
+        if nbytes <= self._limits.memory_bytes:
+            return
+        owners = self._by_owner()
+        count = sum(len(keys) for *_, keys in owners)
+        while nbytes > self._limits.memory_bytes and count > 1:
+            size, owner, keys = owners[0]
+            key = keys.pop()
+            room = self._kept[key].room(self._least)
+            heapreplace(owners, (size + room, owner, keys))
+            self._forget(key)
+            nbytes, count = nbytes - room, count - 1
+
+    def _by_owner(self) -> list[tuple[int, str, list[Key]]]:
+        """Return a heap of owners: how much their snapshots take, negative, and which they are, the least used last."""
+        having = [(key, kept) for key, kept in self._kept.items() if kept.snapshot is not None]
+        sizes, keys = Counter[str](), defaultdict[str, list[Key]](list)
+        for key, kept in sorted(having, key=lambda item: item[1].used_at, reverse=True):
+            sizes[key.owner] -= kept.room(self._least)
+            keys[key.owner].append(key)
+        owners = [(sizes[owner], owner, keys[owner]) for owner in keys]
+        heapify(owners)
+        return owners
 
     def _tidy(self) -> None:
         """Forget what nobody asks, now and later."""
         before = time.monotonic() - self._limits.idle_seconds
-        self._kept = {key: kept for key, kept in self._kept.items() if kept.used_at >= before or kept.is_loading}
+        for key in [key for key, kept in self._kept.items() if kept.used_at < before and kept.load is None]:
+            self._forget(key)
         again = min(60.0, self._limits.idle_seconds)
         self._timer = asyncio.get_running_loop().call_later(again, self._tidy) if self._kept else None
 
 
-def _taken[Key, Value](values: dict[Key, Value]) -> Iterator[Value]:
-    """Remove all values, and yield them."""
-    while values:
-        yield values.popitem()[1]
+def _index(segments: list[Segment], contents: Collection[Packed]) -> Index:
+    """Make an index of contents, and free the segments."""
+    index = Index.of(segments, set(contents))
+    free(segments)
+    return index
 
 
 def _batches(contents: Iterable[Content]) -> Iterator[list[tuple[Content, ChunkRange]]]:
@@ -285,9 +319,3 @@ def _batches(contents: Iterable[Content]) -> Iterator[list[tuple[Content, ChunkR
                 some, room = [], ENTRIES_AT_ONCE
     if some:
         yield some
-
-
-def _seen(load: asyncio.Task[Snapshot]) -> None:
-    """Look at the error of a load that nobody waits for any more."""
-    if not load.cancelled() and load.exception() is not None:
-        logger.debug("a snapshot could not be made: %s", load.exception())
