@@ -381,16 +381,20 @@ def held(work: Callable[[], object], monkeypatch: pytest.MonkeyPatch) -> float:
 
 
 def test_making_an_index_gives_way_to_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of many documents, and of a large one: with blocks it holds the GIL for a fraction of what it takes without."""
+    """Of many documents, of a large one, and of long vectors: with blocks it holds the GIL for a fraction of what it
+    takes without."""
     small = [segment(f"{number}.md", [Passage([number % 50], None)]) for number in range(8_000)]
     chunks = [IndexedChunk(n, pack([n % 50]), row((1, 0)).tobytes()) for n in range(150_000)]
     content = Content(uuid4(), uuid4(), "large.md", None, len(chunks), 1)
+    wide = [segment(f"{number}.md", [Passage([], (number,) * 4_000)] * 25) for number in range(100)]
     works: dict[str, Callable[[], object]] = {
         "many": lambda: index_of(small),
         "large": lambda: index_of([Segment.of([(content, chunks)])]),
+        "wide": lambda: index_of(wide),
     }
     with_blocks = {name: min(held(work, monkeypatch) for _ in range(3)) for name, work in works.items()}
     monkeypatch.setattr(segments_module, "_ROWS", 1_000_000)
+    monkeypatch.setattr(segments_module, "_BYTES", 1 << 40)
     without = {name: min(held(work, monkeypatch) for _ in range(3)) for name, work in works.items()}
     for name in works:
         assert with_blocks[name] < without[name] / 2, (with_blocks, without)

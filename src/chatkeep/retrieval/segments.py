@@ -30,6 +30,9 @@ type Packed = bytes
 _ROWS = 128
 """How many chunks or documents are handled at a time, in a millisecond or two."""
 
+_BYTES = 4 << 20
+"""How much is copied at a time: to copy a part of it releases the GIL for too short a time for others to wake."""
+
 _GIVE_WAY_SECONDS = 50e-6
 """How long others may take the GIL. `sleep(0)` has it back before they have woken, and without either they wait until
 Python's switch interval is over (5 ms)."""
@@ -199,18 +202,19 @@ def numbers(packed: bytes) -> Numbers:
     return np.frombuffer(packed, "<u4")
 
 
-def blocks[Item](items: Sequence[Item]) -> Iterator[Sequence[Item]]:
-    """Yield some at a time, and let others have the GIL in between."""
-    for first in range(0, len(items), _ROWS):
+def blocks[Item](items: Sequence[Item], nbytes: int = 0) -> Iterator[Sequence[Item]]:
+    """Yield some at a time, and let others have the GIL in between. All together have so many bytes."""
+    size = max(1, min(_ROWS, _BYTES * len(items) // max(nbytes, 1)))
+    for first in range(0, len(items), size):
         if first:
             time.sleep(_GIVE_WAY_SECONDS)
-        yield items[first : first + _ROWS]
+        yield items[first : first + size]
 
 
 def joined[Kind: np.generic](arrays: Sequence[NDArray[Kind]], kind: type[Kind], *shape: int) -> NDArray[Kind]:
     """Return arrays, whose rows have a shape, as one; there may be none."""
     whole, end = np.empty((sum(map(len, arrays)), *shape), kind), 0
-    for some in blocks(arrays):
+    for some in blocks(arrays, whole.nbytes):
         start, end = end, end + sum(map(len, some))
         np.concatenate(some, out=whole[start:end])
     return whole

@@ -26,7 +26,7 @@ from chatkeep.store import Store
 
 logger = logging.getLogger(__name__)
 
-ENTRIES_AT_ONCE = 500
+ENTRIES_AT_ONCE = 250
 """Chunks of an index that are read at a time: to receive more takes the event loop some milliseconds."""
 
 CONTENTS_AT_ONCE = 100
