@@ -1,7 +1,7 @@
 """Segments: what a search needs of documents, in columns.
 
 A process keeps it for as long as a project is searched. Of objects for each document there would be 4,000 in a project
-of 1,000 documents: 1.5 MB that no array counts, and that Python's garbage collector goes through again and again while
+of 1,000 documents: 1 MB that no array counts, and that Python's garbage collector goes through again and again while
 nothing else runs. It does not go through arrays and bytes.
 """
 
@@ -93,15 +93,15 @@ class Merge:
     def __init__(self, segments: Sequence[Segment], wanted: Collection[Packed]) -> None:
         """Take the segments. Those of later chunks of a content follow those of its first ones."""
         self._segments = segments
-        self._order = _order(segments, wanted)
+        self._contents = [content for segment in segments for content in segment.contents]
+        self._order = self._places(wanted)
 
     def segment(self, terms: Numbers, lengths: Places) -> Segment:
         """Return all of it, with columns that were made before."""
-        contents = [content for segment in self._segments for content in segment.contents]
         term_sizes = [size for segment in self._segments for size in segment.term_sizes]
         sizes = Counter[Packed]()
         for place in self._order:
-            sizes[contents[place]] += term_sizes[place]
+            sizes[self._contents[place]] += term_sizes[place]
         chunks = [chunks_of(content) for content in sizes]
         return Segment(list(sizes), chunks, list(sizes.values()), terms, lengths, self._vectors(), self._has_vector())
 
@@ -125,6 +125,19 @@ class Merge:
             for one in self._segments
         ]
         return joined(self._parts(columns), np.float32, dimension)
+
+    def _places(self, wanted: Collection[Packed]) -> list[int]:
+        """Return which parts belong to wanted contents that are whole, in the order of paths and chunks."""
+        parts = list(zip(self._contents, [size for one in self._segments for size in one.sizes], strict=True))
+        read = Counter[Packed]()
+        for some in blocks(parts):
+            for content, size in some:
+                read[content] += size
+        whole = {content for some in blocks(list(wanted)) for content in some if read[content] == chunks_of(content)}
+        paths = [_path_of(content) for some in blocks(parts) for content, _ in some]
+        return sorted(
+            (n for n, (content, size) in enumerate(parts) if size and content in whole), key=paths.__getitem__
+        )
 
     def _parts[Kind: np.generic](self, columns: Sequence[tuple[NDArray[Kind], list[int]]]) -> list[NDArray[Kind]]:
         """Return the parts of the contents, in order, of columns that are cut into some sizes."""
@@ -159,18 +172,6 @@ def chunks_of(packed: Packed) -> int:
 def _path_of(packed: Packed) -> bytes:
     """Return the path of a content in UTF-8, which has the order of its characters."""
     return packed[_HEAD.size :].partition(b"\0")[0]
-
-
-def _order(segments: Sequence[Segment], wanted: Collection[Packed]) -> list[int]:
-    """Return which parts of segments belong to wanted contents that are whole, in the order of paths and chunks."""
-    parts = [(content, size) for segment in segments for content, size in zip(*segment[:2], strict=True)]
-    read = Counter[Packed]()
-    for some in blocks(parts):
-        for content, size in some:
-            read[content] += size
-    whole = {content for some in blocks(list(wanted)) for content in some if read[content] == chunks_of(content)}
-    paths = [_path_of(content) for some in blocks(parts) for content, _ in some]
-    return sorted((n for n, (content, size) in enumerate(parts) if size and content in whole), key=paths.__getitem__)
 
 
 def _matrix(chunks: Sequence[IndexedChunk], has_vector: Flags) -> Floats | None:
