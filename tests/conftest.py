@@ -1,11 +1,14 @@
 """What all tests share: the stores, hypothesis's profiles, and two guards that every test runs under."""
 
+import asyncio
 import gc
 import logging
 import os
 import re
 import signal
+import socket
 import sys
+from asyncio.selector_events import BaseSelectorEventLoop
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
 from pathlib import Path
@@ -215,6 +218,27 @@ def asyncio_complains_of_nothing() -> Iterator[None]:
     yield
     logger.removeHandler(handler)
     assert complaints == []
+
+
+@pytest.fixture(autouse=True, scope="session")
+def cancelled_connects_close_their_socket() -> Iterator[None]:
+    """Close a socket of which the connect is cancelled, as asyncio does in `create_connection`.
+
+    PyMongo 4.20 does not, if a client is closed or a call is cancelled while it connects: the garbage collector closes
+    the socket, with a ResourceWarning that would fail whichever test happens to run then.
+    """
+    connect = BaseSelectorEventLoop.sock_connect
+
+    async def sock_connect(loop: BaseSelectorEventLoop, sock: socket.socket, address: Any) -> None:
+        try:
+            await connect(loop, sock, address)
+        except asyncio.CancelledError:
+            sock.close()
+            raise
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(BaseSelectorEventLoop, "sock_connect", sock_connect)
+        yield
 
 
 @pytest.fixture(params=STORES)
