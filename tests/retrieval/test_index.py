@@ -326,6 +326,41 @@ def test_an_index_counts_what_it_takes() -> None:
     assert len(gc.get_objects()) - objects < 100
 
 
+def test_large_arrays_are_mappings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Python and numpy have a small part of the memory, also while the index is made: to free theirs takes the GIL."""
+    monkeypatch.setattr(segments_module, "_NUMBERS", 1 << 12)
+    generator = np.random.default_rng(1)
+    content = Content(uuid4(), uuid4(), "large.md", None, 20_000, 1)
+    tracemalloc.start()
+    segments = []
+    for first in range(0, content.chunks, 1_000):
+        terms = generator.integers(0, 5_000, (1_000, 50), "<u4")
+        chunks = [IndexedChunk(first + n, row.tobytes(), bytes(4 * 64)) for n, row in enumerate(terms)]
+        segments.append(Segment.of([(content, chunks)]))
+    del terms, chunks
+    tracemalloc.reset_peak()
+    index = index_of(segments)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+
+    assert peak < index.nbytes / 10
+    assert len(index) == content.chunks
+
+
+@given(library=LIBRARIES)
+def test_numbers_are_handled_some_at_a_time(library: Library) -> None:
+    """It makes no difference where they are parted."""
+    whole = indexed(library)
+    for size in (1, 2, 3):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(segments_module, "_NUMBERS", size)
+            patch.setattr(segments_module, "_GIVE_WAY_SECONDS", 0)
+            parted = indexed(library)
+        for term in range(6):
+            assert places(parted.search(pack([term]), None, 10)) == places(whole.search(pack([term]), None, 10))
+        assert places(parted.search(pack(range(6)), None, 10)) == places(whole.search(pack(range(6)), None, 10))
+
+
 def test_documents_of_many_chunks_are_whole() -> None:
     """Chunks are copied some at a time."""
     passages = [Passage([n, n + 1], (n, 1) if n % 3 else None) for n in range(1_500)]

@@ -29,7 +29,9 @@ from chatkeep.retrieval.segments import (
     Segment,
     blocks,
     numbers,
+    slices,
     unpack,
+    zeros,
 )
 
 K1, B = 1.5, 0.75
@@ -183,6 +185,9 @@ class Index:
         return found / (weights.sum() or 1)
 
 
+_CHUNK = np.uint64(0xFFFFFFFF)
+"""Where a pair of a term and a chunk has the chunk."""
+
 _NONE = np.float32(-np.inf)
 """The score of what a search does not find."""
 
@@ -195,21 +200,18 @@ def _reciprocals(scores: Floats, ordered: Floats) -> NDArray[np.float64]:
 
 def _postings(terms: Numbers, lengths: Places) -> _Postings:
     """Return which chunks have which terms, weighted by BM25 (Lucene's variant)."""
-    pairs, counts = _counted(_sorted_pairs(terms, lengths))
-    chunks = (pairs & np.uint64(0xFFFFFFFF)).astype(np.uint32)
-    is_first = _is_first(pairs := pairs >> np.uint64(32))
-    starts = np.append(np.flatnonzero(is_first), len(pairs))
-    number = np.cumsum(is_first.astype(np.uint32), dtype=np.uint32) - np.uint32(1)
-    idf = _idf(np.diff(starts), len(lengths)).astype(np.float32)
-    relative = lengths / (len(terms) / max(len(lengths), 1) or 1)
-    damping = (K1 * (1 - B + B * relative)).astype(np.float32)
-    weights = counts / (counts + damping[chunks]) * idf[number]
-    return _Postings(pairs[starts[:-1]].astype(np.uint32), starts, chunks, weights)
+    pairs = _sorted_pairs(terms, lengths)
+    chunks, weights = _weighted(pairs, _firsts(pairs), _damping(len(terms), lengths))
+    of_pairs = pairs[: len(chunks)]
+    np.right_shift(of_pairs, np.uint64(32), out=of_pairs)
+    starts = _firsts(of_pairs)
+    _multiply(weights, of_pairs, starts, len(lengths))
+    return _Postings(_picked(of_pairs, starts), starts, chunks, weights)
 
 
 def _sorted_pairs(terms: Numbers, lengths: Places) -> NDArray[np.uint64]:
     """Return each term with the number of its chunk below it, in order."""
-    pairs = np.empty(len(terms), np.uint64)
+    pairs = zeros(len(terms), np.uint64)
     start = 0
     for places in blocks(range(len(lengths))):  # `repeat` does not release the GIL
         some = lengths[places[0] : places[-1] + 1]
@@ -221,14 +223,63 @@ def _sorted_pairs(terms: Numbers, lengths: Places) -> NDArray[np.uint64]:
     return pairs
 
 
-def _counted(ordered: NDArray[np.uint64]) -> tuple[NDArray[np.uint64], Floats]:
-    """Return the different numbers of some in order, and how often each is there."""
-    places = np.flatnonzero(_is_first(ordered))
-    return ordered[places], np.diff(places, append=len(ordered)).astype(np.float32)
+def _damping(terms: int, lengths: Places) -> Floats:
+    """Return how much the count of a term is damped in each chunk: more in one that is longer than others."""
+    relative = lengths / (terms / max(len(lengths), 1) or 1)
+    return (K1 * (1 - B + B * relative)).astype(np.float32)
+
+
+def _weighted(pairs: NDArray[np.uint64], firsts: Places, damping: Floats) -> tuple[Numbers, Floats]:
+    """Return the chunk of each different pair, and the damped count of its term; leave only these pairs, in front."""
+    chunks, weights = zeros(len(firsts) - 1, np.uint32), zeros(len(firsts) - 1, np.float32)
+    for some in slices(len(chunks)):
+        different = pairs[firsts[some]]
+        pairs[some], chunks[some] = different, different & _CHUNK
+        counts = np.diff(firsts[some.start : some.stop + 1]).astype(np.float32)
+        weights[some] = counts / (counts + damping[chunks[some]])
+    return chunks, weights
+
+
+def _multiply(weights: Floats, terms: NDArray[np.uint64], starts: Places, chunks: int) -> None:
+    """Multiply the weights with how much their terms tell."""
+    idf = zeros(len(starts) - 1, np.float32)
+    for some in slices(len(idf)):
+        idf[some] = _idf(np.diff(starts[some.start : some.stop + 1]), chunks)
+    for some in slices(len(weights)):
+        is_first = _is_first(terms[some])
+        is_first[0] = False  # it has the term that this place has among all
+        weights[some] *= idf[np.searchsorted(starts, some.start, side="right") - 1 + np.cumsum(is_first)]
+
+
+def _picked(ordered: NDArray[np.uint64], starts: Places) -> Numbers:
+    """Return the numbers of some in order that stand at the starts."""
+    picked = zeros(len(starts) - 1, np.uint32)
+    for some in slices(len(picked)):
+        picked[some] = ordered[starts[some]]
+    return picked
+
+
+def _firsts(ordered: NDArray[np.uint64]) -> Places:
+    """Return the places of the numbers that differ from the one before them, and the end."""
+    firsts = zeros(1 + sum(int(np.count_nonzero(_are_first(ordered, some))) for some in slices(len(ordered))), np.intp)
+    end = 0
+    for some in slices(len(ordered)):
+        places = np.flatnonzero(_are_first(ordered, some))
+        start, end = end, end + len(places)
+        np.add(places, some.start, out=firsts[start:end])
+    firsts[end] = len(ordered)
+    return firsts
+
+
+def _are_first(ordered: NDArray[np.uint64], some: slice) -> Flags:
+    """Return which of some numbers differ from the one before them."""
+    flags = _is_first(ordered[some])
+    flags[0] = some.start == 0 or ordered[some.start] != ordered[some.start - 1]
+    return flags
 
 
 def _is_first(ordered: NDArray[np.unsignedinteger]) -> Flags:
-    """Return which numbers differ from the one before them."""
+    """Return which numbers differ from the one before them; the first one does."""
     flags = np.ones(len(ordered), np.bool_)
     np.not_equal(ordered[1:], ordered[:-1], out=flags[1:])
     return flags
