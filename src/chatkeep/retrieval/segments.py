@@ -233,18 +233,17 @@ def numbers(packed: bytes) -> Numbers:
 def blocks[Item](items: Sequence[Item], nbytes: int = 0) -> Iterator[Sequence[Item]]:
     """Yield some at a time, and let others have the GIL in between. All together have so many bytes."""
     size = max(1, min(_ROWS, _BYTES * len(items) // max(nbytes, 1)))
-    for first in range(0, len(items), size):
-        if first:
-            time.sleep(_GIVE_WAY_SECONDS)
-        yield items[first : first + size]
+    for some in slices(len(items), size):
+        yield items[some]
 
 
-def slices(length: int) -> Iterator[slice]:
-    """Yield slices of an array of numbers, and let others have the GIL in between."""
-    for start in range(0, length, _NUMBERS):
+def slices(length: int, size: int | None = None) -> Iterator[slice]:
+    """Yield slices of so many items, by default of numbers, and let others have the GIL in between."""
+    size = size or _NUMBERS
+    for start in range(0, length, size):
         if start:
             time.sleep(_GIVE_WAY_SECONDS)
-        yield slice(start, min(start + _NUMBERS, length))
+        yield slice(start, min(start + size, length))
 
 
 def joined[Kind: np.generic](arrays: Sequence[NDArray[Kind]], kind: type[Kind], *shape: int) -> NDArray[Kind]:
